@@ -1,0 +1,80 @@
+"""Recipes: YAML files whose header says where they come from, how to run them, what they cost and what to expect."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mapet.config.settings import PretrainSettings, parse_settings, setting_names
+from mapet.errors import SettingsError, nearest
+
+
+def recipe_names() -> list[str]:
+    """Recipes that come with the package."""
+    return sorted(entry.name.removesuffix(".yaml") for entry in _folder().iterdir() if entry.name.endswith(".yaml"))
+
+
+def recipe_text(recipe: str) -> str:
+    """The text of a recipe: one that comes along, or a YAML file of your own."""
+    if recipe in recipe_names():
+        return (_folder() / f"{recipe}.yaml").read_text(encoding="utf-8")
+    path = Path(recipe)
+    if path.suffix not in (".yaml", ".yml"):
+        raise SettingsError(f"There is no recipe '{recipe}'. {nearest(recipe, recipe_names())} Or give the path of a YAML file.")
+    if not path.is_file():
+        raise SettingsError(f"The recipe file {path} does not exist.")
+    return path.read_text(encoding="utf-8")
+
+
+def load_recipe(recipe: str, overrides: Sequence[str] = ()) -> PretrainSettings:
+    """Settings of a recipe, with `key=value` overrides such as "training.lr=1e-3".
+
+    Raises:
+        SettingsError: The recipe, a key or a value is wrong.
+    """
+    try:
+        values = yaml.safe_load(recipe_text(recipe))
+    except yaml.YAMLError as error:
+        raise SettingsError(f"The recipe '{recipe}' is not valid YAML: {error}") from None
+    if not isinstance(values, dict):
+        raise SettingsError(f"The recipe '{recipe}' holds no settings. `mapet recipes digits` prints one that does.")
+    for override in overrides:
+        _apply(values, override)
+    return parse_settings(values)
+
+
+def _apply(values: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    names = setting_names()
+    if not equals:
+        raise SettingsError(f"--set takes key=value, not '{override}'.")
+    full = key if _is_setting(key, names) else _by_last_part(key, names)
+    *sections, last = full.split(".")
+    for section in sections:
+        values = values.setdefault(section, {})
+    values[last] = yaml.safe_load(text)
+    other = {"training.steps": "epochs", "training.epochs": "steps"}.get(full)
+    if other:
+        values.pop(other, None)
+
+
+def _is_setting(key: str, names: list[str]) -> bool:
+    """Whether `key` is a setting, or an entry of one that holds options."""
+    return key in names or any(key.startswith(f"{name}.") for name in names if name.endswith("options"))
+
+
+def _by_last_part(key: str, names: list[str]) -> str:
+    """`lr` for `training.lr`, where only one setting ends so."""
+    matches = [name for name in names if name.endswith(f".{key}")]
+    if len(matches) == 1:
+        return matches[0]
+    hint = f"It could be {' or '.join(matches)}." if matches else nearest(key, names)
+    raise SettingsError(f"There is no setting '{key}'. {hint}")
+
+
+def _folder() -> Any:
+    return files("mapet.config") / "recipes"

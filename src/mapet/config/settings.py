@@ -1,0 +1,142 @@
+"""All settings of a pre-training run, typed and checked.
+
+Everything outside `mechanics` is science: it changes what is learned, is hashed, and must not change when a run is continued.
+`mechanics` says how the work is done on this machine and may change at any time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from mapet.errors import SettingsError, nearest
+
+
+class Section(BaseModel):
+    """A group of settings; unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class BackboneSettings(Section):
+    """A timm ViT: its name and the keyword arguments of `timm.create_model` (image size and drop path are set elsewhere)."""
+
+    name: str = "vit_tiny_patch16_224"
+    options: dict[str, Any] = {"init_values": 0.1, "num_classes": 0}
+
+
+class ObjectiveSettings(Section):
+    """What is hidden and predicted."""
+
+    name: str = "mapet"
+    options: dict[str, Any] = {}
+
+
+class TokenizerSettings(Section):
+    """How visual tokens are made where no tokenizer is given: k-means over features of patches."""
+
+    features: str = "coates"
+    options: dict[str, Any] = {}
+    vocab_size: int = Field(512, ge=2)
+    num_points: int = Field(200_000, ge=1)
+    max_images: int = Field(20_000, ge=1)
+    iterations: int = Field(20, ge=1)
+    restarts: int = Field(3, ge=1)
+
+
+class TrainingSettings(Section):
+    """Optimisation. Learning rates are per step, absolute, not scaled by the batch size."""
+
+    epochs: float | None = Field(None, gt=0, description="passes over the images; give this or `steps`")
+    steps: int | None = Field(None, ge=1)
+    batch_size: int = Field(256, ge=1, description="images per optimizer step, over all processes")
+    lr: float = Field(1.5e-3, gt=0)
+    min_lr: float = Field(1e-5, ge=0)
+    warmup_lr: float = Field(1e-6, ge=0)
+    warmup_epochs: float = Field(0, ge=0)
+    warmup_steps: int = Field(0, ge=0)
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = Field(1e-8, gt=0)
+    weight_decay: float = Field(0.05, ge=0)
+    clip_norm: float | None = Field(3.0, gt=0)
+    drop_path: float = Field(0.1, ge=0, lt=1)
+    color_jitter: float = Field(0.4, ge=0, le=1)
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    precision: Literal["fp32", "bf16"] = "fp32"
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Self:
+        if (self.epochs is None) == (self.steps is None):
+            raise ValueError("give either training.epochs or training.steps")
+        return self
+
+
+class Mechanics(Section):
+    """How the work is done; never what is learned."""
+
+    device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps")
+    workers: int = Field(2, ge=0, description="data loading processes")
+    micro_batch: int | None = Field(None, ge=1, description="images per forward pass; the rest of the batch is accumulated")
+    activation_checkpointing: bool = False
+    checkpoint_every: int = Field(500, ge=1, description="optimizer steps between checkpoints")
+    keep_checkpoints: int = Field(2, ge=1)
+    log_every: int = Field(10, ge=1, description="optimizer steps between entries of metrics.jsonl")
+    max_unreadable: int = Field(0, ge=0, description="unreadable images that are skipped before the run is refused")
+
+
+class PretrainSettings(Section):
+    """A complete pre-training run."""
+
+    seed: int = 0
+    image_size: int = Field(224, ge=1)
+    backbone: BackboneSettings = BackboneSettings()
+    objective: ObjectiveSettings = ObjectiveSettings()
+    tokenizer: TokenizerSettings = TokenizerSettings()
+    training: TrainingSettings
+    mechanics: Mechanics = Mechanics()
+
+    @property
+    def science(self) -> dict[str, Any]:
+        """Every setting that changes what is learned."""
+        return self.model_dump(mode="json", exclude={"mechanics"})
+
+    @property
+    def science_hash(self) -> str:
+        """Sixteen hex digits that name the science."""
+        return hashlib.sha256(json.dumps(self.science, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def parse_settings(values: dict[str, Any]) -> PretrainSettings:
+    """Settings from nested plain values.
+
+    Raises:
+        SettingsError: Names the first setting that is unknown (with the nearest known one) or has a value that is not allowed.
+    """
+    try:
+        return PretrainSettings.model_validate(values)
+    except ValidationError as error:
+        raise SettingsError(_explain(error)) from None
+
+
+def setting_names(section: type[BaseModel] = PretrainSettings, prefix: str = "") -> list[str]:
+    """Dotted names of all settings, as `--set` takes them."""
+    names = []
+    for name, field in section.model_fields.items():
+        kind = field.annotation
+        nested = isinstance(kind, type) and issubclass(kind, BaseModel)
+        names += setting_names(kind, f"{prefix}{name}.") if nested else [prefix + name]  # type: ignore[arg-type]
+    return names
+
+
+def _explain(error: ValidationError) -> str:
+    problem = error.errors()[0]
+    name = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        return f"There is no setting '{name}'. {nearest(name, setting_names())}"
+    reason = problem["msg"].removeprefix("Value error, ")
+    where = f"{name} = {problem['input']!r}: " if name and problem["type"] != "missing" else f"{name}: " if name else ""
+    return f"{where}{reason}."

@@ -1,0 +1,1 @@
+"""Images in: sources (folders, Parquet, an embedded set), views, the order of samples, batches."""

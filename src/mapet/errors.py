@@ -1,0 +1,77 @@
+"""Every error that mapet raises on purpose.
+
+MapetError
+├── UsageError              the request cannot be met as given          (exit code 2)
+│   ├── SettingsError       a recipe, a setting or an option
+│   ├── DataError           images, folders, labels
+│   ├── ModelError          a backbone or an objective, or weights that do not fit it
+│   ├── TokenizerError      a tokenizer or its input
+│   ├── TokenStoreError     stored tokens that do not belong to these images
+│   └── CheckpointError     a run that cannot be continued
+└── FailedRunError          the request was fine, the run was not       (exit code 1)
+    ├── NonFiniteLossError  NaN or infinity in the loss or its gradient
+    └── StorageError        the disk is full or not writable
+
+A message says what was wrong, the value found, what is allowed, and the way out.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class MapetError(Exception):
+    """Base of all errors that mapet raises on purpose."""
+
+    exit_code = 1
+
+
+class UsageError(MapetError):
+    """The request cannot be met as given; the message says what to change."""
+
+    exit_code = 2
+
+
+class SettingsError(UsageError):
+    """A recipe, a setting or an option is wrong."""
+
+
+class DataError(UsageError):
+    """Images, folders or labels are missing, unreadable or contradictory."""
+
+
+class ModelError(UsageError):
+    """A backbone or an objective cannot be built, or weights do not fit it."""
+
+
+class TokenizerError(UsageError):
+    """A tokenizer cannot be loaded, fitted or applied to this input."""
+
+
+class TokenStoreError(UsageError):
+    """Stored tokens do not belong to these images, this tokenizer or this view."""
+
+
+class CheckpointError(UsageError):
+    """A run cannot be continued, or its files are damaged."""
+
+
+class FailedRunError(MapetError):
+    """The request was fine; the run failed."""
+
+
+class NonFiniteLossError(FailedRunError):
+    """The loss or its gradient became NaN or infinite; the optimizer has not moved."""
+
+
+class StorageError(FailedRunError):
+    """The disk is full or not writable; what was written before is intact."""
+
+
+def nearest(name: str, allowed: Iterable[str]) -> str:
+    """The end of an error message: the closest allowed name if there is one, and all of them."""
+    names = sorted(allowed)
+    close = difflib.get_close_matches(name, names, n=1)
+    hint = f"Did you mean '{close[0]}'? " if close else ""
+    return f"{hint}Allowed: {', '.join(names)}."

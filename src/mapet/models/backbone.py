@@ -1,0 +1,115 @@
+"""The backbone: a plain timm VisionTransformer, never wrapped and never changed.
+
+Pre-training reaches into it from outside, through the functions below, so that its state_dict loads into `timm.create_model` of the
+same name before and after.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from mapet.compat import Attention, Block, VisionTransformer, timm
+from mapet.errors import ModelError, nearest
+
+
+def create_backbone(name: str, **timm_kwargs: Any) -> VisionTransformer:
+    """`timm.create_model(name, **timm_kwargs)`, checked to be a ViT that can be pre-trained here.
+
+    The paper's ViTs are `vit_{tiny,small,base}_patch16_224` with `init_values=0.1`.
+
+    Raises:
+        ModelError: The name is unknown to timm, timm refuses the arguments, or the model is not a plain ViT.
+    """
+    if not timm.is_model(name):
+        raise ModelError(f"timm {timm.__version__} has no model '{name}'. {nearest(name, timm.list_models('vit_*'))}")
+    try:
+        model = timm.create_model(name, **timm_kwargs)
+    except (TypeError, AssertionError, ValueError) as error:
+        raise ModelError(f"timm cannot build '{name}' with {timm_kwargs}: {error}") from error
+    return check_backbone(model)
+
+
+def check_backbone(backbone: nn.Module) -> VisionTransformer:
+    """Returns the model it is given, and refuses one whose blocks, attention or positions are not those of a plain ViT.
+
+    Raises:
+        ModelError: Names the part that does not fit.
+    """
+    if not isinstance(backbone, VisionTransformer):
+        raise ModelError(
+            f"{type(backbone).__name__} is not a timm VisionTransformer. Use a plain ViT such as 'vit_small_patch16_224'."
+        )
+    if backbone.pos_embed is None or backbone.dynamic_img_size:
+        raise ModelError("The backbone needs learned position embeddings of one fixed size (not dynamic_img_size).")
+    for block in blocks_of(backbone):
+        attention = getattr(block, "attn", None)
+        plain = type(block) is Block and type(attention) is Attention and getattr(attention, "gate", None) is None
+        if not plain:
+            raise ModelError(
+                f"The backbone has {type(block).__name__} blocks with {type(attention).__name__}; two-stream attention "
+                "runs timm's plain Block with its plain Attention. Use a plain ViT such as 'vit_small_patch16_224'."
+            )
+    return backbone
+
+
+def blocks_of(backbone: VisionTransformer) -> Iterable[Block]:
+    """The transformer blocks, first to last."""
+    return cast(Iterable[Block], backbone.blocks)
+
+
+def grid_size(backbone: VisionTransformer) -> tuple[int, int]:
+    """Rows and columns of patches in an image."""
+    rows, columns = backbone.patch_embed.grid_size  # type: ignore[misc]
+    return rows, columns
+
+
+def embed_patches(backbone: VisionTransformer, images: Tensor) -> Tensor:
+    """Patch embeddings without positions.
+
+    Args:
+        backbone: The ViT.
+        images: (B, 3, H, W), normalised.
+
+    Returns:
+        (B, N_p, D) in raster order.
+    """
+    expected = tuple(backbone.patch_embed.img_size or ())
+    if tuple(images.shape[-2:]) != expected:
+        raise ModelError(
+            f"The images are {tuple(images.shape[-2:])} pixels, the backbone was built for {expected}. "
+            "Create it with img_size=..., or change the size of the view."
+        )
+    return backbone.patch_embed(images)
+
+
+def patch_positions(backbone: VisionTransformer) -> Tensor:
+    """Position embeddings of the patches, (1, N_p, D) in raster order."""
+    table = backbone.pos_embed
+    assert table is not None
+    return table if backbone.no_embed_class else table[:, backbone.num_prefix_tokens :]
+
+
+def prefix_tokens(backbone: VisionTransformer, batch_size: int) -> Tensor:
+    """CLS and register tokens with their positions, (B, P, D); P may be 0."""
+    tokens: list[Tensor] = [token for token in (backbone.cls_token, backbone.reg_token) if token is not None]
+    if not tokens:
+        return patch_positions(backbone)[:, :0].expand(batch_size, -1, -1)
+    prefix = torch.cat(tokens, dim=1)
+    if not backbone.no_embed_class:
+        assert backbone.pos_embed is not None
+        prefix = prefix + backbone.pos_embed[:, : backbone.num_prefix_tokens]
+    return prefix.expand(batch_size, -1, -1)
+
+
+def enter_blocks(backbone: VisionTransformer, tokens: Tensor) -> Tensor:
+    """What timm does between adding positions and the first block, (B, rows, D) to the same."""
+    return backbone.norm_pre(backbone.pos_drop(tokens))
+
+
+def final_norm(backbone: VisionTransformer) -> nn.Module:
+    """The norm behind the last block; timm calls it `fc_norm` where the backbone averages its patches."""
+    return backbone.fc_norm if isinstance(backbone.norm, nn.Identity) else backbone.norm

@@ -1,0 +1,144 @@
+"""Two-stream attention over unmodified timm blocks, in permuted order.
+
+The released code of MaPeT keeps raster order and ships one dense mask per sample and head. Gathering the sequence into the order of
+its permutation once makes the masks the same for every sample, head, layer and step. The rows are laid out as
+
+    open rows     context, and for MaPeT the mask tokens: every one sees all of them, with no mask at all
+    contents      the target patches, in the order of the permutation: the content stream
+    queries       one for every target, in the same order: the query stream, whose outputs predict
+
+and one boolean matrix `visible` of shape (contents + queries, open rows + contents) says which keys the last two groups see.
+Keys and values come from open rows and contents only: nothing ever reads a query. In the last block only the queries are used,
+so open rows and contents give their keys and values there and nothing else.
+
+Source: MaPeT, section 3.2 (XLNet's two streams, with mask tokens among the keys).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import cast
+
+import torch
+from torch import Tensor
+from torch.nn.functional import linear, scaled_dot_product_attention
+from torch.utils.checkpoint import checkpoint
+
+from mapet.compat import Attention, Block
+
+
+def mapet_visibility(num_open: int, num_targets: int) -> Tensor:
+    """Who sees what in MaPeT; the open rows end with the mask tokens of the targets.
+
+    A content at rank t sees the context, contents up to t and mask tokens after t; a query at rank t sees the context, contents
+    before t and mask tokens from t on. Every row so sees exactly one of content and mask token of every target.
+
+    Args:
+        num_open: Prefix tokens + context patches + mask tokens.
+        num_targets: T.
+
+    Returns:
+        (2T, num_open + T) bool, True = may attend; rows are contents then queries, columns open rows then contents.
+    """
+    contents, queries = _contents_up_to(num_targets), _contents_before(num_targets)
+    context = torch.ones(num_targets, num_open - num_targets, dtype=torch.bool)
+    return torch.cat([torch.cat([context, ~seen, seen], dim=1) for seen in (contents, queries)])
+
+
+def pim_visibility(num_open: int, num_targets: int) -> Tensor:
+    """Who sees what in PIM: as MaPeT without mask tokens, so that early targets see less of the image.
+
+    Returns:
+        (2T, num_open + T) bool, True = may attend; rows are contents then queries, columns open rows then contents.
+    """
+    context = torch.ones(num_targets, num_open, dtype=torch.bool)
+    streams = (_contents_up_to(num_targets), _contents_before(num_targets))
+    return torch.cat([torch.cat([context, seen], dim=1) for seen in streams])
+
+
+def two_stream(
+    blocks: Iterable[Block],
+    open_rows: Tensor,
+    contents: Tensor,
+    queries: Tensor,
+    visible: Tensor,
+    *,
+    checkpointing: bool = False,
+) -> Tensor:
+    """Runs timm blocks over both streams.
+
+    Args:
+        blocks: The blocks of a timm VisionTransformer.
+        open_rows: (B, O, D) prefix, context and mask tokens; they attend to each other.
+        contents: (B, T, D) target patches in the order of the permutation.
+        queries: (B, T, D) one query for every target, in the same order.
+        visible: (2T, O + T) bool from `mapet_visibility` or `pim_visibility`.
+        checkpointing: Recompute each block in the backward pass instead of keeping its activations.
+
+    Returns:
+        (B, T, D) outputs of the queries, before the final norm.
+    """
+    rows = torch.cat([open_rows, contents, queries], dim=1)
+    num_open, num_queries = open_rows.shape[1], queries.shape[1]
+    *earlier, last = blocks
+    for block in [*earlier, last]:
+        arguments = (block, rows, num_open, num_queries, visible, block is last)
+        rows = checkpoint(_run_block, *arguments, use_reentrant=False) if checkpointing else _run_block(*arguments)
+    return rows
+
+
+def _run_block(block: Block, rows: Tensor, num_open: int, num_queries: int, visible: Tensor, queries_only: bool) -> Tensor:
+    attn = cast(Attention, block.attn)
+    attend = _attend_queries if queries_only else _attend_all
+    attended = attend(attn, block.norm1(rows), num_open, num_queries, visible)
+    rows = rows[:, -attended.shape[1] :] + block.drop_path1(block.ls1(attended))
+    return rows + block.drop_path2(block.ls2(block.mlp(block.norm2(rows))))
+
+
+def _attend_all(attn: Attention, rows: Tensor, num_open: int, num_queries: int, visible: Tensor) -> Tensor:
+    q = _project_queries(attn, rows)
+    k, v = _project_keys_and_values(attn, rows[:, :-num_queries])
+    seen_by_all = _attention(attn, q[:, :, :num_open], k[:, :, :num_open], v[:, :, :num_open], None)
+    in_order = _attention(attn, q[:, :, num_open:], k, v, visible)
+    return _leave_heads(attn, torch.cat([seen_by_all, in_order], dim=2))
+
+
+def _attend_queries(attn: Attention, rows: Tensor, num_open: int, num_queries: int, visible: Tensor) -> Tensor:
+    q = _project_queries(attn, rows[:, -num_queries:])
+    k, v = _project_keys_and_values(attn, rows[:, :-num_queries])
+    return _leave_heads(attn, _attention(attn, q, k, v, visible[-num_queries:]))
+
+
+def _project_queries(attn: Attention, rows: Tensor) -> Tensor:
+    """The q part of timm's joint projection: (B, rows, D) to (B, heads, rows, head size)."""
+    width = attn.attn_dim
+    bias = None if attn.qkv.bias is None else attn.qkv.bias[:width]
+    q = linear(rows, attn.qkv.weight[:width], bias)
+    return attn.q_norm(q.unflatten(2, (attn.num_heads, attn.head_dim)).transpose(1, 2))
+
+
+def _project_keys_and_values(attn: Attention, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """The k and v parts of timm's joint projection, each (B, heads, rows, head size)."""
+    width = attn.attn_dim
+    bias = None if attn.qkv.bias is None else attn.qkv.bias[width:]
+    kv = linear(rows, attn.qkv.weight[width:], bias)
+    k, v = kv.unflatten(2, (2, attn.num_heads, attn.head_dim)).permute(2, 0, 3, 1, 4).unbind(0)
+    return attn.k_norm(k), v
+
+
+def _attention(attn: Attention, q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None) -> Tensor:
+    dropout = attn.attn_drop.p if attn.training else 0.0
+    return scaled_dot_product_attention(q, k, v, attn_mask=visible, dropout_p=dropout)
+
+
+def _leave_heads(attn: Attention, rows: Tensor) -> Tensor:
+    """(B, heads, rows, head size) through the norm and the output projection to (B, rows, D)."""
+    return attn.proj_drop(attn.proj(attn.norm(rows.transpose(1, 2).flatten(2))))
+
+
+def _contents_up_to(num_targets: int) -> Tensor:
+    return torch.ones(num_targets, num_targets, dtype=torch.bool).tril()
+
+
+def _contents_before(num_targets: int) -> Tensor:
+    return torch.ones(num_targets, num_targets, dtype=torch.bool).tril(diagonal=-1)

@@ -1,0 +1,56 @@
+"""Weights of published checkpoints under the names of ours."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from mapet.errors import ModelError
+
+_SPLIT_PROJECTION = re.compile(r"(?P<attention>.*\.attn)\.q\.(?P<kind>weight|bias)")
+
+
+def join_qkv(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """`attn.q.*` and `attn.kv.*` (MaPeT's release: k first, then v) as timm's `attn.qkv.*`; other entries unchanged."""
+    joined = dict(state_dict)
+    for name in state_dict:
+        match = _SPLIT_PROJECTION.fullmatch(name)
+        if match:
+            attention, kind = match["attention"], match["kind"]
+            if f"{attention}.kv.{kind}" not in joined:
+                raise ModelError(f"The weights have {name} but not {attention}.kv.{kind}.")
+            parts = [joined.pop(name), joined.pop(f"{attention}.kv.{kind}")]
+            joined[f"{attention}.qkv.{kind}"] = torch.cat(parts)
+    return joined
+
+
+def load_strictly(module: nn.Module, state_dict: Mapping[str, Tensor], *, optional: tuple[str, ...] = ()) -> None:
+    """Loads every entry or none.
+
+    Args:
+        module: What is loaded into.
+        state_dict: Its entries under the names of `module`.
+        optional: Prefixes of names that may be absent from `state_dict`; they keep their values.
+
+    Raises:
+        ModelError: Lists what is missing, what is left over and what has another shape.
+    """
+    own = module.state_dict()
+    missing = [name for name in own if name not in state_dict and not name.startswith(optional)]
+    unexpected = [name for name in state_dict if name not in own]
+    reshaped = [
+        f"{name} is {tuple(value.shape)}, expected {tuple(own[name].shape)}"
+        for name, value in state_dict.items()
+        if name in own and value.shape != own[name].shape
+    ]
+    complaints = [
+        f"{title}: {', '.join(names[:5])}{f' and {len(names) - 5} more' if len(names) > 5 else ''}."
+        for title, names in (("Missing", missing), ("Not known here", unexpected), ("Of another shape", reshaped))
+        if names
+    ]
+    if complaints:
+        raise ModelError(f"These weights do not fit {type(module).__name__}. {' '.join(complaints)}")
+    module.load_state_dict(dict(state_dict), strict=False)

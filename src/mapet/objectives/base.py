@@ -1,0 +1,164 @@
+"""What every objective is: corruption, loss and metrics on a backbone, and nothing about how it is trained."""
+
+from __future__ import annotations
+
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Generic, Self, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from mapet.compat import VisionTransformer
+from mapet.data.batch import Batch
+from mapet.errors import ModelError, SettingsError, nearest
+from mapet.models.backbone import check_backbone, final_norm, grid_size
+from mapet.models.weights import join_qkv, load_strictly
+
+Corruption = TypeVar("Corruption")
+
+
+@dataclass(frozen=True)
+class ObjectiveOutput:
+    """Sums and counts; whoever trains divides one by the other over all ranks and micro-batches.
+
+    Args:
+        loss_sum: Scalar, the loss summed over all targets of the batch.
+        num_targets: Scalar int64, how many targets that were.
+        metrics: Name to scalar, each a sum over targets ("correct": targets whose token was the likeliest).
+        logits: (B, T, vocab) where asked for.
+        target_positions: (B, T) int64 where asked for: 0-based patches that the logits are about, -1 where an image has fewer
+            targets than another.
+    """
+
+    loss_sum: Tensor
+    num_targets: Tensor
+    metrics: dict[str, Tensor] = field(default_factory=dict)
+    logits: Tensor | None = None
+    target_positions: Tensor | None = None
+
+
+class Objective(nn.Module, ABC, Generic[Corruption]):
+    """A way to pre-train a backbone: `corrupt` draws what is hidden, calling the objective gives the loss.
+
+    Args:
+        backbone: A plain timm ViT, trained in place.
+    """
+
+    summary: ClassVar[str]
+
+    def __init__(self, backbone: VisionTransformer) -> None:
+        super().__init__()
+        check_backbone(backbone)
+        self.backbone = backbone
+        rows, columns = grid_size(backbone)
+        self.num_patches = rows * columns
+
+    @classmethod
+    def create(cls, **options: Any) -> Self:
+        """The objective with `options`, or a SettingsError that names the option it does not have."""
+        allowed = inspect.signature(cls).parameters
+        for name in options:
+            if name not in allowed:
+                raise SettingsError(f"{cls.__name__} has no option '{name}'. {nearest(name, allowed)}")
+        return cls(**options)
+
+    @abstractmethod
+    def corrupt(self, batch: Batch, generator: torch.Generator) -> Corruption:
+        """Draws what is hidden from the model, on the batch's device, from `generator` alone."""
+
+    @abstractmethod
+    def forward(self, batch: Batch, corruption: Corruption, return_logits: bool = False) -> ObjectiveOutput:
+        """The loss of predicting what `corruption` hides."""
+
+
+class TokenObjective(Objective[Corruption]):
+    """An objective that predicts visual tokens: a mask token, and a linear head behind the backbone's final norm.
+
+    Args:
+        backbone: A plain timm ViT, trained in place.
+        vocab_size: Number of visual tokens.
+        num_context: Number of patches that stay visible, at least 0; by default a quarter of them.
+    """
+
+    mask_token: nn.Parameter
+
+    def __init__(self, backbone: VisionTransformer, vocab_size: int, num_context: int | None = None) -> None:
+        super().__init__(backbone)
+        self.num_context = self.num_patches // 4 if num_context is None else num_context
+        if not 0 <= self.num_context < self.num_patches:
+            raise ModelError(
+                f"num_context is {self.num_context}; with {self.num_patches} patches it must lie between 0 and "
+                f"{self.num_patches - 1}, so that at least one patch is predicted."
+            )
+        self.vocab_size = vocab_size
+        self.num_targets = self.num_patches - self.num_context
+        self.mask_token = nn.Parameter(torch.empty(1, 1, backbone.embed_dim))
+        self.head = nn.Linear(backbone.embed_dim, vocab_size)
+        self.init_weights()
+
+    def init_weights(self) -> None:
+        """Mask token and head: truncated normal of 0.02, biases 0. The backbone keeps timm's initialisation."""
+        nn.init.trunc_normal_(self.mask_token, std=0.02)
+        nn.init.trunc_normal_(self.head.weight, std=0.02)
+        nn.init.zeros_(self.head.bias)
+
+    def load_released(self, state_dict: Mapping[str, Tensor]) -> None:
+        """Loads a pre-training checkpoint of MaPeT's release, under its published key names.
+
+        Every parameter must be there and none may be left over; the classification head of the backbone, which the release's
+        pre-training model does not have, keeps its values.
+
+        Raises:
+            ModelError: Lists the keys that are missing, left over or of another shape.
+        """
+        renamed = {_OURS.get(name, f"backbone.{name}"): value for name, value in join_qkv(state_dict).items()}
+        load_strictly(self, renamed, optional=("backbone.head.",))
+
+    def predict(self, features: Tensor) -> Tensor:
+        """(B, T, D) outputs of the last block to (B, T, vocab) logits."""
+        return self.head(final_norm(self.backbone)(features))
+
+    def check_tokens(self, batch: Batch) -> Tensor:
+        """The batch's token ids, or a ModelError where they are absent or of another grid."""
+        if batch.token_ids is None or batch.token_ids.shape[1] != self.num_patches:
+            found = "none" if batch.token_ids is None else f"{batch.token_ids.shape[1]} an image"
+            raise ModelError(
+                f"{type(self).__name__} needs one visual token for each of the {self.num_patches} patches; the batch has "
+                f"{found}. Use a tokenizer whose grid is that of the backbone."
+            )
+        return batch.token_ids
+
+
+def token_loss(
+    logits: Tensor, targets: Tensor, positions: Tensor, *, valid: Tensor | None = None, return_logits: bool = False
+) -> ObjectiveOutput:
+    """Cross-entropy summed over targets.
+
+    Args:
+        logits: (B, T, vocab).
+        targets: (B, T) int64, the visual tokens.
+        positions: (B, T) int64, their patches.
+        valid: (B, T) bool where some slots are empty; None where all are targets.
+        return_logits: Keep logits and positions in the output.
+    """
+    if valid is not None:
+        targets = targets.masked_fill(~valid, -100)
+        positions = positions.masked_fill(~valid, -1)
+    loss_sum = cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum", ignore_index=-100)
+    correct = (logits.detach().argmax(dim=-1) == targets).sum()
+    num_targets = torch.full_like(correct, targets.numel()) if valid is None else valid.sum()
+    output = ObjectiveOutput(loss_sum, num_targets, {"correct": correct})
+    if not return_logits:
+        return output
+    return ObjectiveOutput(loss_sum, num_targets, output.metrics, logits, positions)
+
+
+_OURS = {
+    "mask_positional_token": "mask_token",
+    "decoder.weight": "head.weight",
+    "decoder.bias": "head.bias",
+}

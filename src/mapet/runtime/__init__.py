@@ -1,0 +1,1 @@
+"""What every command needs from its surroundings: seeds, files, progress, devices, run directories."""

@@ -1,0 +1,106 @@
+"""Progress that is always visible: a live bar on a terminal, a line now and then in a log file."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+SECONDS_BETWEEN_LINES = 10.0
+
+console = Console(stderr=True, highlight=False)
+
+
+class ProgressBar:
+    """One bar; `advance` moves it, `note` sets the text at its end."""
+
+    def __init__(self, description: str, total: int, start: int = 0) -> None:
+        self.description, self.total, self.done = description, total, start
+        self._note = ""
+        self._began = self._spoke = time.monotonic()
+        self._first = start
+        self._live: Progress | None = None
+        if console.is_terminal:
+            self._live = Progress(
+                SpinnerColumn(),
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=24),
+                MofNCompleteColumn(),
+                TimeElapsedColumn(),
+                TextColumn("eta"),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[note]}"),
+                console=console,
+            )
+            self._task = self._live.add_task(description, total=total, completed=start, note="")
+            self._live.start()
+
+    def advance(self, amount: int = 1) -> None:
+        """Moves the bar by `amount`."""
+        self.done += amount
+        if self._live is not None:
+            self._live.update(self._task, completed=self.done)
+        elif time.monotonic() - self._spoke >= SECONDS_BETWEEN_LINES:
+            self._print_line()
+
+    def note(self, text: str) -> None:
+        """Shows `text` behind the bar, for example the loss."""
+        self._note = text
+        if self._live is not None:
+            self._live.update(self._task, note=text)
+
+    def close(self) -> None:
+        """Ends the bar; in a log file a last line says how long it took."""
+        if self._live is not None:
+            self._live.stop()
+        elif self._spoke != self._began or time.monotonic() - self._began > 2.0:
+            self._print_line()
+
+    def _print_line(self) -> None:
+        self._spoke = time.monotonic()
+        elapsed = self._spoke - self._began
+        moved = self.done - self._first
+        left = elapsed / moved * (self.total - self.done) if moved else float("nan")
+        eta = f", eta {format_seconds(left)}" if self.done < self.total and moved else ""
+        print(
+            f"{self.description} {self.done}/{self.total} in {format_seconds(elapsed)}{eta}  {self._note}".rstrip(),
+            file=sys.stderr,
+            flush=True,
+        )
+
+
+@contextmanager
+def progress(description: str, total: int, start: int = 0) -> Iterator[ProgressBar]:
+    """Shows progress over `total` units for as long as the block runs."""
+    bar = ProgressBar(description, total, start)
+    try:
+        yield bar
+    finally:
+        bar.close()
+
+
+def say(message: str) -> None:
+    """One line to the user, on standard error, above any live bar."""
+    console.print(message, markup=False)
+
+
+def format_seconds(seconds: float) -> str:
+    """Seconds as people write them: 8 s, 3 min 20 s, 2 h 05 min."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
