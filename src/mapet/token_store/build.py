@@ -1,0 +1,187 @@
+"""Tokenising a collection once: in parts that survive any interruption, by any number of processes, into one store."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import torch
+
+from mapet.data.loader import LoadedBatch, UnreadableImages, make_loader
+from mapet.data.sources import ImageSource
+from mapet.data.views import FixedView
+from mapet.errors import FailedRunError, TokenizerError, TokenStoreError
+from mapet.runtime.progress import progress
+from mapet.token_store.format import KEY_DTYPE, TokenSpace, as_json
+from mapet.token_store.keys import belongs_to_rank, image_keys, unreadable_key
+from mapet.token_store.merge import existing_store, finished_store, held_keys, is_complete, merge
+from mapet.token_store.parts import Part, PartFolder
+from mapet.token_store.read import TokenStore
+from mapet.tokenizers.base import Tokenizer
+
+CHUNK = 4096
+SECONDS_PER_CHUNK = 60.0
+SECONDS_BETWEEN_POLLS = 1.0
+SECONDS_WITHOUT_NEWS = 1800.0
+
+T = TypeVar("T")
+
+
+def build_store(
+    source: ImageSource,
+    tokenizer: Tokenizer,
+    path: str | Path,
+    *,
+    batch_size: int = 64,
+    workers: int = 0,
+    device: torch.device | str = "cpu",
+    unreadable: UnreadableImages,
+    rank: int = 0,
+    world: int = 1,
+) -> TokenStore:
+    """Makes sure that the store at `path` has the tokens of every image of `source`, and opens it.
+
+    Images are told apart by content: those that the store or an interrupted build already has are not tokenised again, copies
+    are stored once, and what the store holds besides stays. Work is saved in parts of at most `CHUNK` images or a minute; the
+    store itself appears, or is replaced, when everything is done.
+
+    Args:
+        source: The images.
+        tokenizer: What makes the tokens; moved to `device`.
+        path: The folder of the store, new or of the same tokenizer.
+        batch_size: Images per call of the tokenizer.
+        workers: Processes that decode images; 0 decodes in this one.
+        device: Where the tokenizer runs.
+        unreadable: Counts the images of this process that cannot be decoded, and refuses too many.
+        rank: Which of `world` processes this is. Every one is called with the same arguments; they share the work by sample
+            key, meet only in the folder of the store, and all return the complete store.
+        world: Number of processes.
+
+    Raises:
+        TokenStoreError: `path` holds something else, or tokens of another tokenizer or view, or an image changed meanwhile.
+        DataError: Too many images are unreadable, or all.
+        FailedRunError: Another process stopped working.
+    """
+    path = Path(path)
+    view = FixedView(tokenizer.image_size)
+    space = token_space(tokenizer, view)
+    parts = PartFolder(path, space)
+    wanted: dict[str, int] = {}
+    for index, key in enumerate(image_keys(source)):
+        wanted.setdefault(key, index)
+    tokenised = {key for part in parts.read_all() for key in part.texts()}
+    store = existing_store(path, space)  # after the parts: another rank removes those only once the store has them
+    tokenised |= held_keys(store, wanted)
+    todo = {key: at for key, at in wanted.items() if key not in tokenised and belongs_to_rank(key, rank, world)}
+    if todo:
+        loader = make_loader(source, view, _batches(list(todo.values()), batch_size), workers)
+        done = _tokenise(loader, len(todo), tokenizer, space, parts, device, unreadable)
+        _refuse_changed(source, [at for key, at in todo.items() if key not in done])
+    if rank == 0:
+        _wait(lambda: is_complete(wanted, store, parts) or None, parts)
+        return merge(path, space, store, parts, wanted)
+    return _wait(lambda: finished_store(path, wanted), parts)
+
+
+def token_space(tokenizer: Tokenizer, view: FixedView) -> TokenSpace:
+    """What the ids of `tokenizer` mean when it looks at images through `view`."""
+    rows, columns = tokenizer.grid_size
+    settings = as_json({"kind": tokenizer.kind, **tokenizer.settings()})
+    return TokenSpace(tokenizer.fingerprint, settings, as_json(view.describe()), (rows, columns), tokenizer.vocab_size)
+
+
+class _PartWriter:
+    """Collects tokenised batches and writes them as parts; what is left is written on leaving, also by an exception."""
+
+    def __init__(self, parts: PartFolder) -> None:
+        self._parts = parts
+        self._waiting: list[Part] = []
+        self._since = time.monotonic()
+        self.written: set[str] = set()
+
+    def __enter__(self) -> _PartWriter:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._flush()
+
+    def add(self, batch: Part) -> None:
+        """Takes a batch; writes a part when enough images or seconds have come together."""
+        self._waiting.append(batch)
+        images = sum(len(part.keys) for part in self._waiting)
+        if images >= CHUNK or time.monotonic() - self._since >= SECONDS_PER_CHUNK:
+            self._flush()
+
+    def _flush(self) -> None:
+        waiting, self._waiting, self._since = self._waiting, [], time.monotonic()
+        if waiting:
+            part = Part.concatenate(waiting)
+            self._parts.write(part)
+            self.written.update(part.texts(), part.unreadable)
+
+
+def _tokenise(
+    loader: Iterable[LoadedBatch],
+    images: int,
+    tokenizer: Tokenizer,
+    space: TokenSpace,
+    parts: PartFolder,
+    device: torch.device | str,
+    unreadable: UnreadableImages,
+) -> set[str]:
+    """Tokenises everything in `loader` into parts and returns the keys covered, unreadable images included."""
+    tokenizer.to(device).eval()
+    began = time.monotonic()
+    with progress("Tokenising", images) as bar, _PartWriter(parts) as writer, torch.inference_mode():
+        for batch in loader:
+            failed = {unreadable_key(i.key, i.description): f"{i.description}: {i.reason}" for i in batch.unreadable}
+            writer.add(Part(np.array(batch.keys, KEY_DTYPE), _encode(tokenizer, batch, space, device), failed))
+            unreadable.record(batch.unreadable)
+            bar.advance(len(batch.keys) + len(failed))
+            bar.note(f"{bar.done / max(time.monotonic() - began, 1e-9):,.0f} images/s")
+    return writer.written
+
+
+def _encode(tokenizer: Tokenizer, batch: LoadedBatch, space: TokenSpace, device: torch.device | str) -> np.ndarray:
+    """The tokens (B, gh, gw) of a batch in the type of the store; ids that would not survive storing are refused."""
+    shape = (len(batch.keys), *space.grid_size)
+    if not batch.keys:
+        return np.zeros(shape, space.dtype)
+    ids = tokenizer.encode(batch.images.to(device, non_blocking=True).float() / 255).cpu().numpy()
+    if ids.shape != shape or ids.min() < 0 or ids.max() >= space.vocab_size:
+        raise TokenizerError(
+            f"The tokenizer '{tokenizer.kind}' gave ids {ids.min()} to {ids.max()} of shape {ids.shape}, but announces a "
+            f"vocabulary of {space.vocab_size} and the shape {shape}. Correct its `encode`, or its `vocab_size` and `grid_size`."
+        )
+    return ids.astype(space.dtype)
+
+
+def _wait(ready: Callable[[], T | None], parts: PartFolder) -> T:
+    """Polls until `ready` gives something, for as long as other processes keep adding parts."""
+    seen, since = parts.names(), time.monotonic()
+    while (result := ready()) is None:
+        if (names := parts.names()) != seen:
+            seen, since = names, time.monotonic()
+        if time.monotonic() - since > SECONDS_WITHOUT_NEWS:
+            raise FailedRunError(
+                f"No other process has tokenised anything for {SECONDS_WITHOUT_NEWS / 60:.0f} minutes. Look at their output; the "
+                "same command continues where they stopped, with any number of processes."
+            )
+        time.sleep(SECONDS_BETWEEN_POLLS)
+    return result
+
+
+def _refuse_changed(source: ImageSource, indices: list[int]) -> None:
+    if indices:
+        names = ", ".join(source.describe(index) for index in indices[:3])
+        raise TokenStoreError(
+            f"{len(indices)} images in {source.location} changed while they were tokenised: {names}. Wait until nothing writes to "
+            "them any more and run the same command again; the tokens of all others are kept."
+        )
+
+
+def _batches(indices: list[int], batch_size: int) -> list[list[int]]:
+    return [indices[first : first + batch_size] for first in range(0, len(indices), batch_size)]

@@ -1,0 +1,194 @@
+"""What a token store looks like on disk.
+
+    STORE/
+      header.json   format version, tokenizer, view, grid, vocabulary, unreadable images, SHA-256 of both arrays
+      keys.npy      (rows,) S32, ascending: the content hash of every image
+      ids.npy       (rows, gh, gw) uint16, or int32 above 65,536 codes: the visual tokens, in the order of the keys
+
+Both arrays are memory-mapped, so a store of any size opens at once and is shared between processes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mapet.errors import TokenStoreError
+from mapet.runtime.files import sha256, write_json
+
+FORMAT = "mapet token store"
+VERSION = 1
+HEADER, KEYS, IDS = "header.json", "keys.npy", "ids.npy"
+KEY_LENGTH = 32
+KEY_DTYPE = np.dtype(f"S{KEY_LENGTH}")
+LARGEST_UINT16_VOCABULARY = 65_536
+
+
+@dataclass(frozen=True)
+class TokenSpace:
+    """What a token of a store means: two stores with the same one can be mixed, any others cannot.
+
+    Args:
+        tokenizer_fingerprint: SHA-256 in hex over everything that makes the tokenizer.
+        tokenizer: Its settings, for people.
+        view: What is done to an image before it is tokenised, as the view describes itself.
+        grid_size: Tokens an image, (rows, columns).
+        vocab_size: Ids are 0 to `vocab_size - 1`.
+    """
+
+    tokenizer_fingerprint: str
+    tokenizer: dict[str, Any]
+    view: dict[str, Any]
+    grid_size: tuple[int, int]
+    vocab_size: int
+
+    @property
+    def dtype(self) -> np.dtype:
+        """The smallest type of the format that holds every id."""
+        return np.dtype(np.uint16 if self.vocab_size <= LARGEST_UINT16_VOCABULARY else np.int32)
+
+
+@dataclass(frozen=True)
+class Header:
+    """The content of header.json.
+
+    Args:
+        space: What the tokens mean.
+        rows: Number of stored images.
+        unreadable: Key to description of the images that could not be decoded and have no tokens.
+        sha256: File name to SHA-256 of the two arrays.
+    """
+
+    space: TokenSpace
+    rows: int
+    unreadable: dict[str, str] = field(default_factory=dict)
+    sha256: dict[str, str] = field(default_factory=dict)
+
+
+def write_header(folder: Path, space: TokenSpace, rows: int, unreadable: dict[str, str]) -> None:
+    """Writes the header of the arrays that already lie in `folder`."""
+    header = Header(space, rows, unreadable, {name: sha256(folder / name) for name in (KEYS, IDS)})
+    write_json(folder / HEADER, {"format": FORMAT, "version": VERSION, **asdict(header)})
+
+
+def as_json(value: Mapping[str, Any]) -> dict[str, Any]:
+    """`value` as JSON gives it back: tuples become lists, so that what was read can be compared with what is in memory."""
+    return json.loads(json.dumps(value))
+
+
+def looks_like_store(folder: Path) -> bool:
+    """Whether `folder` was once written as a token store, of whatever version and in whatever condition."""
+    try:
+        return json.loads((folder / HEADER).read_text(encoding="utf-8"))["format"] == FORMAT
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def read_header(folder: Path) -> Header:
+    """Reads and checks header.json.
+
+    Raises:
+        TokenStoreError: There is none, or it belongs to something else, or to another version of the format, or is damaged.
+    """
+    content = _read_json(folder)
+    if content.get("format") != FORMAT:
+        raise TokenStoreError(f"{folder} is not a token store: its {HEADER} belongs to something else. {build_hint()}")
+    if content.get("version") != VERSION:
+        raise TokenStoreError(
+            f"The token store {folder} has format version {content.get('version')}; this mapet reads version {VERSION}. "
+            f"Build it again (the old one is replaced): mapet tokenize DATA --tokenizer TOK --out {folder}"
+        )
+    try:
+        space = content["space"]
+        rows, columns = space["grid_size"]
+        header = Header(
+            TokenSpace(
+                str(space["tokenizer_fingerprint"]),
+                dict(space["tokenizer"]),
+                dict(space["view"]),
+                (int(rows), int(columns)),
+                int(space["vocab_size"]),
+            ),
+            int(content["rows"]),
+            dict(content["unreadable"]),
+            {name: str(content["sha256"][name]) for name in (KEYS, IDS)},
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise damaged(folder, f"{HEADER} lacks or garbles {error}") from error
+    return header
+
+
+def read_arrays(folder: Path, header: Header) -> tuple[np.ndarray, np.ndarray]:
+    """Memory-maps both arrays and checks that they are whole and of the size that the header announces.
+
+    Returns:
+        The keys (rows,) S32 and the token ids (rows, gh, gw).
+
+    Raises:
+        TokenStoreError: A file is missing, truncated, or of another shape or type.
+    """
+    keys = _map_array(folder, KEYS, (header.rows,), KEY_DTYPE)
+    ids = _map_array(folder, IDS, (header.rows, *header.space.grid_size), header.space.dtype)
+    return keys, ids
+
+
+def verify_content(folder: Path, header: Header) -> None:
+    """Reads both arrays in full and compares their checksums.
+
+    Raises:
+        TokenStoreError: A byte differs from what was written.
+    """
+    for name in (KEYS, IDS):
+        found = sha256(folder / name)
+        if found != header.sha256[name]:
+            raise damaged(folder, f"{name} has the SHA-256 {found[:12]}..., written was {header.sha256[name][:12]}...")
+
+
+def damaged(folder: Path, what: str) -> TokenStoreError:
+    """The error for a store that was complete once and is not any more."""
+    return TokenStoreError(
+        f"The token store {folder} is damaged: {what}. Copy it again, or build it again (the damaged one is replaced): "
+        f"mapet tokenize DATA --tokenizer TOK --out {folder}"
+    )
+
+
+def build_hint(data: str = "DATA", out: str | Path = "STORE") -> str:
+    """The command that builds a store, as the end of a message."""
+    return f"To build one: mapet tokenize {data} --tokenizer TOK --out {out}"
+
+
+def _read_json(folder: Path) -> dict[str, Any]:
+    path = folder / HEADER
+    if not folder.exists():
+        raise TokenStoreError(f"There is no token store at {folder}. {build_hint(out=folder)}")
+    if not path.is_file():
+        raise TokenStoreError(f"{folder} is not a token store: it has no {HEADER}. {build_hint()}")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise damaged(folder, f"{HEADER} cannot be read ({error})") from error
+    if not isinstance(content, dict):
+        raise TokenStoreError(f"{folder} is not a token store: its {HEADER} belongs to something else. {build_hint()}")
+    return content
+
+
+def _map_array(folder: Path, name: str, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    path = folder / name
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except FileNotFoundError as error:
+        raise damaged(folder, f"{name} is missing") from error
+    except (OSError, ValueError, EOFError) as error:
+        raise damaged(folder, f"{name} is truncated or no array ({path.stat().st_size:,} bytes)") from error
+    if not isinstance(array, np.memmap) or array.shape != shape or array.dtype != dtype:
+        found = f"{array.shape} {array.dtype}" if isinstance(array, np.ndarray) else type(array).__name__
+        raise damaged(folder, f"{name} holds {found}, announced is {shape} {dtype}")
+    surplus = path.stat().st_size - array.offset - array.nbytes
+    if surplus:
+        raise damaged(folder, f"{name} is {surplus:,} bytes longer than announced")
+    return array

@@ -1,0 +1,220 @@
+"""Stored visual tokens, looked up by what an image contains."""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mapet.data.sources import ImageSource
+from mapet.errors import TokenStoreError
+from mapet.token_store.format import (
+    KEY_DTYPE,
+    KEY_LENGTH,
+    Header,
+    as_json,
+    read_arrays,
+    read_header,
+    verify_content,
+)
+from mapet.token_store.keys import image_keys
+
+NAMED_IN_A_MESSAGE = 3
+
+
+class TokenStore:
+    """The visual tokens of a collection of images, memory-mapped and read-only.
+
+    Made by `TokenStore.open` or `build_store`. `len(store)` is the number of images, `key in store` whether one has tokens.
+    """
+
+    def __init__(self, path: Path, header: Header, keys: np.ndarray, ids: np.ndarray) -> None:
+        self.path, self.header = path, header
+        self._keys, self._ids = keys, ids
+
+    @classmethod
+    def open(cls, path: str | Path, verify: bool = False) -> TokenStore:
+        """Opens the store at `path`, which takes milliseconds whatever its size.
+
+        Args:
+            path: The folder that `mapet tokenize` wrote.
+            verify: Also read both arrays in full and compare their checksums (structure and sizes are always checked).
+
+        Raises:
+            TokenStoreError: There is no store, or it is damaged or of another version of the format.
+        """
+        path = Path(path)
+        header = read_header(path)
+        keys, ids = read_arrays(path, header)
+        if verify:
+            verify_content(path, header)
+        return cls(path, header, keys, ids)
+
+    def __len__(self) -> int:
+        return self.header.rows
+
+    def __contains__(self, sample_key: str) -> bool:
+        return bool(self.contains([sample_key])[0])
+
+    def __repr__(self) -> str:
+        return f"TokenStore({str(self.path)!r}, {len(self)} images, grid {self.grid_size}, {self.vocab_size} codes)"
+
+    @property
+    def vocab_size(self) -> int:
+        """Ids are 0 to `vocab_size - 1`."""
+        return self.header.space.vocab_size
+
+    @property
+    def grid_size(self) -> tuple[int, int]:
+        """Tokens an image, (rows, columns)."""
+        return self.header.space.grid_size
+
+    @property
+    def tokenizer_fingerprint(self) -> str:
+        """The fingerprint of the tokenizer that made the tokens, SHA-256 in hex."""
+        return self.header.space.tokenizer_fingerprint
+
+    @property
+    def view(self) -> dict[str, Any]:
+        """What was done to every image before it was tokenised, as the view describes itself."""
+        return self.header.space.view
+
+    @property
+    def unreadable(self) -> dict[str, str]:
+        """Sample key to description of the images that could not be decoded."""
+        return self.header.unreadable
+
+    @property
+    def keys(self) -> np.ndarray:
+        """(rows,) S32: the sample keys, ascending."""
+        return self._keys
+
+    @property
+    def ids(self) -> np.ndarray:
+        """(rows, gh, gw) uint16 or int32: all tokens, in the order of `keys`, on disk."""
+        return self._ids
+
+    def contains(self, sample_keys: Sequence[str]) -> np.ndarray:
+        """Which of n sample keys have tokens here: (n,) bool."""
+        return self._find(sample_keys)[1]
+
+    def lookup(self, sample_keys: Sequence[str]) -> np.ndarray:
+        """The tokens of the images with these keys.
+
+        Args:
+            sample_keys: n content hashes, in any order, repeated or not.
+
+        Returns:
+            (n, gh, gw) int64.
+
+        Raises:
+            TokenStoreError: A key is not in the store.
+        """
+        rows, found = self._find(sample_keys)
+        if not found.all():
+            missing = [key for key, known in zip(sample_keys, found, strict=True) if not known]
+            raise TokenStoreError(
+                f"The token store {self.path} has no tokens for {len(missing)} of {len(found)} images asked for (sample keys "
+                f"{_name_some(missing)}): they changed or were added after it was built. Bring it up to date: {self._rebuild()}"
+            )
+        return self._ids[rows].astype(np.int64)
+
+    def check(
+        self,
+        tokenizer_fingerprint: str | None = None,
+        view: Mapping[str, Any] | None = None,
+        grid_size: tuple[int, int] | None = None,
+        vocab_size: int | None = None,
+    ) -> None:
+        """Refuses to be used for something else than it was built for; what is None is not compared.
+
+        Raises:
+            TokenStoreError: Tokenizer, view, grid or vocabulary differ; the message names both sides and the way out.
+        """
+        if tokenizer_fingerprint is not None and tokenizer_fingerprint != self.tokenizer_fingerprint:
+            raise TokenStoreError(
+                f"The token store {self.path} was made by the tokenizer {self._describe_tokenizer()}, but the tokenizer given is "
+                f"{tokenizer_fingerprint[:12]}. Give the one it was made by, or build a store for yours: {_build_other()}"
+            )
+        if view is not None and as_json(view) != self.view:
+            raise TokenStoreError(
+                f"The token store {self.path} holds tokens of the view {_compact(self.view)}, but the images are shown as "
+                f"{_compact(view)}: tokens and patches would not lie on each other. Choose the stored view, or build a store for "
+                f"yours: {_build_other()}"
+            )
+        if grid_size is not None and tuple(grid_size) != self.grid_size:
+            raise TokenStoreError(
+                f"The token store {self.path} holds {_grid(self.grid_size)} tokens an image, but the backbone makes "
+                f"{_grid(grid_size)} patches. Choose image and patch size so that image size / patch size is "
+                f"{_grid(self.grid_size)}, or build a store with a tokenizer for {_grid(grid_size)}: {_build_other()}"
+            )
+        if vocab_size is not None and vocab_size != self.vocab_size:
+            raise TokenStoreError(
+                f"The token store {self.path} has a vocabulary of {self.vocab_size} codes, but {vocab_size} are set. Set "
+                f"vocab_size to {self.vocab_size}, or build a store with a tokenizer of {vocab_size} codes: {_build_other()}"
+            )
+
+    def match(self, source: ImageSource) -> list[int]:
+        """Reads every image of `source` and finds out which can be trained on.
+
+        Names, order and file times do not matter: an image is what it contains. Progress is shown where there are many.
+
+        Returns:
+            The indices of all images that have tokens, ascending; those recorded as unreadable are left out.
+
+        Raises:
+            TokenStoreError: An image changed or is new since the store was built, or all of them are unreadable.
+        """
+        keys = image_keys(source)
+        found = self.contains(keys)
+        unknown = [index for index in np.flatnonzero(~found).tolist() if keys[index] not in self.unreadable]
+        if unknown:
+            names = _name_some([source.describe(index) for index in unknown])
+            raise TokenStoreError(
+                f"{len(unknown)} of the {len(source)} images in {source.location} changed or are new since the token store "
+                f"{self.path} was built: {names}. Bring it up to date (only these are tokenised): "
+                f"{self._rebuild(source.location)}"
+            )
+        if not found.any():
+            raise TokenStoreError(
+                f"None of the {len(source)} images in {source.location} could be decoded when the token store {self.path} was "
+                "built. Repair the images and tokenise them again, or use others."
+            )
+        return np.flatnonzero(found).tolist()
+
+    def _find(self, sample_keys: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """For n keys: their rows (n,) int64, arbitrary where the key is unknown, and whether each is known (n,) bool."""
+        if not sample_keys or not len(self):
+            return np.zeros(len(sample_keys), np.int64), np.zeros(len(sample_keys), bool)
+        whole = np.array([len(key) == KEY_LENGTH for key in sample_keys])
+        wanted = np.array([key.encode() for key in sample_keys], KEY_DTYPE)
+        rows = np.minimum(np.searchsorted(self._keys, wanted), len(self) - 1)
+        return rows, (self._keys[rows] == wanted) & whole
+
+    def _describe_tokenizer(self) -> str:
+        settings = self.header.space.tokenizer
+        return f"{self.tokenizer_fingerprint[:12]} ({textwrap.shorten(_compact(settings), 160, placeholder=' ...')})"
+
+    def _rebuild(self, data: str = "DATA") -> str:
+        return f"mapet tokenize {data} --tokenizer TOK --out {self.path}"
+
+
+def _build_other() -> str:
+    return "mapet tokenize DATA --tokenizer TOK --out ANOTHER_STORE"
+
+
+def _name_some(names: Sequence[str]) -> str:
+    more = len(names) - NAMED_IN_A_MESSAGE
+    return ", ".join(names[:NAMED_IN_A_MESSAGE]) + (f" and {more} more" if more > 0 else "")
+
+
+def _grid(size: Sequence[int]) -> str:
+    return f"{size[0]} x {size[1]}"
+
+
+def _compact(settings: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {json.dumps(value)}" for name, value in settings.items())

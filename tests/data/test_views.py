@@ -1,0 +1,102 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from mapet.data.views import IMAGENET_MEAN, IMAGENET_STD, AugmentedView, EvaluationView, FixedView, normalise
+from mapet.errors import SettingsError
+from tests.data.images import random_image
+
+GOLDENS = Path(__file__).parents[1] / "goldens" / "mapet"
+SHAPES = json.loads((GOLDENS / "preproc_a.json").read_text())["tensors"]
+TENSORS = load_file(GOLDENS / "preproc_a.safetensors")
+IMAGES = [name.removeprefix("image") for name in SHAPES if name.startswith("image")]
+
+
+@pytest.mark.parametrize("number", IMAGES)
+@pytest.mark.parametrize(("golden", "view"), [("pretrain_nojitter", FixedView), ("eval", EvaluationView)])
+def test_views_equal_the_reference(number, golden, view):
+    size = SHAPES[golden + number][1][-1]
+    seen = view(size)(Image.fromarray(TENSORS[f"image{number}"].numpy()))
+    assert seen.dtype == torch.uint8
+    torch.testing.assert_close(normalise(seen[None])[0], TENSORS[golden + number], atol=1e-6, rtol=0)
+
+
+VIEWS = [FixedView(24), EvaluationView(24), AugmentedView(24)]
+
+
+@pytest.mark.parametrize("view", VIEWS, ids=lambda view: type(view).__name__)
+@pytest.mark.parametrize("shape", [(1, 1), (1, 90), (200, 3), (24, 24), (25, 24)])
+def test_any_shape_gives_the_size_asked_for(view, shape):
+    seen = view(Image.new("RGB", shape, (10, 20, 30)), seed=5)
+    assert seen.shape == (3, 24, 24)
+    assert seen.is_contiguous()
+    assert (seen == torch.tensor([10, 20, 30]).view(3, 1, 1)).all()
+
+
+def test_evaluation_resizes_to_the_floor_of_size_over_fraction():
+    assert [EvaluationView(size).shorter_side for size in (224, 48)] == [248, 53]
+    whole = EvaluationView(12, crop_fraction=1.0)
+    assert torch.equal(whole(random_image(0, 12, 12)), FixedView(12)(random_image(0, 12, 12)))
+
+
+def test_fixed_view_is_described_without_its_size():
+    assert FixedView(24).describe() == FixedView(48).describe()
+    assert json.loads(json.dumps(FixedView(24).describe()))["name"] == "fixed"
+
+
+def test_augmented_view_is_a_function_of_image_and_seed():
+    view, image = AugmentedView(16), random_image(0, 40, 30)
+    state = torch.random.get_rng_state()
+    assert torch.equal(view(image, 1), view(image, 1))
+    assert not torch.equal(view(image, 1), view(image, 2))
+    assert torch.equal(state, torch.random.get_rng_state())
+
+
+def test_augmented_boxes_follow_the_scale_and_the_aspect_ratio():
+    view = AugmentedView(16, scale=(0.2, 0.9))
+    generator = torch.Generator().manual_seed(0)
+    boxes = np.array([view.draw_box(400, 300, generator) for _ in range(2000)])
+    widths, heights = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
+    areas, ratios = widths * heights / 120_000, widths / heights
+    assert (boxes[:, :2].min(), boxes[:, 2].max(), boxes[:, 3].max()) == (0, 400, 300)
+    assert 0.195 < areas.min() < 0.21
+    assert 0.8 < areas.max() < 0.905
+    assert 0.74 < ratios.min() < 0.76
+    assert 1.31 < ratios.max() < 1.35
+    small = areas < 0.5  # large boxes of a wide shape often do not fit and are drawn again
+    assert abs(np.log(ratios[small]).mean()) < 0.02
+
+
+def test_augmented_falls_back_to_the_central_part():
+    view = AugmentedView(16, scale=(1.0, 1.0))
+    assert view.draw_box(300, 10, torch.Generator().manual_seed(0)) == (143, 0, 156, 10)
+    assert view.draw_box(10, 300, torch.Generator().manual_seed(0)) == (0, 143, 10, 156)
+
+
+def test_augmented_flips_half_of_the_time():
+    ramp = Image.fromarray(np.linspace(0, 255, 64).astype(np.uint8)[None, :, None].repeat(64, 0).repeat(3, 2))
+    view = AugmentedView(16)
+    flipped = sum(bool(seen[0, 0, 0] > seen[0, 0, -1]) for seen in (view(ramp, seed) for seed in range(400)))
+    assert 160 < flipped < 240
+
+
+def test_normalise_takes_bytes_and_floats():
+    images = torch.randint(0, 256, (2, 3, 4, 4), dtype=torch.uint8)
+    expected = (images.double() / 255 - torch.tensor(IMAGENET_MEAN).view(3, 1, 1)) / torch.tensor(IMAGENET_STD).view(3, 1, 1)
+    torch.testing.assert_close(normalise(images), expected.float())
+    torch.testing.assert_close(normalise(images.double() / 255), expected, atol=1e-6, rtol=0)
+    torch.testing.assert_close(normalise(images, (0, 0, 0), (1, 1, 1)), images / 255)
+
+
+def test_settings_out_of_range():
+    with pytest.raises(SettingsError, match="size of a view is 0 pixels; allowed: 1 or more"):
+        FixedView(0)
+    with pytest.raises(SettingsError, match=r"crop_fraction is 1\.5; allowed"):
+        EvaluationView(24, 1.5)
+    with pytest.raises(SettingsError, match=r"scale is \(0\.5, 0\.2\); allowed"):
+        AugmentedView(24, (0.5, 0.2))
