@@ -47,16 +47,25 @@ def load_recipe(recipe: str, overrides: Sequence[str] = ()) -> PretrainSettings:
     return parse_settings(values)
 
 
+def parse_options(pairs: Sequence[str]) -> dict[str, Any]:
+    """`key=value` pairs with YAML values, as a mapping."""
+    options = {}
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        if not equals:
+            raise SettingsError(f"An option is given as key=value, not '{pair}'.")
+        options[key] = yaml.safe_load(text)
+    return options
+
+
 def _apply(values: dict[str, Any], override: str) -> None:
-    key, equals, text = override.partition("=")
+    ((key, value),) = parse_options([override]).items()
     names = setting_names()
-    if not equals:
-        raise SettingsError(f"--set takes key=value, not '{override}'.")
     full = key if _is_setting(key, names) else _by_last_part(key, names)
     *sections, last = full.split(".")
     for section in sections:
         values = values.setdefault(section, {})
-    values[last] = yaml.safe_load(text)
+    values[last] = value
     other = {"training.steps": "epochs", "training.epochs": "steps"}.get(full)
     if other:
         values.pop(other, None)

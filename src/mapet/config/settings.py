@@ -38,32 +38,33 @@ class ObjectiveSettings(Section):
 class TokenizerSettings(Section):
     """How visual tokens are made where no tokenizer is given: k-means over features of patches."""
 
+    image_size: int | None = Field(default=None, ge=1, description="pixels at which images are tokenised; by default the image size")
     features: str = "coates"
     options: dict[str, Any] = {}
-    vocab_size: int = Field(512, ge=2)
-    num_points: int = Field(200_000, ge=1)
-    max_images: int = Field(20_000, ge=1)
-    iterations: int = Field(20, ge=1)
-    restarts: int = Field(3, ge=1)
+    vocab_size: int = Field(default=512, ge=2)
+    num_points: int = Field(default=200_000, ge=1)
+    max_images: int = Field(default=20_000, ge=1)
+    iterations: int = Field(default=20, ge=1)
+    restarts: int = Field(default=3, ge=1)
 
 
 class TrainingSettings(Section):
     """Optimisation. Learning rates are per step, absolute, not scaled by the batch size."""
 
-    epochs: float | None = Field(None, gt=0, description="passes over the images; give this or `steps`")
-    steps: int | None = Field(None, ge=1)
-    batch_size: int = Field(256, ge=1, description="images per optimizer step, over all processes")
-    lr: float = Field(1.5e-3, gt=0)
-    min_lr: float = Field(1e-5, ge=0)
-    warmup_lr: float = Field(1e-6, ge=0)
-    warmup_epochs: float = Field(0, ge=0)
-    warmup_steps: int = Field(0, ge=0)
+    epochs: float | None = Field(default=None, gt=0, description="passes over the images; give this or `steps`")
+    steps: int | None = Field(default=None, ge=1)
+    batch_size: int = Field(default=256, ge=1, description="images per optimizer step, over all processes")
+    lr: float = Field(default=1.5e-3, gt=0)
+    min_lr: float = Field(default=1e-5, ge=0)
+    warmup_lr: float = Field(default=1e-6, ge=0)
+    warmup_epochs: float = Field(default=0, ge=0)
+    warmup_steps: int = Field(default=0, ge=0)
     betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = Field(1e-8, gt=0)
-    weight_decay: float = Field(0.05, ge=0)
-    clip_norm: float | None = Field(3.0, gt=0)
-    drop_path: float = Field(0.1, ge=0, lt=1)
-    color_jitter: float = Field(0.4, ge=0, le=1)
+    eps: float = Field(default=1e-8, gt=0)
+    weight_decay: float = Field(default=0.05, ge=0)
+    clip_norm: float | None = Field(default=3.0, gt=0)
+    drop_path: float = Field(default=0.1, ge=0, lt=1)
+    color_jitter: float = Field(default=0.4, ge=0, le=1)
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
     precision: Literal["fp32", "bf16"] = "fp32"
@@ -78,21 +79,21 @@ class TrainingSettings(Section):
 class Mechanics(Section):
     """How the work is done; never what is learned."""
 
-    device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps")
-    workers: int = Field(2, ge=0, description="data loading processes")
-    micro_batch: int | None = Field(None, ge=1, description="images per forward pass; the rest of the batch is accumulated")
+    device: str = Field(default="auto", description="auto, cpu, cuda, cuda:1, mps")
+    workers: int = Field(default=2, ge=0, description="data loading processes")
+    micro_batch: int | None = Field(default=None, ge=1, description="images per forward pass; the rest of the batch is accumulated")
     activation_checkpointing: bool = False
-    checkpoint_every: int = Field(500, ge=1, description="optimizer steps between checkpoints")
-    keep_checkpoints: int = Field(2, ge=1)
-    log_every: int = Field(10, ge=1, description="optimizer steps between entries of metrics.jsonl")
-    max_unreadable: int = Field(0, ge=0, description="unreadable images that are skipped before the run is refused")
+    checkpoint_every: int = Field(default=500, ge=1, description="optimizer steps between checkpoints")
+    keep_checkpoints: int = Field(default=2, ge=1)
+    log_every: int = Field(default=10, ge=1, description="optimizer steps between entries of metrics.jsonl")
+    max_unreadable: int = Field(default=0, ge=0, description="unreadable images that are skipped before the run is refused")
 
 
 class PretrainSettings(Section):
     """A complete pre-training run."""
 
     seed: int = 0
-    image_size: int = Field(224, ge=1)
+    image_size: int = Field(default=224, ge=1)
     backbone: BackboneSettings = BackboneSettings()
     objective: ObjectiveSettings = ObjectiveSettings()
     tokenizer: TokenizerSettings = TokenizerSettings()

@@ -45,6 +45,9 @@ def check_backbone(backbone: nn.Module) -> VisionTransformer:
         )
     if backbone.pos_embed is None or backbone.dynamic_img_size:
         raise ModelError("The backbone needs learned position embeddings of one fixed size (not dynamic_img_size).")
+    image, patch, grid = backbone.patch_embed.img_size, backbone.patch_embed.patch_size, grid_size(backbone)
+    if image is None or any(cells * size != pixels for cells, size, pixels in zip(grid, patch, image, strict=True)):
+        raise ModelError(f"The image size {image} is not a multiple of the patch size {patch}: pixels at the border would be lost.")
     for block in blocks_of(backbone):
         attention = getattr(block, "attn", None)
         plain = type(block) is Block and type(attention) is Attention and getattr(attention, "gate", None) is None
@@ -65,6 +68,18 @@ def grid_size(backbone: VisionTransformer) -> tuple[int, int]:
     """Rows and columns of patches in an image."""
     rows, columns = backbone.patch_embed.grid_size  # type: ignore[misc]
     return rows, columns
+
+
+def patch_size(backbone: VisionTransformer) -> int:
+    """Side of a patch in pixels.
+
+    Raises:
+        ModelError: Patches are not square.
+    """
+    height, width = backbone.patch_embed.patch_size
+    if height != width:
+        raise ModelError(f"The patches are {height} x {width} pixels; visual tokens need square ones.")
+    return height
 
 
 def embed_patches(backbone: VisionTransformer, images: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """Randomness without state: every draw is a pure function of what it is for.
 
-A seed is derived from (seed, purpose, epoch or step, rank or sample key, ...), so that resuming needs no saved generator, results do
-not depend on the number of loader workers, and two objectives in a comparison see the same images with the same jitter.
+A seed is derived from (seed, purpose, epoch or step, rank or sample key, ...), so that resuming needs no saved generator, results
+do not depend on the number of loader workers, and two objectives in a comparison see the same images with the same jitter.
 """
 
 from __future__ import annotations

@@ -1,0 +1,36 @@
+"""`mapet demo`: the main job on data that comes along."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def demo(
+    out: Annotated[Path, typer.Option(help="Run directory.")] = Path("runs/demo"),
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "cpu",
+) -> None:
+    """Tokenise scikit-learn's handwritten digits, pre-train MaPeT on them, judge the backbone, write a report."""
+    from mapet.config import load_recipe
+    from mapet.evaluation.evaluate import evaluate
+    from mapet.evaluation.knn import KNN
+    from mapet.evaluation.linear import LinearProbe
+    from mapet.report.html import write_report
+    from mapet.runtime.device import choose_device
+    from mapet.runtime.progress import format_seconds, say
+    from mapet.training.pretrain import pretrain
+
+    began = time.monotonic()
+    say("1/3  Pre-training a small ViT on 1,437 handwritten digits, without their labels")
+    run = pretrain("digits", load_recipe("digits", [f"mechanics.device={device}"]), out)
+    say("2/3  Judging it on 360 others, next to the same ViT at random initialisation")
+    for result in evaluate(run, None, [KNN(), LinearProbe()], device=choose_device(device)):
+        say(result.line())
+    say("3/3  Drawing the report")
+    report = write_report([run])
+    say(f"Done in {format_seconds(time.monotonic() - began)}.")
+    print(f"Report: {report}")
+    print("Your own images: mapet pretrain FOLDER --recipe folder_tiny --out RUN")

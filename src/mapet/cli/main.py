@@ -1,0 +1,47 @@
+"""`mapet`: puts the verbs together and turns errors into words and exit codes."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from mapet.cli import demo, evaluate, pretrain, recipes, report, tokenize, tokenizer
+from mapet.errors import MapetError
+
+app = typer.Typer(
+    name="mapet",
+    help="Pre-train Vision Transformers by predicting visual tokens, and find out what the pre-training is worth.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command("demo")(demo.demo)
+app.command("recipes")(recipes.recipes)
+app.command("pretrain")(pretrain.pretrain)
+app.command("evaluate")(evaluate.evaluate)
+app.command("report")(report.report)
+app.command("tokenize")(tokenize.tokenize)
+app.add_typer(tokenizer.app, name="tokenizer")
+
+
+@app.callback(invoke_without_command=True)
+def version(show: bool = typer.Option(False, "--version", help="Print the version and exit.")) -> None:
+    """Answers --version."""
+    if show:
+        from mapet import __version__
+
+        print(f"mapet {__version__}")
+        raise typer.Exit()
+
+
+def main() -> None:
+    """Entry point: exit code 2 for a request that cannot be met, 1 for a failure, 130 for an interrupted run."""
+    try:
+        app()
+    except MapetError as error:
+        print(f"mapet: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("mapet: interrupted", file=sys.stderr)
+        sys.exit(130)

@@ -1,0 +1,37 @@
+"""`mapet pretrain`: the main job."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mapet.cli.options import Data
+
+
+def pretrain(
+    data: Data,
+    out: Annotated[Path, typer.Option(help="Run directory; an existing one is continued exactly.")],
+    recipe: Annotated[str, typer.Option(help="A name from `mapet recipes`, or a YAML file.")],
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting, e.g. training.lr=1e-3; repeatable.")
+    ] = None,
+    tokenizer: Annotated[Path | None, typer.Option(help="A fitted tokenizer; by default the run fits its own.")] = None,
+    tokens: Annotated[Path | None, typer.Option(help="A token store; by default the run makes its own.")] = None,
+    max_unreadable: Annotated[int | None, typer.Option(min=0, help="Unreadable images that may be skipped (0).")] = None,
+) -> None:
+    """Pre-train a backbone on the images in DATA.
+
+    Fits a tokenizer and tokenises first where nothing is there yet. The same command continues an interrupted run, to bitwise the
+    same weights on the same machine in fp32.
+    """
+    from mapet.config import load_recipe
+    from mapet.training.pretrain import pretrain as run_pretraining
+
+    overrides = [*(set_ or [])]
+    if max_unreadable is not None:
+        overrides.append(f"mechanics.max_unreadable={max_unreadable}")
+    run = run_pretraining(data, load_recipe(recipe, overrides), out, tokenizer=tokenizer, tokens=tokens)
+    print(f"Backbone: {run.backbone}")
+    print(f"Next: mapet evaluate knn,linear {run.path}    mapet report {run.path}")

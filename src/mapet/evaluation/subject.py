@@ -1,0 +1,145 @@
+"""What is judged: a frozen backbone, labelled images to learn from and others to be judged on.
+
+Features that need no gradient are extracted once and shared by all protocols.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+
+from mapet.compat import VisionTransformer
+from mapet.data.loader import UnreadableImages, make_loader, sequential_batches
+from mapet.data.sources import ImageSource
+from mapet.data.views import FixedView, View, normalise
+from mapet.errors import DataError, SettingsError, nearest
+from mapet.models.saved import BackboneRecipe
+from mapet.runtime.progress import progress
+
+POOLS = ("mean", "cls", "both")
+BATCH_SIZE = 256
+
+
+@dataclass(frozen=True)
+class FeatureSet:
+    """Features of labelled images.
+
+    Args:
+        mean: (n, D) float32, mean over the patch tokens behind the final norm.
+        cls: (n, D) float32, the class token behind the final norm; (n, 0) without one.
+        labels: (n,) int64.
+    """
+
+    mean: Tensor
+    cls: Tensor
+    labels: Tensor
+
+    def pooled(self, pool: str) -> Tensor:
+        """(n, D) or, for "both", (n, 2D).
+
+        Raises:
+            SettingsError: There is no such pooling, or the backbone has no class token.
+        """
+        if pool not in POOLS:
+            raise SettingsError(f"There is no pooling '{pool}'. {nearest(pool, POOLS)}")
+        if pool != "mean" and self.cls.shape[1] == 0:
+            raise SettingsError(f"This backbone has no class token, so that pooling '{pool}' is impossible. Use 'mean'.")
+        return {"mean": self.mean, "cls": self.cls, "both": torch.cat([self.cls, self.mean], dim=1)}[pool]
+
+
+class Subject:
+    """A frozen backbone and the images it is judged with.
+
+    Args:
+        title: What to call it while it works ("pre-trained").
+        backbone: Moved to `device`, in evaluation mode.
+        recipe: How it is fed.
+        train: Labelled images to learn from.
+        test: Labelled images to be judged on.
+        device: Where to compute.
+        workers: Processes that decode images.
+        unreadable: Counts images that cannot be decoded.
+    """
+
+    def __init__(
+        self,
+        title: str,
+        backbone: VisionTransformer,
+        recipe: BackboneRecipe,
+        train: ImageSource,
+        test: ImageSource,
+        *,
+        device: torch.device,
+        workers: int,
+        unreadable: UnreadableImages,
+    ) -> None:
+        self.title, self.recipe, self.device = title, recipe, device
+        self.backbone = backbone.to(device).eval().requires_grad_(False)
+        self.train, self.test = train, test
+        self.workers, self.unreadable = workers, unreadable
+
+    @property
+    def num_classes(self) -> int:
+        """One more than the largest label."""
+        assert self.train.labels is not None
+        assert self.test.labels is not None
+        return int(max(self.train.labels.max(), self.test.labels.max())) + 1
+
+    @cached_property
+    def train_features(self) -> FeatureSet:
+        """Of the training images, in the view that the backbone was pre-trained on."""
+        return self.extract(self.train, FixedView(self.recipe.image_size), "training")
+
+    @cached_property
+    def test_features(self) -> FeatureSet:
+        """Of the test images, in the view that the backbone was pre-trained on."""
+        return self.extract(self.test, FixedView(self.recipe.image_size), "test")
+
+    def extract(self, source: ImageSource, view: View, part: str) -> FeatureSet:
+        """Features of every readable image of `source`, in its order."""
+        loader = make_loader(source, view, sequential_batches(len(source), BATCH_SIZE), self.workers)
+        means, classes, labels = [], [], []
+        with progress(f"Features of {part} images, {self.title}", len(source)) as bar:
+            for loaded in loader:
+                self.unreadable.record(loaded.unreadable)
+                mean, cls = self.features(loaded.images)
+                means.append(mean)
+                classes.append(cls)
+                labels.append(loaded.labels)
+                bar.advance(len(loaded.keys) + len(loaded.unreadable))
+        return FeatureSet(torch.cat(means), torch.cat(classes), torch.cat(labels).to(self.device))
+
+    @torch.inference_mode()
+    def features(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean of the patches and class token behind the final norm.
+
+        Args:
+            images: (B, 3, H, W) uint8.
+
+        Returns:
+            (B, D) each; the second is (B, 0) without a class token.
+        """
+        backbone = self.backbone
+        tokens = backbone.forward_features(normalise(images.to(self.device, non_blocking=True), self.recipe.mean, self.recipe.std))
+        if isinstance(backbone.norm, nn.Identity):
+            tokens = backbone.fc_norm(tokens)
+        cls = tokens[:, 0] if backbone.cls_token is not None else tokens[:, 0, :0]
+        return tokens[:, backbone.num_prefix_tokens :].mean(dim=1).float(), cls.float()
+
+
+def check_labels(source: ImageSource) -> None:
+    """Refuses images without at least two classes.
+
+    Raises:
+        DataError: Says how to give labels.
+    """
+    classes = 0 if source.labels is None else len(set(source.labels.tolist()))
+    if classes < 2:
+        raise DataError(
+            f"An evaluation needs labelled images of at least two classes; {source.location} has "
+            f"{'no labels' if classes == 0 else 'one class'}. Sort the images into one folder a class, or use Parquet with a "
+            "column 'label'."
+        )

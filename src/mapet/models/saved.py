@@ -1,0 +1,75 @@
+"""A backbone on disk: weights, and what timm needs to build the model that they belong to.
+
+backbone/model.json            timm's name and keyword arguments, image size, normalisation, seed
+backbone/weights.safetensors   the state_dict of that timm model, strict
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from mapet.compat import VisionTransformer
+from mapet.errors import ModelError
+from mapet.models.backbone import create_backbone
+from mapet.models.weights import load_strictly
+from mapet.runtime.files import atomic_directory, write_json
+from mapet.runtime.run_directory import read_json
+from mapet.runtime.seeding import seeded_globally
+
+
+@dataclass(frozen=True)
+class BackboneRecipe:
+    """How to build a backbone and feed it.
+
+    Args:
+        name: A timm model.
+        options: Keyword arguments of `timm.create_model`.
+        image_size: Side of its images in pixels.
+        mean: Per channel, subtracted from images in [0, 1].
+        std: Per channel, divided by.
+        seed: Of the run, from which its random initialisation was drawn.
+    """
+
+    name: str
+    options: dict[str, Any]
+    image_size: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    seed: int
+
+    def build(self, **options: Any) -> VisionTransformer:
+        """The backbone at its random initialisation, a function of `seed` alone."""
+        with seeded_globally(self.seed, "backbone"):
+            return create_backbone(self.name, **self.options, **options)
+
+
+def save_backbone(folder: Path, recipe: BackboneRecipe, backbone: VisionTransformer) -> None:
+    """Writes the folder atomically."""
+    with atomic_directory(folder) as partial:
+        weights = {name: value.detach().cpu().contiguous() for name, value in backbone.state_dict().items()}
+        save_file(weights, partial / "weights.safetensors")
+        write_json(partial / "model.json", asdict(recipe))
+
+
+def load_backbone(folder: Path) -> tuple[VisionTransformer, BackboneRecipe]:
+    """The backbone saved in `folder`, in evaluation mode on the CPU.
+
+    Raises:
+        ModelError: There is none, or its files do not belong together.
+    """
+    description, weights = folder / "model.json", folder / "weights.safetensors"
+    if not description.is_file() or not weights.is_file():
+        raise ModelError(f"There is no backbone in {folder}. It is written when a pre-training ends; let it finish first.")
+    values = read_json(description)
+    recipe = BackboneRecipe(**(values | {"mean": tuple(values["mean"]), "std": tuple(values["std"])}))
+    backbone = create_backbone(recipe.name, **recipe.options)
+    try:
+        load_strictly(backbone, load_file(weights))
+    except SafetensorError as error:
+        raise ModelError(f"{weights} is damaged: {error}.") from None
+    return backbone.eval(), recipe

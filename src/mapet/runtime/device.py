@@ -1,0 +1,31 @@
+"""Which device to use, and the numbers it computes in."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+
+import torch
+
+from mapet.errors import SettingsError
+
+
+def choose_device(name: str = "auto") -> torch.device:
+    """`auto` is CUDA where there is one, then Apple's GPU, then the CPU.
+
+    Raises:
+        SettingsError: The name is not a device, or this machine has no such device.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise SettingsError(f"The device '{name}' cannot be used here: {reason}. Allowed: auto, cpu, cuda, cuda:N, mps.") from None
+    return device
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager:
+    """A context in which matrix products run in `precision`: "fp32" as they are, "bf16" under autocast."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")

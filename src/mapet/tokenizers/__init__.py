@@ -1,0 +1,1 @@
+"""Tokenizers: what turns every patch of an image into one visual token."""

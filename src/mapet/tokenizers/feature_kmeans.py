@@ -1,0 +1,45 @@
+"""Tokens as clusters of patch features: the recipe of k-CLIP, with any features."""
+
+from __future__ import annotations
+
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from mapet.tokenizers.base import Tokenizer
+from mapet.tokenizers.features import FeatureExtractor, create_features
+from mapet.tokenizers.nearest import nearest_centroid
+
+
+class FeatureKMeans(Tokenizer):
+    """The token of a patch is the id of the centroid nearest to its feature, in Euclidean distance.
+
+    Args:
+        features: A fitted extractor of patch features.
+        centroids: (vocab_size, features.dim) float32.
+    """
+
+    kind = "feature_kmeans"
+    centroids: Tensor
+
+    def __init__(self, features: FeatureExtractor, centroids: Tensor) -> None:
+        super().__init__(len(centroids), features.grid_size, features.image_size)
+        self.features = features
+        self.register_buffer("centroids", centroids)
+        self.eval().requires_grad_(False)
+
+    def tokens(self, images: Tensor) -> Tensor:
+        """Ids (B, gh, gw) int64 of images (B, 3, image_size, image_size) in [0, 1]."""
+        features = self.features(images)
+        return nearest_centroid(features.flatten(0, 2), self.centroids).view(features.shape[:3])
+
+    def settings(self) -> dict[str, Any]:
+        """Vocabulary and features."""
+        return {"vocab_size": self.vocab_size, "features": self.features.settings()}
+
+    @classmethod
+    def from_settings(cls, settings: dict[str, Any]) -> Self:
+        """Builds it from `settings`, with centroids that are NaN until they are loaded."""
+        features = create_features(**settings["features"])
+        return cls(features, torch.full((settings["vocab_size"], features.dim), float("nan")))

@@ -1,0 +1,1 @@
+"""From a batch to a finished run: step, schedule, checkpoints, trainer."""

@@ -1,0 +1,127 @@
+"""Checkpoints that are either complete or not there.
+
+    checkpoints/step-00001500/model.safetensors       the objective: backbone, mask token, head
+                              optimizer.safetensors   AdamW's moments and step counts, by parameter name
+                              checkpoint.json         step, hash of the science, SHA-256 of both files
+
+Nothing else is needed to continue exactly: order, corruption, jitter and drop path are functions of the step. A folder is written
+beside its place and renamed when everything in it is on disk; a damaged one is passed over for the one before it.
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from mapet.errors import CheckpointError
+from mapet.models.weights import load_strictly
+from mapet.runtime.files import atomic_directory, sha256, storage_errors, write_json
+from mapet.runtime.progress import say
+from mapet.runtime.run_directory import read_json
+
+_FILES = ("model.safetensors", "optimizer.safetensors")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A complete checkpoint on disk.
+
+    Args:
+        path: Its folder.
+        step: Optimizer steps taken.
+        science_hash: Of the settings that it was trained with.
+    """
+
+    path: Path
+    step: int
+    science_hash: str
+
+
+def save_checkpoint(
+    folder: Path, step: int, science_hash: str, objective: nn.Module, optimizer: torch.optim.Optimizer, keep: int
+) -> Checkpoint:
+    """Writes the state after `step` steps below `folder` and removes all but the newest `keep` checkpoints.
+
+    Raises:
+        StorageError: The disk is full or not writable; older checkpoints are untouched.
+    """
+    path = folder / f"step-{step:08d}"
+    with storage_errors(path):
+        folder.mkdir(parents=True, exist_ok=True)
+    with atomic_directory(path) as partial:
+        _save(_contiguous(objective.state_dict()), partial / _FILES[0])
+        _save(_optimizer_tensors(objective, optimizer), partial / _FILES[1])
+        checksums = {name: sha256(partial / name) for name in _FILES}
+        write_json(partial / "checkpoint.json", {"step": step, "science_hash": science_hash, "sha256": checksums})
+    for old in sorted(folder.glob("step-*"))[:-keep]:
+        shutil.rmtree(old)
+    return Checkpoint(path, step, science_hash)
+
+
+def newest_checkpoint(folder: Path) -> Checkpoint | None:
+    """The newest complete checkpoint below `folder`; damaged ones are reported and passed over.
+
+    Raises:
+        CheckpointError: There are checkpoints, and every one is damaged.
+    """
+    candidates = sorted(folder.glob("step-*"), reverse=True)
+    for path in candidates:
+        try:
+            return _verified(path)
+        except CheckpointError as error:
+            say(f"Passing over a damaged checkpoint: {error}")
+    if candidates:
+        raise CheckpointError(
+            f"All {len(candidates)} checkpoints below {folder} are damaged. Delete that folder to start the run again from step 0."
+        )
+    return None
+
+
+def load_checkpoint(checkpoint: Checkpoint, objective: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Puts weights and optimizer state back, strictly."""
+    load_strictly(objective, load_file(checkpoint.path / _FILES[0]))
+    moments = load_file(checkpoint.path / _FILES[1])
+    names = _parameter_names(objective, optimizer)
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in moments.items():
+        name, _, quantity = key.rpartition(":")
+        state.setdefault(names.index(name), {})[quantity] = value
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _verified(path: Path) -> Checkpoint:
+    header: dict[str, Any] = read_json(path / "checkpoint.json")
+    for name, expected in header["sha256"].items():
+        if not (path / name).is_file() or sha256(path / name) != expected:
+            raise CheckpointError(f"{path / name} is not what was written (cut off or changed).")
+    return Checkpoint(path, header["step"], header["science_hash"])
+
+
+def _save(tensors: dict[str, Tensor], path: Path) -> None:
+    try:
+        save_file(tensors, path)
+    except SafetensorError as error:  # safetensors reports a full disk in an exception of its own
+        raise OSError(str(error)) from error
+
+
+def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.contiguous() for name, value in tensors.items()}
+
+
+def _optimizer_tensors(objective: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    names = _parameter_names(objective, optimizer)
+    state = optimizer.state_dict()["state"]
+    return {f"{names[index]}:{name}": value.contiguous() for index, entry in state.items() for name, value in entry.items()}
+
+
+def _parameter_names(objective: nn.Module, optimizer: torch.optim.Optimizer) -> list[str]:
+    """Names in the order in which the optimizer numbers its parameters."""
+    names = {id(parameter): name for name, parameter in objective.named_parameters()}
+    return [names[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]

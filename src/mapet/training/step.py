@@ -1,0 +1,122 @@
+"""One optimizer step: corrupt, predict, normalise over the whole batch, clip, move. No host sync on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mapet.config.settings import PretrainSettings
+from mapet.data.batch import Batch
+from mapet.data.jitter import color_jitter
+from mapet.data.views import normalise
+from mapet.objectives.base import Objective, ObjectiveOutput
+from mapet.objectives.masking import narrow_corruption
+from mapet.runtime.device import autocast
+from mapet.runtime.seeding import derive_seed, seeded_generator
+
+
+@dataclass(frozen=True)
+class StepSums:
+    """What one step adds up, on the device.
+
+    Args:
+        loss: Scalar, summed over targets.
+        targets: Scalar, their number.
+        metrics: Name to scalar sum over targets.
+        gradient_norm: Scalar, before clipping.
+    """
+
+    loss: Tensor
+    targets: Tensor
+    metrics: dict[str, Tensor]
+    gradient_norm: Tensor
+
+
+class TrainingStep:
+    """Applies optimizer steps to an objective.
+
+    Once a loss or gradient is not finite, `halted_at` holds that step and the optimizer no longer moves, decided on the device:
+    whoever reads `halted_at` later finds the weights as they were before that step.
+
+    Args:
+        objective: Trained in place.
+        optimizer: A fused optimizer, which skips its step where `found_inf` is set.
+        settings: Of the run.
+        device: Where objective and batches are.
+    """
+
+    def __init__(
+        self, objective: Objective, optimizer: torch.optim.Optimizer, settings: PretrainSettings, device: torch.device
+    ) -> None:
+        self.objective, self.optimizer, self.settings, self.device = objective, optimizer, settings, device
+        self.halted_at = torch.full((), -1, dtype=torch.int64, device=device)
+        self._parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+    def __call__(self, images: Tensor, token_ids: Tensor | None, step: int, learning_rate: float) -> StepSums:
+        """Takes step number `step` on images (B, 3, H, W) uint8 and their tokens (B, N_p), both on the device."""
+        self._seed_drop_path(step)
+        batch = self._augment(images, token_ids, step)
+        outputs = [self._backward(micro, corruption) for micro, corruption in self._micro_batches(batch, step)]
+        sums = _add_up(outputs)
+        gradient_norm = self._normalise_and_clip(sums["targets"])
+        self._move(step, learning_rate, finite=torch.isfinite(sums["loss"]) & torch.isfinite(gradient_norm))
+        metrics = {name: value for name, value in sums.items() if name not in ("loss", "targets")}
+        return StepSums(sums["loss"], sums["targets"], metrics, gradient_norm)
+
+    def _seed_drop_path(self, step: int) -> None:
+        """Drop path draws from torch's global generators, which this makes a function of the step."""
+        torch.manual_seed(derive_seed(self.settings.seed, "drop path", step))
+
+    def _augment(self, images: Tensor, token_ids: Tensor | None, step: int) -> Batch:
+        training = self.settings.training
+        scaled = images.float() / 255
+        if training.color_jitter > 0:
+            generator = seeded_generator(self.settings.seed, "color jitter", step, device=self.device)
+            scaled = color_jitter(scaled, training.color_jitter, generator)
+        return Batch(normalise(scaled, training.mean, training.std), token_ids)
+
+    def _micro_batches(self, batch: Batch, step: int) -> Iterator[tuple[Batch, Any]]:
+        """The batch in parts; what is hidden is drawn for the whole, so that it does not depend on the parts."""
+        generator = seeded_generator(self.settings.seed, "corruption", step, device=self.device)
+        corruption = self.objective.corrupt(batch, generator)
+        size = self.settings.mechanics.micro_batch or len(batch.images)
+        for start in range(0, len(batch.images), size):
+            part = slice(start, start + size)
+            ids = None if batch.token_ids is None else batch.token_ids[part]
+            yield Batch(batch.images[part], ids), narrow_corruption(corruption, part)
+
+    def _backward(self, batch: Batch, corruption: Any) -> ObjectiveOutput:
+        with autocast(self.device, self.settings.training.precision):
+            output = self.objective(batch, corruption)
+        output.loss_sum.backward()
+        return output
+
+    def _normalise_and_clip(self, num_targets: Tensor) -> Tensor:
+        """Turns gradients of the summed loss into those of the mean over all targets; returns their norm before clipping."""
+        gradients = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
+        for gradient in gradients:
+            gradient.div_(num_targets.clamp(min=1))
+        clip_norm = self.settings.training.clip_norm
+        norm = torch.nn.utils.get_total_norm(gradients)
+        if clip_norm is not None:
+            torch.nn.utils.clip_grads_with_norm_(self._parameters, clip_norm, norm)
+        return norm
+
+    def _move(self, step: int, learning_rate: float, finite: Tensor) -> None:
+        self.halted_at = torch.where((self.halted_at < 0) & ~finite, step, self.halted_at)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        self.optimizer.grad_scale = None  # type: ignore[attr-defined]
+        self.optimizer.found_inf = (self.halted_at >= 0).float()  # type: ignore[attr-defined]
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+
+def _add_up(outputs: list[ObjectiveOutput]) -> dict[str, Tensor]:
+    """Loss, targets and metrics summed over micro-batches."""
+    each = [{"loss": out.loss_sum.detach(), "targets": out.num_targets, **out.metrics} for out in outputs]
+    return {name: torch.stack([sums[name] for sums in each]).sum(dim=0) for name in each[0]}

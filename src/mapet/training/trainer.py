@@ -1,0 +1,196 @@
+"""The training loop: load, step, log, checkpoint, until done or asked to stop."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+
+from mapet.config.settings import PretrainSettings
+from mapet.data.loader import LoadedBatch, make_loader, step_batches
+from mapet.data.sources import ImageSource
+from mapet.data.views import FixedView
+from mapet.errors import CheckpointError, NonFiniteLossError
+from mapet.objectives.base import Objective
+from mapet.runtime.files import write_json
+from mapet.runtime.interrupt import InterruptedRunError, StopRequest
+from mapet.runtime.progress import ProgressBar, progress, say
+from mapet.runtime.run_directory import RunDirectory
+from mapet.token_store.read import TokenStore
+from mapet.training.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
+from mapet.training.optim import learning_rate, make_optimizer
+from mapet.training.step import StepSums, TrainingStep
+
+
+class Trainer:
+    """Trains an objective on a source and its stored tokens, from wherever the run directory left off.
+
+    Args:
+        objective: Trained in place; moved to `device`.
+        source: The images, every one of which `store` knows.
+        store: Their visual tokens; None for objectives that predict something else.
+        settings: Of the run.
+        run: Where everything is written.
+        device: Where to compute.
+    """
+
+    def __init__(
+        self,
+        objective: Objective,
+        source: ImageSource,
+        store: TokenStore | None,
+        settings: PretrainSettings,
+        run: RunDirectory,
+        device: torch.device,
+    ) -> None:
+        self.objective, self.source, self.store = objective.to(device), source, store
+        self.settings, self.run_directory, self.device = settings, run, device
+        self.optimizer = make_optimizer(objective, settings.training)
+        self.training_step = TrainingStep(objective, self.optimizer, settings, device)
+        self.steps_per_epoch = step_batches(len(source), settings.training.batch_size, settings.seed, 0, 0).steps_per_epoch
+        self.total_steps = settings.training.steps or max(1, round((settings.training.epochs or 0) * self.steps_per_epoch))
+        self.warmup_steps = settings.training.warmup_steps + round(settings.training.warmup_epochs * self.steps_per_epoch)
+        self.first_step = self._resume()
+        self._recent: deque[tuple[int, list[str]]] = deque(maxlen=settings.mechanics.log_every)
+
+    def run(self) -> None:
+        """Takes all steps that are left.
+
+        Raises:
+            NonFiniteLossError: The loss or its gradient is not finite; the weights are those before that step.
+            InterruptedRunError: SIGINT or SIGTERM came; a checkpoint was written.
+        """
+        mechanics, log = self.settings.mechanics, _Log(self)
+        self.objective.train()
+        with (
+            StopRequest() as stop,
+            progress("Pre-training", self.total_steps, self.first_step) as bar,
+            SummaryWriter(str(self.run_directory.tensorboard), purge_step=self.first_step) as board,
+        ):
+            batches = log.timed(self._load())
+            for step, (images, token_ids) in enumerate(batches, self.first_step):
+                rate = learning_rate(step, self.total_steps, self.warmup_steps, self.settings.training)
+                log.add(self.training_step(images, token_ids, step, rate), len(images))
+                done = step + 1
+                last = done == self.total_steps or stop.requested
+                if self.device.type == "cpu" or done % mechanics.log_every == 0 or last:
+                    self._check_finite()
+                if done % mechanics.log_every == 0 or last:
+                    log.write(done, rate, bar, board)
+                if done % mechanics.checkpoint_every == 0 or last:
+                    self._save(done)
+                bar.advance()
+                if stop.requested and done < self.total_steps:
+                    raise InterruptedRunError(f"Stopped after step {done}. The same command continues from there.")
+
+    def _load(self) -> Iterable[tuple[Tensor, Tensor | None]]:
+        """Images (B, 3, H, W) uint8 and tokens (B, N_p) of every step that is left, on the device."""
+        settings = self.settings
+        batches = step_batches(len(self.source), settings.training.batch_size, settings.seed, self.first_step, self.total_steps)
+        view = FixedView(settings.image_size)
+        loader = make_loader(self.source, view, batches, settings.mechanics.workers, settings.seed)
+        for step, loaded in enumerate(loader, self.first_step):
+            self._recent.append((step, loaded.keys))
+            yield loaded.images.to(self.device, non_blocking=True), self._tokens(loaded)
+
+    def _tokens(self, loaded: LoadedBatch) -> Tensor | None:
+        if self.store is None:
+            return None
+        ids = torch.from_numpy(self.store.lookup(loaded.keys)).flatten(1)
+        return ids.to(self.device, non_blocking=True)
+
+    def _resume(self) -> int:
+        """Loads the newest checkpoint, if there is one, and returns the step to go on with."""
+        checkpoint = newest_checkpoint(self.run_directory.checkpoints)
+        if checkpoint is None:
+            self.run_directory.forget_metrics_after(0)
+            return 0
+        if checkpoint.science_hash != self.settings.science_hash:
+            raise CheckpointError(f"{checkpoint.path} was trained with other settings than {self.run_directory.config}.")
+        load_checkpoint(checkpoint, self.objective, self.optimizer)
+        self.run_directory.forget_metrics_after(checkpoint.step)
+        if checkpoint.step < self.total_steps:
+            say(f"Continuing from step {checkpoint.step} of {self.total_steps}.")
+        return checkpoint.step
+
+    def _save(self, step: int) -> None:
+        folder, keep = self.run_directory.checkpoints, self.settings.mechanics.keep_checkpoints
+        save_checkpoint(folder, step, self.settings.science_hash, self.objective, self.optimizer, keep)
+
+    def _check_finite(self) -> None:
+        step = int(self.training_step.halted_at)
+        if step < 0:
+            return
+        keys = dict(self._recent).get(step, [])
+        path = self.run_directory.path / "nonfinite.json"
+        write_json(path, {"step": step, "sample_keys": keys})
+        raise NonFiniteLossError(
+            f"The loss or its gradient is not finite at step {step}. The optimizer did not move; the last checkpoint is intact. "
+            f"Sample keys of that batch: {', '.join(keys[:4])} ... (all {len(keys)} in {path}). "
+            "A lower training.lr, a longer warm-up or training.precision=fp32 usually helps."
+        )
+
+
+class _Log:
+    """Sums over the steps since the last entry, kept on the device until they are written."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        self.trainer = trainer
+        self.began = time.perf_counter()
+        self._clear()
+
+    def timed(self, batches: Iterable[tuple[Tensor, Tensor | None]]) -> Iterable[tuple[Tensor, Tensor | None]]:
+        """Passes batches on and adds up how long each was waited for."""
+        iterator = iter(batches)
+        while True:
+            start = time.perf_counter()
+            batch = next(iterator, None)
+            self.waited += time.perf_counter() - start
+            if batch is None:
+                return
+            yield batch
+
+    def add(self, sums: StepSums, images: int) -> None:
+        """Adds one step."""
+        self.steps.append(sums)
+        self.images += images
+
+    def write(self, step: int, rate: float, bar: ProgressBar, board: SummaryWriter) -> None:
+        """Writes one entry to metrics.jsonl, TensorBoard and the progress bar, and starts the next."""
+        targets = float(torch.stack([sums.targets for sums in self.steps]).sum())
+        seconds = time.perf_counter() - self.window_began
+        names = self.steps[0].metrics
+        means = {name: float(torch.stack([sums.metrics[name] for sums in self.steps]).sum()) / max(1, targets) for name in names}
+        if "correct" in means:
+            means["token_accuracy"] = means.pop("correct")
+        entry = {
+            "step": step,
+            "epoch": step / self.trainer.steps_per_epoch,
+            "loss": float(torch.stack([sums.loss for sums in self.steps]).sum()) / max(1, targets),
+            **means,
+            "lr": rate,
+            "gradient_norm": float(self.steps[-1].gradient_norm),
+            "images_per_second": self.images / seconds,
+            "waiting": self.waited / seconds,
+            "seconds": time.perf_counter() - self.began,
+        }
+        self.trainer.run_directory.append_metrics(entry)
+        for name, value in entry.items():
+            board.add_scalar(name, value, step)
+        bar.note(_note(entry))
+        self._clear()
+
+    def _clear(self) -> None:
+        self.steps: list[StepSums] = []
+        self.images = 0
+        self.waited = 0.0
+        self.window_began = time.perf_counter()
+
+
+def _note(entry: dict[str, float]) -> str:
+    accuracy = f"accuracy {entry['token_accuracy']:.3f}  " if "token_accuracy" in entry else ""
+    return f"loss {entry['loss']:.3f}  {accuracy}{entry['images_per_second']:.0f} images/s  waiting {entry['waiting']:.0%}"

@@ -1,0 +1,56 @@
+"""Backbones: what can be pre-trained, and what is refused in words."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from mapet.compat import timm
+from mapet.errors import ModelError
+from mapet.models import create_backbone
+from mapet.models.backbone import embed_patches
+
+
+def test_is_the_timm_model_untouched() -> None:
+    torch.manual_seed(0)
+    ours = create_backbone("vit_tiny_patch16_224", depth=1)
+    torch.manual_seed(0)
+    theirs = timm.create_model("vit_tiny_patch16_224", depth=1)
+    assert type(ours) is type(theirs)
+    theirs.load_state_dict(ours.state_dict(), strict=True)
+    assert all(torch.equal(one, two) for one, two in zip(ours.parameters(), theirs.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("size", "context", "parameters"), [("tiny", 49, 7_110_272), ("small", 49, 24_829_184), ("base", 59, 92_117_504)]
+)
+def test_published_parameter_counts(size: str, context: int, parameters: int) -> None:
+    from mapet.objectives import create_objective
+
+    with torch.device("meta"):
+        backbone = create_backbone(f"vit_{size}_patch16_224", init_values=0.1, num_classes=0)
+        objective = create_objective("mapet", backbone=backbone, vocab_size=8192, num_context=context)
+    assert sum(parameter.numel() for parameter in objective.parameters()) == parameters
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("vit_tinny_patch16_224", {}, "Did you mean 'vit_tiny_patch16_224'"),
+        ("resnet18", {}, "ResNet is not a timm VisionTransformer"),
+        ("vit_tiny_patch16_224", {"img_size": 100}, r"image size \(100, 100\) is not a multiple of the patch size \(16, 16\)"),
+        ("vit_tiny_patch16_224", {"colour": 3}, "cannot build"),
+        ("vit_tiny_patch16_224", {"pos_embed": "none"}, "learned position embeddings"),
+        ("vit_base_patch16_xp_224", {}, "two-stream attention"),
+    ],
+    ids=["unknown", "not a ViT", "patch", "argument", "no positions", "other blocks"],
+)
+def test_refuses_in_words(name: str, options: dict, message: str) -> None:
+    with pytest.raises(ModelError, match=message):
+        create_backbone(name, **options)
+
+
+def test_refuses_images_of_another_size() -> None:
+    backbone = create_backbone("vit_tiny_patch16_224", img_size=32, depth=1)
+    with pytest.raises(ModelError, match=r"images are \(48, 48\) pixels, the backbone was built for \(32, 32\)"):
+        embed_patches(backbone, torch.zeros(1, 3, 48, 48))
