@@ -40,5 +40,15 @@ import timm  # noqa: E402  (only importable once torchvision is)
 from timm.layers.attention import Attention  # noqa: E402
 from timm.models import checkpoint_seq  # noqa: E402
 from timm.models.vision_transformer import Block, VisionTransformer  # noqa: E402
+from timm.optim import param_groups_weight_decay  # noqa: E402  # pyright: ignore[reportPrivateImportUsage]
 
-__all__ = ["DECLARED_OPERATORS", "Attention", "Block", "VisionTransformer", "checkpoint_seq", "import_torchvision", "timm"]
+__all__ = [
+    "DECLARED_OPERATORS",
+    "Attention",
+    "Block",
+    "VisionTransformer",
+    "checkpoint_seq",
+    "import_torchvision",
+    "param_groups_weight_decay",
+    "timm",
+]

@@ -8,9 +8,10 @@ MapetError
 │   ├── TokenizerError      a tokenizer or its input
 │   ├── TokenStoreError     stored tokens that do not belong to these images
 │   └── CheckpointError     a run that cannot be continued
-└── FailedRunError          the request was fine, the run was not       (exit code 1)
-    ├── NonFiniteLossError  NaN or infinity in the loss or its gradient
-    └── StorageError        the disk is full or not writable
+├── FailedRunError          the request was fine, the run was not       (exit code 1)
+│   ├── NonFiniteLossError  NaN or infinity in the loss or its gradient
+│   └── StorageError        the disk is full or not writable
+└── InterruptedRunError     Ctrl-C or SIGTERM, after a checkpoint       (exit code 130)
 
 A message says what was wrong, the value found, what is allowed, and the way out.
 """
@@ -67,6 +68,12 @@ class NonFiniteLossError(FailedRunError):
 
 class StorageError(FailedRunError):
     """The disk is full or not writable; what was written before is intact."""
+
+
+class InterruptedRunError(MapetError):
+    """The user or the scheduler asked the run to stop; everything needed to continue is on disk."""
+
+    exit_code = 130
 
 
 def nearest(name: str, allowed: Iterable[str]) -> str:

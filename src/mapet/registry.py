@@ -37,7 +37,7 @@ class Registry(Generic[T]):
         """The thing called `name`, or the one at `package.module:Attribute`."""
         target = self._entries.get(name, name)
         module_name, _, attribute = target.partition(":")
-        if not attribute:
+        if not attribute or not module_name or module_name.startswith("."):
             raise SettingsError(f"There is no {self.kind} called '{name}'. {nearest(name, self)}")
         try:
             return getattr(importlib.import_module(module_name), attribute)

@@ -106,7 +106,13 @@ def replace_patches(batch: Batch, patches: Tensor) -> Batch:
 @pytest.mark.parametrize("name", ["mim", "pim", "mapet"])
 @pytest.mark.parametrize(
     "options",
-    [{"class_token": False, "global_pool": "avg"}, {"reg_tokens": 2}, {"no_embed_class": True}, {"qk_norm": True}, {"pre_norm": True}],
+    [
+        {"class_token": False, "global_pool": "avg"},
+        {"reg_tokens": 2},
+        {"no_embed_class": True},
+        {"qk_norm": True},
+        {"pre_norm": True},
+    ],
     ids=lambda options: next(iter(options)),
 )
 def test_other_plain_vits_can_be_pretrained(name: str, options: dict) -> None:

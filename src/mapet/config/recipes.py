@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -27,7 +28,10 @@ def recipe_text(recipe: str) -> str:
         raise SettingsError(f"There is no recipe '{recipe}'. {nearest(recipe, recipe_names())} Or give the path of a YAML file.")
     if not path.is_file():
         raise SettingsError(f"The recipe file {path} does not exist.")
-    return path.read_text(encoding="utf-8")
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise SettingsError(f"The recipe file {path} is not text (UTF-8).") from None
 
 
 def load_recipe(recipe: str, overrides: Sequence[str] = ()) -> PretrainSettings:
@@ -36,12 +40,10 @@ def load_recipe(recipe: str, overrides: Sequence[str] = ()) -> PretrainSettings:
     Raises:
         SettingsError: The recipe, a key or a value is wrong.
     """
-    try:
-        values = yaml.safe_load(recipe_text(recipe))
-    except yaml.YAMLError as error:
-        raise SettingsError(f"The recipe '{recipe}' is not valid YAML: {error}") from None
+    values = _parse_yaml(recipe_text(recipe), f"The recipe '{recipe}'")
     if not isinstance(values, dict):
         raise SettingsError(f"The recipe '{recipe}' holds no settings. `mapet recipes digits` prints one that does.")
+    values = {name: value for name, value in values.items() if value is not None}  # a section with every line commented out
     for override in overrides:
         _apply(values, override)
     return parse_settings(values)
@@ -54,8 +56,22 @@ def parse_options(pairs: Sequence[str]) -> dict[str, Any]:
         key, equals, text = pair.partition("=")
         if not equals:
             raise SettingsError(f"An option is given as key=value, not '{pair}'.")
-        options[key] = yaml.safe_load(text)
+        options[key] = _parse_yaml(text, f"The value of '{key}'")
     return options
+
+
+class _Loader(yaml.SafeLoader):
+    """Takes 1e-3 for a number, as YAML 1.2 does; PyYAML would take it for text."""
+
+
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789"))
+
+
+def _parse_yaml(text: str, what: str) -> Any:
+    try:
+        return yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        raise SettingsError(f"{what} is not valid YAML: {error}") from None
 
 
 def _apply(values: dict[str, Any], override: str) -> None:
@@ -64,7 +80,11 @@ def _apply(values: dict[str, Any], override: str) -> None:
     full = key if _is_setting(key, names) else _by_last_part(key, names)
     *sections, last = full.split(".")
     for section in sections:
-        values = values.setdefault(section, {})
+        if values.get(section) is None:
+            values[section] = {}
+        values = values[section]
+        if not isinstance(values, dict):
+            raise SettingsError(f"'{section}' holds {values!r} instead of settings, so that '{full}' cannot be set in it.")
     values[last] = value
     other = {"training.steps": "epochs", "training.epochs": "steps"}.get(full)
     if other:

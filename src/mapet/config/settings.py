@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from mapet.errors import SettingsError, nearest
 
+_Beta = Annotated[float, Field(ge=0, lt=1)]
+_Positive = Annotated[float, Field(gt=0)]
+
 
 class Section(BaseModel):
     """A group of settings; unknown keys are errors."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class BackboneSettings(Section):
@@ -38,7 +41,9 @@ class ObjectiveSettings(Section):
 class TokenizerSettings(Section):
     """How visual tokens are made where no tokenizer is given: k-means over features of patches."""
 
-    image_size: int | None = Field(default=None, ge=1, description="pixels at which images are tokenised; by default the image size")
+    image_size: int | None = Field(
+        default=None, ge=1, description="pixels at which images are tokenised; by default the image size"
+    )
     features: str = "coates"
     options: dict[str, Any] = {}
     vocab_size: int = Field(default=512, ge=2)
@@ -59,14 +64,14 @@ class TrainingSettings(Section):
     warmup_lr: float = Field(default=1e-6, ge=0)
     warmup_epochs: float = Field(default=0, ge=0)
     warmup_steps: int = Field(default=0, ge=0)
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[_Beta, _Beta] = (0.9, 0.999)
     eps: float = Field(default=1e-8, gt=0)
     weight_decay: float = Field(default=0.05, ge=0)
     clip_norm: float | None = Field(default=3.0, gt=0)
     drop_path: float = Field(default=0.1, ge=0, lt=1)
     color_jitter: float = Field(default=0.4, ge=0, le=1)
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    std: tuple[_Positive, _Positive, _Positive] = (0.229, 0.224, 0.225)
     precision: Literal["fp32", "bf16"] = "fp32"
 
     @model_validator(mode="after")
@@ -81,7 +86,11 @@ class Mechanics(Section):
 
     device: str = Field(default="auto", description="auto, cpu, cuda, cuda:1, mps")
     workers: int = Field(default=2, ge=0, description="data loading processes")
-    micro_batch: int | None = Field(default=None, ge=1, description="images per forward pass; the rest of the batch is accumulated")
+    micro_batch: int | None = Field(
+        default=None,
+        ge=1,
+        description="images per forward pass; the rest of the batch is accumulated (drop path then draws otherwise)",
+    )
     activation_checkpointing: bool = False
     checkpoint_every: int = Field(default=500, ge=1, description="optimizer steps between checkpoints")
     keep_checkpoints: int = Field(default=2, ge=1)

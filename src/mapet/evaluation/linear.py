@@ -53,10 +53,13 @@ class LinearProbe(Protocol):
     weight_decay: float = 1e-4
     seed: int = 0
 
-    def accuracy(self, subject: Subject) -> float:
-        """Share of test images that a trained probe classifies rightly, 0 to 1."""
+    def __post_init__(self) -> None:
+        super().__post_init__()
         if self.preset not in PRESETS:
             raise SettingsError(f"There is no preset '{self.preset}' of the linear probe. {nearest(self.preset, PRESETS)}")
+
+    def accuracy(self, subject: Subject) -> float:
+        """Share of test images that a trained probe classifies rightly, 0 to 1."""
         task = _cached_task(self, subject) if self.preset == "cached" else _paper_task(self, subject)
         probe = train_probe(self, task, subject)
         return float((probe(task.test).argmax(dim=1) == task.test_labels).double().mean())

@@ -7,7 +7,8 @@ import json
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar
 
-from mapet.evaluation.subject import Subject
+from mapet.errors import SettingsError, nearest
+from mapet.evaluation.subject import POOLS, Subject
 
 
 @dataclass(frozen=True)
@@ -16,12 +17,19 @@ class Protocol:
 
     Args:
         pool: How patch tokens become one vector: "mean" of the patches, "cls", or "both" side by side.
+
+    Raises:
+        SettingsError: A setting has a value that is not allowed.
     """
 
     name: ClassVar[str]
     version: ClassVar[int] = 1
 
     pool: str = "mean"
+
+    def __post_init__(self) -> None:
+        if self.pool not in POOLS:
+            raise SettingsError(f"There is no pooling '{self.pool}'. {nearest(self.pool, POOLS)}")
 
     def describe(self) -> dict[str, Any]:
         """Name, version and every setting."""
@@ -67,8 +75,9 @@ class Result:
 
     @property
     def file_name(self) -> str:
-        """Under which the result is kept in a run directory."""
-        return f"{self.protocol['name']}-{self.protocol['pool']}-{self.protocol_hash}.json"
+        """Under which the result is kept in a run directory: another protocol or other data, another file."""
+        data = hashlib.sha256(self.data.encode()).hexdigest()[:8]
+        return f"{self.protocol['name']}-{self.protocol['pool']}-{self.protocol_hash}-{data}.json"
 
     def line(self) -> str:
         """The figure for people: against random initialisation, with the hash of its protocol."""

@@ -15,7 +15,7 @@ from mapet.compat import VisionTransformer
 from mapet.data.loader import UnreadableImages, make_loader, sequential_batches
 from mapet.data.sources import ImageSource
 from mapet.data.views import FixedView, View, normalise
-from mapet.errors import DataError, SettingsError, nearest
+from mapet.errors import DataError, SettingsError
 from mapet.models.saved import BackboneRecipe
 from mapet.runtime.progress import progress
 
@@ -41,10 +41,8 @@ class FeatureSet:
         """(n, D) or, for "both", (n, 2D).
 
         Raises:
-            SettingsError: There is no such pooling, or the backbone has no class token.
+            SettingsError: The backbone has no class token.
         """
-        if pool not in POOLS:
-            raise SettingsError(f"There is no pooling '{pool}'. {nearest(pool, POOLS)}")
         if pool != "mean" and self.cls.shape[1] == 0:
             raise SettingsError(f"This backbone has no class token, so that pooling '{pool}' is impossible. Use 'mean'.")
         return {"mean": self.mean, "cls": self.cls, "both": torch.cat([self.cls, self.mean], dim=1)}[pool]
@@ -131,7 +129,7 @@ class Subject:
 
 
 def check_labels(source: ImageSource) -> None:
-    """Refuses images without at least two classes.
+    """Refuses images without at least two classes, or with labels that are none.
 
     Raises:
         DataError: Says how to give labels.
@@ -142,4 +140,9 @@ def check_labels(source: ImageSource) -> None:
             f"An evaluation needs labelled images of at least two classes; {source.location} has "
             f"{'no labels' if classes == 0 else 'one class'}. Sort the images into one folder a class, or use Parquet with a "
             "column 'label'."
+        )
+    if source.labels is not None and source.labels.min() < 0:
+        raise DataError(
+            f"{source.location} has images with the label {source.labels.min()}, which stands for 'unknown' in many test sets. "
+            "Evaluate on images whose labels are known."
         )

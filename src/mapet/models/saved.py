@@ -1,6 +1,6 @@
 """A backbone on disk: weights, and what timm needs to build the model that they belong to.
 
-backbone/model.json            timm's name and keyword arguments, image size, normalisation, seed
+backbone/model.json            timm's name and keyword arguments, image size, normalisation, seed, SHA-256 of the weights
 backbone/weights.safetensors   the state_dict of that timm model, strict
 """
 
@@ -10,14 +10,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from mapet.compat import VisionTransformer
 from mapet.errors import ModelError
 from mapet.models.backbone import create_backbone
 from mapet.models.weights import load_strictly
-from mapet.runtime.files import atomic_directory, write_json
+from mapet.runtime.files import atomic_directory, recover, sha256, write_json
 from mapet.runtime.run_directory import read_json
 from mapet.runtime.seeding import seeded_globally
 
@@ -53,7 +52,7 @@ def save_backbone(folder: Path, recipe: BackboneRecipe, backbone: VisionTransfor
     with atomic_directory(folder) as partial:
         weights = {name: value.detach().cpu().contiguous() for name, value in backbone.state_dict().items()}
         save_file(weights, partial / "weights.safetensors")
-        write_json(partial / "model.json", asdict(recipe))
+        write_json(partial / "model.json", {**asdict(recipe), "weights_sha256": sha256(partial / "weights.safetensors")})
 
 
 def load_backbone(folder: Path) -> tuple[VisionTransformer, BackboneRecipe]:
@@ -62,14 +61,14 @@ def load_backbone(folder: Path) -> tuple[VisionTransformer, BackboneRecipe]:
     Raises:
         ModelError: There is none, or its files do not belong together.
     """
+    folder = recover(folder)
     description, weights = folder / "model.json", folder / "weights.safetensors"
     if not description.is_file() or not weights.is_file():
         raise ModelError(f"There is no backbone in {folder}. It is written when a pre-training ends; let it finish first.")
     values = read_json(description)
+    if values.pop("weights_sha256", None) != sha256(weights):
+        raise ModelError(f"{weights} is not what was written (cut off or changed). Run `mapet pretrain` with the same --out again.")
     recipe = BackboneRecipe(**(values | {"mean": tuple(values["mean"]), "std": tuple(values["std"])}))
     backbone = create_backbone(recipe.name, **recipe.options)
-    try:
-        load_strictly(backbone, load_file(weights))
-    except SafetensorError as error:
-        raise ModelError(f"{weights} is damaged: {error}.") from None
+    load_strictly(backbone, load_file(weights))
     return backbone.eval(), recipe

@@ -17,12 +17,15 @@ def choose_device(name: str = "auto") -> torch.device:
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    allowed = "Allowed: auto, cpu, cuda, cuda:N, mps."
+    if name.partition(":")[0] not in ("cpu", "cuda", "mps"):
+        raise SettingsError(f"There is no device '{name}' to train on. {allowed}")
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
-        raise SettingsError(f"The device '{name}' cannot be used here: {reason}. Allowed: auto, cpu, cuda, cuda:N, mps.") from None
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise SettingsError(f"The device '{name}' cannot be used here: {reason}. {allowed}") from None
     return device
 
 

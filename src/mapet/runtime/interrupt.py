@@ -3,16 +3,10 @@
 from __future__ import annotations
 
 import signal
+from contextlib import suppress
 from types import FrameType
 
-from mapet.errors import MapetError
 from mapet.runtime.progress import say
-
-
-class InterruptedRunError(MapetError):
-    """The user or the scheduler asked the run to stop; everything needed to continue is on disk."""
-
-    exit_code = 130
 
 
 class StopRequest:
@@ -38,4 +32,5 @@ class StopRequest:
         if self.requested and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.requested = True
-        say(f"{signal.Signals(number).name}: finishing this step, then writing a checkpoint. Ctrl-C again stops at once.")
+        with suppress(RuntimeError):  # the signal came in the middle of another line to standard error
+            say(f"{signal.Signals(number).name}: finishing this step, then writing a checkpoint. Ctrl-C again stops at once.")

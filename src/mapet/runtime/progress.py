@@ -93,7 +93,7 @@ def progress(description: str, total: int, start: int = 0) -> Iterator[ProgressB
 
 def say(message: str) -> None:
     """One line to the user, on standard error, above any live bar."""
-    console.print(message, markup=False)
+    console.print(message, markup=False, soft_wrap=True)
 
 
 def format_seconds(seconds: float) -> str:

@@ -16,10 +16,12 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shlex
 import subprocess
 import sys
 import time
-from importlib.metadata import version
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -77,10 +79,8 @@ class RunDirectory:
             return []
         entries = []
         for line in self.metrics.read_text(encoding="utf-8").splitlines():
-            try:
+            with suppress(json.JSONDecodeError):
                 entries.append(json.loads(line))
-            except json.JSONDecodeError:
-                continue
         return entries
 
     def forget_metrics_after(self, step: int) -> None:
@@ -104,10 +104,10 @@ def describe_environment() -> dict[str, Any]:
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     return {
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "commit": _commit(),
         "python": platform.python_version(),
-        "packages": {name: version(name) for name in _PACKAGES},
+        "packages": {name: _version(name) for name in _PACKAGES},
         "platform": platform.platform(terse=True),
         "processor": _processor(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
@@ -116,13 +116,26 @@ def describe_environment() -> dict[str, Any]:
     }
 
 
-def _commit() -> str | None:
-    """The commit of the checkout that this code runs from, with + where files were changed."""
-    here = Path(__file__).parent
+def _version(package: str) -> str | None:
+    """None where it runs from a folder without being installed."""
     try:
-        commit, changes = (
-            subprocess.run(["git", "-C", str(here), *command], capture_output=True, text=True, check=True, timeout=10).stdout
-            for command in (["rev-parse", "--short=12", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _commit() -> str | None:
+    """The commit of the checkout that this code runs from, with + where files were changed; None if it is in no checkout."""
+    here = Path(__file__)
+    commands = (
+        ["ls-files", "--error-unmatch", here.name],  # fails in a .venv inside somebody else's checkout
+        ["rev-parse", "--short=12", "HEAD"],
+        ["status", "--porcelain", "--untracked-files=no"],
+    )
+    try:
+        _, commit, changes = (
+            subprocess.run(["git", "-C", str(here.parent), *command], capture_output=True, text=True, check=True, timeout=10).stdout
+            for command in commands
         )
     except (OSError, subprocess.SubprocessError):
         return None

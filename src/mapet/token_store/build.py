@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -39,6 +39,7 @@ def build_store(
     workers: int = 0,
     device: torch.device | str = "cpu",
     unreadable: UnreadableImages,
+    keys: Sequence[str] | None = None,
     rank: int = 0,
     world: int = 1,
 ) -> TokenStore:
@@ -56,6 +57,7 @@ def build_store(
         workers: Processes that decode images; 0 decodes in this one.
         device: Where the tokenizer runs.
         unreadable: Counts the images of this process that cannot be decoded, and refuses too many.
+        keys: What `image_keys(source)` returned, where that was asked for already; else every image is read.
         rank: Which of `world` processes this is. Every one is called with the same arguments; they share the work by sample
             key, meet only in the folder of the store, and all return the complete store.
         world: Number of processes.
@@ -70,7 +72,7 @@ def build_store(
     space = token_space(tokenizer, view)
     parts = PartFolder(path, space)
     wanted: dict[str, int] = {}
-    for index, key in enumerate(image_keys(source)):
+    for index, key in enumerate(image_keys(source) if keys is None else keys):
         wanted.setdefault(key, index)
     tokenised = {key for part in parts.read_all() for key in part.texts()}
     store = existing_store(path, space)  # after the parts: another rank removes those only once the store has them

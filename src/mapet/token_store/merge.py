@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from mapet.errors import DataError, TokenStoreError
-from mapet.runtime.files import atomic_directory
+from mapet.runtime.files import atomic_directory, recover
 from mapet.runtime.progress import say
 from mapet.token_store.format import HEADER, IDS, KEY_DTYPE, KEYS, TokenSpace, write_header
 from mapet.token_store.parts import PartFolder
@@ -21,7 +21,7 @@ def existing_store(path: Path, space: TokenSpace) -> TokenStore | None:
     Raises:
         TokenStoreError: Something else lies at `path`, or tokens with another meaning.
     """
-    if not path.exists():
+    if not recover(path).exists():
         return None
     names = {entry.name for entry in path.iterdir() if not entry.name.startswith(".")} if path.is_dir() else {path.name}
     if not names:

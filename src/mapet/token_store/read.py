@@ -12,6 +12,7 @@ import numpy as np
 
 from mapet.data.sources import ImageSource
 from mapet.errors import TokenStoreError
+from mapet.runtime.files import recover
 from mapet.token_store.format import (
     KEY_DTYPE,
     KEY_LENGTH,
@@ -47,7 +48,7 @@ class TokenStore:
         Raises:
             TokenStoreError: There is no store, or it is damaged or of another version of the format.
         """
-        path = Path(path)
+        path = recover(path)
         header = read_header(path)
         keys, ids = read_arrays(path, header)
         if verify:
@@ -158,10 +159,14 @@ class TokenStore:
                 f"vocab_size to {self.vocab_size}, or build a store with a tokenizer of {vocab_size} codes: {_build_other()}"
             )
 
-    def match(self, source: ImageSource) -> list[int]:
-        """Reads every image of `source` and finds out which can be trained on.
+    def match(self, source: ImageSource, keys: Sequence[str] | None = None) -> list[int]:
+        """Finds out which images of `source` can be trained on.
 
         Names, order and file times do not matter: an image is what it contains. Progress is shown where there are many.
+
+        Args:
+            source: The images.
+            keys: What `image_keys(source)` returned, where that was asked for already; else every image is read.
 
         Returns:
             The indices of all images that have tokens, ascending; those recorded as unreadable are left out.
@@ -169,7 +174,7 @@ class TokenStore:
         Raises:
             TokenStoreError: An image changed or is new since the store was built, or all of them are unreadable.
         """
-        keys = image_keys(source)
+        keys = image_keys(source) if keys is None else keys
         found = self.contains(keys)
         unknown = [index for index in np.flatnonzero(~found).tolist() if keys[index] not in self.unreadable]
         if unknown:

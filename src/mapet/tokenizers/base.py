@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from mapet.errors import SettingsError, TokenizerError
 from mapet.registry import Registry
-from mapet.runtime.files import atomic_directory, write_json
+from mapet.runtime.files import atomic_directory, recover, write_json
 from mapet.tokenizers.nearest import full_float32
 
 FORMAT = 1
@@ -150,7 +150,7 @@ def load_tokenizer(path: Path | str) -> Tokenizer:
     Raises:
         TokenizerError: There is none, it is damaged or incomplete, or it was written by another version.
     """
-    path = Path(path)
+    path = recover(path)
     description = _read_description(path)
     try:
         kind = TOKENIZERS.get(description["kind"])

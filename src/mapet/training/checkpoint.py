@@ -2,7 +2,7 @@
 
     checkpoints/step-00001500/model.safetensors       the objective: backbone, mask token, head
                               optimizer.safetensors   AdamW's moments and step counts, by parameter name
-                              checkpoint.json         step, hash of the science, SHA-256 of both files
+                              checkpoint.json         step, hash of the science, SHA-256 of both files and of itself
 
 Nothing else is needed to continue exactly: order, corruption, jitter and drop path are functions of the step. A folder is written
 beside its place and renamed when everything in it is on disk; a damaged one is passed over for the one before it.
@@ -10,6 +10,8 @@ beside its place and renamed when everything in it is on disk; a damaged one is 
 
 from __future__ import annotations
 
+import hashlib
+import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,11 +24,12 @@ from torch import Tensor, nn
 
 from mapet.errors import CheckpointError
 from mapet.models.weights import load_strictly
-from mapet.runtime.files import atomic_directory, sha256, storage_errors, write_json
+from mapet.runtime.files import atomic_directory, remove_leftovers, sha256, storage_errors, write_json
 from mapet.runtime.progress import say
 from mapet.runtime.run_directory import read_json
 
 _FILES = ("model.safetensors", "optimizer.safetensors")
+_HEADER = "checkpoint.json"
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,9 @@ class Checkpoint:
 def save_checkpoint(
     folder: Path, step: int, science_hash: str, objective: nn.Module, optimizer: torch.optim.Optimizer, keep: int
 ) -> Checkpoint:
-    """Writes the state after `step` steps below `folder` and removes all but the newest `keep` checkpoints.
+    """Writes the state after `step` steps below `folder`, then removes all others but the `keep` - 1 before it.
+
+    Checkpoints of later steps are removed too: had they been whole, the run would have continued from them.
 
     Raises:
         StorageError: The disk is full or not writable; older checkpoints are untouched.
@@ -55,13 +60,18 @@ def save_checkpoint(
     path = folder / f"step-{step:08d}"
     with storage_errors(path):
         folder.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(folder, "step-*")
     with atomic_directory(path) as partial:
         _save(_contiguous(objective.state_dict()), partial / _FILES[0])
         _save(_optimizer_tensors(objective, optimizer), partial / _FILES[1])
         checksums = {name: sha256(partial / name) for name in _FILES}
-        write_json(partial / "checkpoint.json", {"step": step, "science_hash": science_hash, "sha256": checksums})
-    for old in sorted(folder.glob("step-*"))[:-keep]:
-        shutil.rmtree(old)
+        header = {"step": step, "science_hash": science_hash, "sha256": checksums}
+        write_json(partial / _HEADER, {**header, "own_sha256": _digest(header)})
+    others = sorted(folder.glob("step-*"))
+    newest = [other for other in others if other.name <= path.name][-keep:]
+    for other in others:
+        if other not in newest:
+            shutil.rmtree(other, ignore_errors=True)
     return Checkpoint(path, step, science_hash)
 
 
@@ -88,20 +98,26 @@ def load_checkpoint(checkpoint: Checkpoint, objective: nn.Module, optimizer: tor
     """Puts weights and optimizer state back, strictly."""
     load_strictly(objective, load_file(checkpoint.path / _FILES[0]))
     moments = load_file(checkpoint.path / _FILES[1])
-    names = _parameter_names(objective, optimizer)
+    indices = {name: index for index, name in enumerate(_parameter_names(objective, optimizer))}
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in moments.items():
         name, _, quantity = key.rpartition(":")
-        state.setdefault(names.index(name), {})[quantity] = value
+        state.setdefault(indices[name], {})[quantity] = value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
 def _verified(path: Path) -> Checkpoint:
-    header: dict[str, Any] = read_json(path / "checkpoint.json")
+    header = read_json(path / _HEADER)
+    if not isinstance(header, dict) or header.pop("own_sha256", None) != _digest(header):
+        raise CheckpointError(f"{path / _HEADER} is not what was written (cut off or changed).")
     for name, expected in header["sha256"].items():
         if not (path / name).is_file() or sha256(path / name) != expected:
             raise CheckpointError(f"{path / name} is not what was written (cut off or changed).")
     return Checkpoint(path, header["step"], header["science_hash"])
+
+
+def _digest(header: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(header, sort_keys=True).encode()).hexdigest()
 
 
 def _save(tensors: dict[str, Tensor], path: Path) -> None:

@@ -6,26 +6,27 @@ Whatever is missing on the way is made first (tokenizer, stored tokens); whateve
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from mapet.compat import VisionTransformer
 from mapet.config.settings import PretrainSettings
-from mapet.data.loader import UnreadableImages
+from mapet.data.loader import UnreadableImages, step_batches
 from mapet.data.sources import ImageSource, open_source, subset
-from mapet.errors import CheckpointError
+from mapet.data.views import FixedView
 from mapet.models.backbone import grid_size, patch_size
 from mapet.models.saved import BackboneRecipe, save_backbone
 from mapet.objectives import create_objective
 from mapet.objectives.base import Objective
 from mapet.runtime.device import choose_device
-from mapet.runtime.files import write_json
+from mapet.runtime.files import recover
 from mapet.runtime.progress import say
 from mapet.runtime.run_directory import RunDirectory
 from mapet.runtime.seeding import seeded_globally
 from mapet.token_store.build import build_store
+from mapet.token_store.keys import image_keys
 from mapet.token_store.read import TokenStore
 from mapet.tokenizers.base import Tokenizer, load_tokenizer
 from mapet.tokenizers.fit import fit_tokenizer
+from mapet.training.record import RunRecord
 from mapet.training.trainer import Trainer
 
 
@@ -55,9 +56,12 @@ def pretrain(
     backbone = recipe.build(drop_path_rate=settings.training.drop_path)
     build_objective(settings, backbone, settings.tokenizer.vocab_size)
     source = open_source(data, "train")
-    _begin(run, data, settings)
-    store = _tokens(run, source, settings, backbone, tokenizer, tokens)
-    usable = store.match(source)
+    step_batches(len(source), settings.training.batch_size, settings.seed, 0, 0)  # refuses too few images before any work
+    record = RunRecord(run, data, settings, tokenizer, tokens)
+    keys = image_keys(source)
+    store = _tokens(run, source, keys, settings, backbone, record)
+    usable = store.match(source, keys)
+    record.fix_inputs(store.tokenizer_fingerprint, [keys[index] for index in usable])
     objective = build_objective(settings, backbone, store.vocab_size)
     Trainer(objective, subset(source, usable), store, settings, run, device).run()
     save_backbone(run.backbone, recipe, objective.backbone)
@@ -81,63 +85,33 @@ def build_objective(settings: PretrainSettings, backbone: VisionTransformer, voc
     return objective
 
 
-def _begin(run: RunDirectory, data: str, settings: PretrainSettings) -> None:
-    """Writes config.json, or makes sure that the run that is there is this one."""
-    config = {
-        "data": data,
-        "science_hash": settings.science_hash,
-        "science": settings.science,
-        "mechanics": settings.mechanics.model_dump(mode="json"),
-    }
-    if run.config.is_file():
-        _refuse_other_science(run, settings)
-    write_json(run.config, config)
-    run.record_environment()
-
-
-def _refuse_other_science(run: RunDirectory, settings: PretrainSettings) -> None:
-    before = run.read_config()
-    if before["science_hash"] == settings.science_hash:
-        return
-    old, new = _flat(before["science"]), _flat(settings.science)
-    changed = [f"{key} was {old.get(key)}, is {new.get(key)}" for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
-    raise CheckpointError(
-        f"{run.path} holds a run with other settings: {'; '.join(changed[:4])}{' ...' if len(changed) > 4 else ''}. "
-        "Continue it with its own settings, or give another --out."
-    )
-
-
-def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(values, dict):
-        return {prefix.rstrip("."): values}
-    return {name: value for key, entry in values.items() for name, value in _flat(entry, f"{prefix}{key}.").items()}
-
-
 def _tokens(
     run: RunDirectory,
     source: ImageSource,
+    keys: list[str],
     settings: PretrainSettings,
     backbone: VisionTransformer,
-    tokenizer: str | Path | None,
-    tokens: str | Path | None,
+    record: RunRecord,
 ) -> TokenStore:
     """The store given, or one in the run directory, made if it is not complete yet; checked against the backbone."""
-    if tokens is not None:
-        store = TokenStore.open(tokens)
-        store.check(load_tokenizer(tokenizer).fingerprint if tokenizer else None)
+    if record.tokens is not None:
+        store = TokenStore.open(record.tokens)
+        store.check(load_tokenizer(record.tokenizer).fingerprint if record.tokenizer else None)
     else:
         unreadable = UnreadableImages(settings.mechanics.max_unreadable)
         store = build_store(
             source,
-            _tokenizer(run, source, settings, backbone, tokenizer, unreadable),
+            _tokenizer(run, source, settings, backbone, record.tokenizer, unreadable),
             run.tokens,
             workers=settings.mechanics.workers,
             device=choose_device(settings.mechanics.device),
             unreadable=unreadable,
+            keys=keys,
         )
         if unreadable.summary():
             say(unreadable.summary())
-    store.check(grid_size=grid_size(backbone), vocab_size=settings.tokenizer.vocab_size)
+    view = FixedView(settings.image_size).describe()
+    store.check(view=view, grid_size=grid_size(backbone), vocab_size=settings.tokenizer.vocab_size)
     return store
 
 
@@ -151,7 +125,7 @@ def _tokenizer(
 ) -> Tokenizer:
     if given is not None:
         return load_tokenizer(given)
-    if not run.tokenizer.is_dir():
+    if not recover(run.tokenizer).is_dir():
         wanted = settings.tokenizer
         image_size = wanted.image_size or settings.image_size
         fitted = fit_tokenizer(

@@ -83,8 +83,9 @@ class TrainingStep:
         """The batch in parts; what is hidden is drawn for the whole, so that it does not depend on the parts."""
         generator = seeded_generator(self.settings.seed, "corruption", step, device=self.device)
         corruption = self.objective.corrupt(batch, generator)
-        size = self.settings.mechanics.micro_batch or len(batch.images)
-        for start in range(0, len(batch.images), size):
+        images = max(1, len(batch.images))  # a batch of which nothing could be read makes one empty part
+        size = self.settings.mechanics.micro_batch or images
+        for start in range(0, images, size):
             part = slice(start, start + size)
             ids = None if batch.token_ids is None else batch.token_ids[part]
             yield Batch(batch.images[part], ids), narrow_corruption(corruption, part)

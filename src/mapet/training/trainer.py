@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
-import time
 from collections import deque
 from collections.abc import Iterable
 
 import torch
 from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
 
 from mapet.config.settings import PretrainSettings
-from mapet.data.loader import LoadedBatch, make_loader, step_batches
+from mapet.data.loader import LoadedBatch, UnreadableImages, make_loader, step_batches
 from mapet.data.sources import ImageSource
 from mapet.data.views import FixedView
-from mapet.errors import CheckpointError, NonFiniteLossError
+from mapet.errors import CheckpointError, InterruptedRunError, NonFiniteLossError
 from mapet.objectives.base import Objective
 from mapet.runtime.files import write_json
-from mapet.runtime.interrupt import InterruptedRunError, StopRequest
-from mapet.runtime.progress import ProgressBar, progress, say
+from mapet.runtime.interrupt import StopRequest
+from mapet.runtime.progress import progress, say
 from mapet.runtime.run_directory import RunDirectory
 from mapet.token_store.read import TokenStore
 from mapet.training.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
+from mapet.training.log import TrainingLog
 from mapet.training.optim import learning_rate, make_optimizer
-from mapet.training.step import StepSums, TrainingStep
+from mapet.training.step import TrainingStep
 
 
 class Trainer:
@@ -64,27 +63,26 @@ class Trainer:
             NonFiniteLossError: The loss or its gradient is not finite; the weights are those before that step.
             InterruptedRunError: SIGINT or SIGTERM came; a checkpoint was written.
         """
-        mechanics, log = self.settings.mechanics, _Log(self)
+        if self.first_step == self.total_steps:
+            return
+        mechanics = self.settings.mechanics
+        log = TrainingLog(self.run_directory, self.first_step, self.steps_per_epoch)
         self.objective.train()
-        with (
-            StopRequest() as stop,
-            progress("Pre-training", self.total_steps, self.first_step) as bar,
-            SummaryWriter(str(self.run_directory.tensorboard), purge_step=self.first_step) as board,
-        ):
-            batches = log.timed(self._load())
-            for step, (images, token_ids) in enumerate(batches, self.first_step):
+        with StopRequest() as stop, progress("Pre-training", self.total_steps, self.first_step) as bar:
+            for step, (images, token_ids) in enumerate(log.timed(self._load()), self.first_step):
                 rate = learning_rate(step, self.total_steps, self.warmup_steps, self.settings.training)
                 log.add(self.training_step(images, token_ids, step, rate), len(images))
-                done = step + 1
-                last = done == self.total_steps or stop.requested
-                if self.device.type == "cpu" or done % mechanics.log_every == 0 or last:
+                done, stopping = step + 1, stop.requested
+                save = done % mechanics.checkpoint_every == 0 or done == self.total_steps or stopping
+                write = save or done % mechanics.log_every == 0
+                if write or self.device.type == "cpu":
                     self._check_finite()
-                if done % mechanics.log_every == 0 or last:
-                    log.write(done, rate, bar, board)
-                if done % mechanics.checkpoint_every == 0 or last:
+                if write:
+                    log.write(done, rate, bar)
+                if save:
                     self._save(done)
                 bar.advance()
-                if stop.requested and done < self.total_steps:
+                if stopping and done < self.total_steps:
                     raise InterruptedRunError(f"Stopped after step {done}. The same command continues from there.")
 
     def _load(self) -> Iterable[tuple[Tensor, Tensor | None]]:
@@ -93,7 +91,9 @@ class Trainer:
         batches = step_batches(len(self.source), settings.training.batch_size, settings.seed, self.first_step, self.total_steps)
         view = FixedView(settings.image_size)
         loader = make_loader(self.source, view, batches, settings.mechanics.workers, settings.seed)
+        unreadable = UnreadableImages(settings.mechanics.max_unreadable)
         for step, loaded in enumerate(loader, self.first_step):
+            unreadable.record(loaded.unreadable)
             self._recent.append((step, loaded.keys))
             yield loaded.images.to(self.device, non_blocking=True), self._tokens(loaded)
 
@@ -131,66 +131,5 @@ class Trainer:
         raise NonFiniteLossError(
             f"The loss or its gradient is not finite at step {step}. The optimizer did not move; the last checkpoint is intact. "
             f"Sample keys of that batch: {', '.join(keys[:4])} ... (all {len(keys)} in {path}). "
-            "A lower training.lr, a longer warm-up or training.precision=fp32 usually helps."
+            "In a new --out, a lower training.lr, a longer warm-up or training.precision=fp32 usually helps."
         )
-
-
-class _Log:
-    """Sums over the steps since the last entry, kept on the device until they are written."""
-
-    def __init__(self, trainer: Trainer) -> None:
-        self.trainer = trainer
-        self.began = time.perf_counter()
-        self._clear()
-
-    def timed(self, batches: Iterable[tuple[Tensor, Tensor | None]]) -> Iterable[tuple[Tensor, Tensor | None]]:
-        """Passes batches on and adds up how long each was waited for."""
-        iterator = iter(batches)
-        while True:
-            start = time.perf_counter()
-            batch = next(iterator, None)
-            self.waited += time.perf_counter() - start
-            if batch is None:
-                return
-            yield batch
-
-    def add(self, sums: StepSums, images: int) -> None:
-        """Adds one step."""
-        self.steps.append(sums)
-        self.images += images
-
-    def write(self, step: int, rate: float, bar: ProgressBar, board: SummaryWriter) -> None:
-        """Writes one entry to metrics.jsonl, TensorBoard and the progress bar, and starts the next."""
-        targets = float(torch.stack([sums.targets for sums in self.steps]).sum())
-        seconds = time.perf_counter() - self.window_began
-        names = self.steps[0].metrics
-        means = {name: float(torch.stack([sums.metrics[name] for sums in self.steps]).sum()) / max(1, targets) for name in names}
-        if "correct" in means:
-            means["token_accuracy"] = means.pop("correct")
-        entry = {
-            "step": step,
-            "epoch": step / self.trainer.steps_per_epoch,
-            "loss": float(torch.stack([sums.loss for sums in self.steps]).sum()) / max(1, targets),
-            **means,
-            "lr": rate,
-            "gradient_norm": float(self.steps[-1].gradient_norm),
-            "images_per_second": self.images / seconds,
-            "waiting": self.waited / seconds,
-            "seconds": time.perf_counter() - self.began,
-        }
-        self.trainer.run_directory.append_metrics(entry)
-        for name, value in entry.items():
-            board.add_scalar(name, value, step)
-        bar.note(_note(entry))
-        self._clear()
-
-    def _clear(self) -> None:
-        self.steps: list[StepSums] = []
-        self.images = 0
-        self.waited = 0.0
-        self.window_began = time.perf_counter()
-
-
-def _note(entry: dict[str, float]) -> str:
-    accuracy = f"accuracy {entry['token_accuracy']:.3f}  " if "token_accuracy" in entry else ""
-    return f"loss {entry['loss']:.3f}  {accuracy}{entry['images_per_second']:.0f} images/s  waiting {entry['waiting']:.0%}"

@@ -1,0 +1,21 @@
+"""`mapet report`: one page about one run, or several side by side."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def report(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run directories: the --out of `mapet pretrain`.")],
+    out: Annotated[Path | None, typer.Option(help="The page; by default report.html in the first run.")] = None,
+) -> None:
+    """Write one self-contained HTML page with figures: what was run, what it was worth, what the model sees."""
+    from mapet.report.html import write_report
+    from mapet.runtime.run_directory import RunDirectory
+
+    page = write_report([RunDirectory.existing(run) for run in runs], out)
+    print(f"Report: {page}")
+    print(f"Figures: {page.with_name(f'{page.stem}-figures')}")

@@ -1,0 +1,121 @@
+"""Loss and token accuracy while training, beside what a guess without looking would get."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import partial
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mapet.errors import MapetError
+from mapet.report.drawing import RUN_COLORS, SOFT, Picture, canvas, short
+from mapet.report.reading import ReportedRun, entropy
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_SMOOTHED_FROM = 80
+
+
+def curves(runs: Sequence[ReportedRun]) -> list[Picture]:
+    """Loss, and token accuracy where the objectives predict tokens, of all runs that have logged anything."""
+    logged = [run for run in runs if run.metrics]
+    pictures = [_curve(logged, runs, "loss", _loss_references(logged))]
+    if any("token_accuracy" in entry for run in logged for entry in run.metrics):
+        pictures.append(_curve(logged, runs, "token_accuracy", _accuracy_references(logged)))
+    return pictures
+
+
+def running_mean(values: np.ndarray, width: int) -> np.ndarray:
+    """(n,) means over a window centred on every value, shorter at the ends."""
+    sums = np.concatenate([[0.0], np.cumsum(values)])
+    centres = np.arange(len(values))
+    low, high = np.maximum(0, centres - width // 2), np.minimum(len(values), centres + width // 2 + 1)
+    return (sums[high] - sums[low]) / (high - low)
+
+
+def _curve(logged: Sequence[ReportedRun], runs: Sequence[ReportedRun], quantity: str, references: dict[str, float]) -> Picture:
+    title = {"loss": "Loss (nats a token)", "token_accuracy": "Token accuracy (%)"}[quantity]
+    scale = 100 if quantity == "token_accuracy" else 1
+    smoothed, told = False, []
+    with canvas(3.5) as drawn:
+        axes = drawn.figure.subplots()
+        for run in logged:
+            points = [(entry["step"], scale * entry[quantity]) for entry in run.metrics if quantity in entry]
+            if not points:
+                continue
+            steps, values = np.array(points).T
+            color, width = RUN_COLORS[runs.index(run) % len(RUN_COLORS)], max(1.2, 2.8 - 0.6 * len(told))  # equal curves both show
+            smoothed |= _draw_line(axes, steps, values, color, run.title, width if len(logged) > 1 else 1.6)
+            told.append(f"{run.title} from {values[0]:.3g} to {values[-1]:.3g} over {int(steps[-1]):,} steps")
+        for (name, value), dash in zip(
+            references.items(), ["--", ":", "-.", (0, (6, 2, 1, 2, 1, 2))] * len(references), strict=False
+        ):
+            axes.axhline(scale * value, color=SOFT, linestyle=dash, linewidth=1.1, label=name)
+        _finish(axes, title, logged)
+        if quantity == "token_accuracy":
+            axes.set_ylim(bottom=0)
+        drawn.figure.legend(loc="outside lower left", ncols=1 if len(references) + len(told) < 4 else 2)
+    light = " Light: as logged; strong: running mean." if smoothed else ""
+    return drawn.picture(
+        quantity.replace("_", "-"), f"Curve of {title}: {'; '.join(told)}.", f"{_CAPTIONS[quantity] if references else ''}{light}"
+    )
+
+
+def _draw_line(axes: Axes, steps: np.ndarray, values: np.ndarray, color: str, label: str, width: float) -> bool:
+    """Draws one run; long ones also smoothed. Returns whether it was smoothed."""
+    marker = "o" if len(values) == 1 else None
+    if len(values) < _SMOOTHED_FROM:
+        axes.plot(steps, values, color=color, label=label, marker=marker, linewidth=width)
+        return False
+    axes.plot(steps, values, color=color, alpha=0.3, linewidth=0.8)
+    axes.plot(steps, running_mean(values, len(values) // 30), color=color, label=label, linewidth=width)
+    return True
+
+
+def _finish(axes: Axes, title: str, logged: Sequence[ReportedRun]) -> None:
+    axes.set_title(title)
+    axes.set_xlabel("optimizer step")
+    axes.grid(axis="y")
+    axes.set_axisbelow(True)
+    axes.margins(x=0.02)
+    axes.xaxis.set_major_formatter(lambda value, _: short(value))
+    batch_sizes = {int(run.science.get("training.batch_size", 0)) for run in logged}
+    if len(batch_sizes) == 1 and (size := batch_sizes.pop()):
+        images = axes.secondary_xaxis("top", functions=(partial(np.multiply, size), partial(np.multiply, 1 / size)))
+        axes.set_title("images seen", loc="right", fontsize=8.5, weight="normal", color=SOFT)
+        images.xaxis.set_major_formatter(lambda value, _: short(value))
+        images.spines["top"].set_visible(False)
+        images.tick_params(labelsize=8, length=2, pad=1)
+
+
+def _loss_references(runs: Sequence[ReportedRun]) -> dict[str, float]:
+    found: dict[str, float] = {}
+    for run in runs:
+        try:
+            counts = run.usage
+        except MapetError:
+            continue
+        found[f"uniform guess, ln {len(counts)} = {math.log(len(counts)):.2f}"] = math.log(len(counts))
+        found[f"token frequencies alone: {entropy(counts):.2f}"] = entropy(counts)
+    return found
+
+
+def _accuracy_references(runs: Sequence[ReportedRun]) -> dict[str, float]:
+    found: dict[str, float] = {}
+    for run in runs:
+        try:
+            share = float(run.usage.max() / run.usage.sum())
+        except MapetError:
+            continue
+        found[f"always the most frequent token: {100 * share:.1f} %"] = share
+    return found
+
+
+_CAPTIONS = {
+    "loss": "Mean cross-entropy of the predicted tokens. Below the line of the token frequencies (the entropy of the stored "
+    "tokens) the model uses what it sees.",
+    "token_accuracy": "Share of hidden patches whose token is the model's first choice.",
+}

@@ -1,0 +1,179 @@
+"""The report: what was run, what it was worth, and what it looks like from inside, on one page."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from mapet.errors import MapetError
+from mapet.report import page
+from mapet.report.codebook import codebook_figures
+from mapet.report.curves import curves
+from mapet.report.drawing import Picture
+from mapet.report.masks import mask_figures
+from mapet.report.prediction import prediction_figure
+from mapet.report.probes import probe_bars, verdict
+from mapet.report.reading import ReportedRun, flat, open_runs
+from mapet.runtime.files import atomic_file, write_text
+from mapet.runtime.progress import format_seconds
+from mapet.runtime.run_directory import RunDirectory
+
+
+def write_report(runs: Sequence[RunDirectory], out: Path | None = None) -> Path:
+    """Writes one self-contained page about one or several runs, and its figures as PNG files beside it.
+
+    What a run does not have yet is left out, with a sentence that says what would bring it.
+
+    Args:
+        runs: At least one; several are shown side by side.
+        out: The page, by default report.html in the first run; figures go to a folder named after it ("report-figures").
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        CheckpointError: config.json of a run cannot be read.
+        StorageError: The page cannot be written.
+    """
+    out = Path(out) if out is not None else runs[0].report
+    report = _Report(open_runs(runs))
+    content = report.page()
+    for picture in report.pictures:
+        with atomic_file(out.with_name(f"{out.stem}-figures") / f"{picture.name}.png") as partial:
+            partial.write_bytes(picture.png)
+    write_text(out, content)
+    return out
+
+
+class _Report:
+    """Collects the pictures while the page is put together."""
+
+    def __init__(self, runs: list[ReportedRun]) -> None:
+        self.runs = runs
+        self.pictures: list[Picture] = []
+
+    def page(self) -> str:
+        title = _title(self.runs)
+        sections = [
+            page.heading(title, 1),
+            self._overview(),
+            page.section("What the pre-training is worth", self._probes()),
+            page.section("Training", self._curves()),
+            page.section("One image, its tokens, and the model's confidence", self._for_every_run(_prediction)),
+            page.section("The visual vocabulary", self._for_every_run(codebook_figures)),
+            page.section("Who sees what", self._for_every_run(mask_figures)),
+            page.section("Settings", *_settings_tables(self.runs)),
+            page.section("Environment", *map(_environment_table, self.runs)),
+        ]
+        return page.page(title, sections)
+
+    def _show(self, pictures: Iterable[Picture]) -> str:
+        shown = list(pictures)
+        self.pictures += shown
+        return page.figures(shown)
+
+    def _overview(self) -> str:
+        verdicts = [_verdict(run, len(self.runs) > 1) for run in self.runs]
+        facts = [_facts(run) for run in self.runs]
+        columns = ["", *(run.title for run in self.runs)]
+        return "".join(verdicts) + page.table(columns, [[name, *(fact[name] for fact in facts)] for name in facts[0]])
+
+    def _probes(self) -> str:
+        if any(run.results for run in self.runs):
+            return self._show([probe_bars(self.runs)])
+        return page.left_out(_how_to_evaluate(self.runs[0]))
+
+    def _curves(self) -> str:
+        if any(run.metrics for run in self.runs):
+            return self._show(curves(self.runs))
+        run = self.runs[0]
+        return page.left_out(f"{run.run.metrics} has no entries yet; they come while `mapet pretrain` runs.")
+
+    def _for_every_run(self, draw: Callable[[ReportedRun], list[Picture]]) -> str:
+        parts = []
+        for run in self.runs:
+            try:
+                shown = self._show(draw(run))
+            except (MapetError, OSError) as error:
+                shown = page.left_out(error)
+            parts.append((page.heading(run.title, 3) if len(self.runs) > 1 else "") + shown)
+        return "".join(parts)
+
+
+def _prediction(run: ReportedRun) -> list[Picture]:
+    return [prediction_figure(run)]
+
+
+def _title(runs: Sequence[ReportedRun]) -> str:
+    objectives = " and ".join(dict.fromkeys(run.objective_title for run in runs))
+    data = " and ".join(dict.fromkeys(Path(run.data).name or run.data for run in runs))
+    return f"{objectives} pre-training on {data}" + (f": {len(runs)} runs" if len(runs) > 1 else "")
+
+
+def _verdict(run: ReportedRun, named: bool) -> str:
+    who = f"{run.title}: " if named else ""
+    if not run.results:
+        return page.text(f"{who}Not judged yet. {_how_to_evaluate(run)}", "verdict")
+    return page.text(who + verdict(run.results), "verdict")
+
+
+def _how_to_evaluate(run: ReportedRun) -> str:
+    finished = "" if run.run.backbone.is_dir() else "Let the pre-training finish; then "
+    return f"{finished}`mapet evaluate knn,linear {run.run.path}` measures it, and `mapet report` shows it here."
+
+
+def _facts(run: ReportedRun) -> dict[str, str]:
+    latest = run.environments[-1] if run.environments else {}
+    gpus = ", ".join(latest.get("gpus", []))
+    machine = f"{latest.get('processor', 'unknown')}, {latest.get('cores', '?')} cores" + (f", {gpus}" if gpus else "")
+    return {
+        "Objective": f"{run.objective_title} {_pairs(run, 'objective.options.')}".strip(),
+        "Backbone": f"{run.science.get('backbone.name', 'unknown')} {_pairs(run, 'backbone.options.')}".strip(),
+        "Data": run.data,
+        "Steps": f"{run.steps:,}" + ("" if run.run.backbone.is_dir() else " (not finished)"),
+        "Images seen": f"{run.images_seen:,}",
+        "Training time": format_seconds(run.training_seconds),
+        "Science hash": str(run.config.get("science_hash", "unknown")),
+        "Commit": str(latest.get("commit") or "unknown"),
+        "Hardware": machine if latest else "unknown",
+        "Command": str(latest.get("command", "unknown")),
+    }
+
+
+def _pairs(run: ReportedRun, prefix: str) -> str:
+    pairs = [f"{name.removeprefix(prefix)} {_value(value)}" for name, value in run.science.items() if name.startswith(prefix)]
+    return f"({', '.join(pairs)})" if pairs else ""
+
+
+def _settings_tables(runs: Sequence[ReportedRun]) -> list[str]:
+    several = " Rows that differ between the runs are marked." if len(runs) > 1 else ""
+    return [
+        page.heading("Science: what changes the result", 3),
+        page.text(f"Hashed; a run is only continued with the same.{several}"),
+        _settings_table(runs, [run.science for run in runs]),
+        page.heading("Mechanics: how the work is done", 3),
+        _settings_table(runs, [run.mechanics for run in runs]),
+    ]
+
+
+def _settings_table(runs: Sequence[ReportedRun], settings: Sequence[dict[str, Any]]) -> str:
+    names = list(dict.fromkeys(name for values in settings for name in values))
+    rows = [[name, *(_value(values[name]) if name in values else "not set" for values in settings)] for name in names]
+    return page.table(["", *(run.title for run in runs)], rows, [name for name, *values in rows if len(set(values)) > 1])
+
+
+def _environment_table(run: ReportedRun) -> str:
+    if not run.environments:
+        return page.left_out(f"{run.run.environment} is missing; `mapet pretrain` writes it at every start.")
+    starts = [f"Start {number}" if len(run.environments) > 1 else run.title for number in range(1, len(run.environments) + 1)]
+    described = [flat(environment) for environment in run.environments]
+    names = list(dict.fromkeys(name for values in described for name in values))
+    rows = [[name, *(_value(values.get(name)) for values in described)] for name in names]
+    title = page.heading(run.title, 3) if len(run.environments) > 1 else ""
+    return title + page.table(["", *starts], rows, [name for name, *values in rows if len(set(values)) > 1 and name != "time"])
+
+
+def _value(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -1,0 +1,121 @@
+"""What a run was begun with, as config.json keeps it: a continued run must be the same one, or says why it is not."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mapet.config.settings import PretrainSettings
+from mapet.data.sources import SOURCES
+from mapet.errors import CheckpointError
+from mapet.runtime.files import write_json
+from mapet.runtime.run_directory import RunDirectory
+
+_NAMED = 4
+
+
+class RunRecord:
+    """Writes config.json, or makes sure that the run that is there is this one.
+
+    A run directory in which nothing was made yet, because an earlier start was refused, may be begun again with other settings.
+
+    Args:
+        run: The run directory.
+        data: Where the images are; may move between two starts.
+        settings: Of the run.
+        tokenizer: The tokenizer given, if any.
+        tokens: The token store given, if any.
+
+    Raises:
+        CheckpointError: The run was begun with other settings; names those that differ.
+    """
+
+    def __init__(
+        self,
+        run: RunDirectory,
+        data: str,
+        settings: PretrainSettings,
+        tokenizer: str | Path | None,
+        tokens: str | Path | None,
+    ) -> None:
+        self._run = run
+        before = run.read_config() if _is_begun(run) else {}
+        if before:
+            _refuse_other_science(run, before, settings)
+        self.config: dict[str, Any] = {
+            "data": str(Path(data).absolute()) if Path(data).exists() and data not in SOURCES else data,
+            "tokenizer": _absolute(tokenizer) or before.get("tokenizer"),
+            "tokens": _absolute(tokens) or before.get("tokens"),
+            "tokenizer_fingerprint": before.get("tokenizer_fingerprint"),
+            "images": before.get("images"),
+            "science_hash": settings.science_hash,
+            "science": settings.science,
+            "mechanics": settings.mechanics.model_dump(mode="json"),
+        }
+        write_json(run.config, self.config)
+        run.record_environment()
+
+    @property
+    def tokenizer(self) -> str | None:
+        """The external tokenizer given now or when the run was begun."""
+        return self.config["tokenizer"]
+
+    @property
+    def tokens(self) -> str | None:
+        """The external token store given now or when the run was begun."""
+        return self.config["tokens"]
+
+    def fix_inputs(self, tokenizer_fingerprint: str, sample_keys: Sequence[str]) -> None:
+        """Records what is trained on, or compares it with what was recorded when the run was begun.
+
+        Args:
+            tokenizer_fingerprint: Of the tokens' tokenizer.
+            sample_keys: Of all training images, in the order in which the source has them.
+
+        Raises:
+            CheckpointError: Tokenizer or images are not those that the run was begun with.
+        """
+        fingerprint = self.config["tokenizer_fingerprint"]
+        if fingerprint not in (None, tokenizer_fingerprint):
+            raise CheckpointError(
+                f"{self._run.path} was begun with tokens of the tokenizer {fingerprint[:12]}, these are of "
+                f"{tokenizer_fingerprint[:12]}. Give the --tokens or --tokenizer that it was begun with, or another --out."
+            )
+        images = {"count": len(sample_keys), "sha256": hashlib.sha256("\n".join(sample_keys).encode()).hexdigest()}
+        before = self.config["images"]
+        if before not in (None, images):
+            other = "other ones, or in another order" if before["count"] == images["count"] else f"now they are {images['count']}"
+            raise CheckpointError(
+                f"{self._run.path} was begun on {before['count']} images of {self.config['data']}; {other}. It cannot be continued "
+                "exactly. Bring back the images that it was begun on, or give another --out."
+            )
+        self.config |= {"tokenizer_fingerprint": tokenizer_fingerprint, "images": images}
+        write_json(self._run.config, self.config)
+
+
+def _is_begun(run: RunDirectory) -> bool:
+    made = (run.tokenizer, run.tokens, run.checkpoints, run.backbone)
+    return run.config.is_file() and any(path.exists() for path in made)
+
+
+def _absolute(path: str | Path | None) -> str | None:
+    return None if path is None else str(Path(path).absolute())
+
+
+def _refuse_other_science(run: RunDirectory, before: dict[str, Any], settings: PretrainSettings) -> None:
+    if before["science_hash"] == settings.science_hash:
+        return
+    old, new = _flat(before["science"]), _flat(settings.science)
+    changed = [f"{key} was {old.get(key)}, is {new.get(key)}" for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
+    raise CheckpointError(
+        f"{run.path} holds a run with other settings: {'; '.join(changed[:_NAMED])}{' ...' if len(changed) > _NAMED else ''}. "
+        "Continue it with its own settings, or give another --out."
+    )
+
+
+def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(values, dict):
+        return {prefix.rstrip("."): values}
+    return {name: value for key, entry in values.items() for name, value in _flat(entry, f"{prefix}{key}.").items()}

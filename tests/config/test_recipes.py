@@ -1,0 +1,120 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from mapet.config import load_recipe, recipe_names, recipe_text
+from mapet.config.recipes import parse_options
+from mapet.errors import SettingsError
+
+HEADER = ("# Source:", "# Command:", "# Cost:", "# Expect:")
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> str:
+    path = tmp_path / "mine.yaml"
+    path.write_text("training:\n  epochs: 3\n  lr: 1e-3\nmechanics:\n")
+    return str(path)
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_shipped_recipes_load_and_say_what_they_are(name: str) -> None:
+    settings = load_recipe(name)
+    assert settings.science_hash
+    lines = recipe_text(name).splitlines()
+    header = [line for line in lines if line.startswith("#")]
+    assert lines[: len(header)] == header, "the header comes first, in one piece"
+    assert len(header[0]) > 10
+    assert not header[0].startswith(HEADER)
+    for field in HEADER:
+        (line,) = [line for line in header if line.startswith(field)]
+        assert len(line) > len(field) + 3, f"{field} says nothing"
+    assert name in next(line for line in header if line.startswith("# Command:"))
+
+
+def test_the_digits_and_cifar10_recipes_are_there() -> None:
+    assert {"digits", "cifar10"} <= set(recipe_names())
+
+
+def test_values_are_set_by_full_name_and_by_last_part(recipe: str) -> None:
+    settings = load_recipe(recipe, ["training.lr=2e-4", "batch_size=8", "mechanics.workers=0", "warmup_steps=5"])
+    assert settings.training.lr == 2e-4
+    assert settings.training.batch_size == 8
+    assert settings.mechanics.workers == 0
+    assert settings.training.warmup_steps == 5
+
+
+def test_numbers_with_an_exponent_are_numbers_everywhere(recipe: str) -> None:
+    changes = [
+        "backbone.options.init_values=1e-5",
+        "objective.options.a=-2E+3",
+        "objective.options.b=1e",
+        "objective.options.c=.5e1",
+    ]
+    settings = load_recipe(recipe, changes)
+    assert settings.training.lr == 1e-3
+    assert settings.backbone.options["init_values"] == 1e-5
+    assert settings.objective.options == {"a": -2000.0, "b": "1e", "c": 5.0}
+
+
+def test_entries_of_options_can_be_set_alone(recipe: str) -> None:
+    settings = load_recipe(recipe, ["objective.options.num_context=5", "objective.name=mim", "objective.options.x=[1, 2]"])
+    assert settings.objective.options == {"num_context": 5, "x": [1, 2]}
+
+
+def test_steps_replace_epochs_and_the_other_way_round(recipe: str) -> None:
+    training = load_recipe(recipe, ["steps=7"]).training
+    assert (training.steps, training.epochs) == (7, None)
+    training = load_recipe(recipe, ["training.steps=7", "training.epochs=1.5"]).training
+    assert (training.steps, training.epochs) == (None, 1.5)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("training.lrr=1", r"There is no setting 'training.lrr'\. Did you mean 'training.lr'"),
+        ("name=mim", r"There is no setting 'name'\. It could be backbone\.name or objective\.name"),
+        ("learning=1", "There is no setting 'learning'"),
+        ("training.lr", "given as key=value, not 'training.lr'"),
+        ("training.lr=", r"training\.lr = None"),
+        ("training.lr=[1", r"The value of 'training\.lr' is not valid YAML"),
+        ("training=1", "There is no setting 'training'"),
+        ("objective.options.a.b=1", None),
+    ],
+)
+def test_wrong_overrides_are_told_in_words(recipe: str, override: str, message: str | None) -> None:
+    if message is None:
+        assert load_recipe(recipe, [override]).objective.options == {"a": {"b": 1}}
+        return
+    with pytest.raises(SettingsError, match=message):
+        load_recipe(recipe, [override])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"training: [1", "is not valid YAML"),
+        (b"", "holds no settings"),
+        (b"- a\n- b", "holds no settings"),
+        (b"\xff\xfe\x00", r"is not (text|valid YAML)"),
+        (b"training: fast", "'training' holds 'fast' instead of settings"),
+        (b"training: {steps: 1}\nmore: 1", "There is no setting 'more'"),
+    ],
+)
+def test_wrong_recipes_are_told_in_words(tmp_path: Path, content: bytes, message: str) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_bytes(content)
+    with pytest.raises(SettingsError, match=message):
+        load_recipe(str(path), ["training.lr=1"])
+
+
+def test_recipes_that_are_not_there_are_told_in_words(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"There is no recipe 'digit'\. Did you mean 'digits'\? Allowed: .*path of a YAML file"):
+        recipe_text("digit")
+    with pytest.raises(SettingsError, match=r"none\.yaml does not exist"):
+        recipe_text(str(tmp_path / "none.yaml"))
+
+
+def test_options_are_yaml() -> None:
+    assert parse_options(["a=1", "b=[1, x]", "c=", "d=1e-3", "e=a=b"]) == {"a": 1, "b": [1, "x"], "c": None, "d": 1e-3, "e": "a=b"}

@@ -1,0 +1,153 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from mapet.data.loader import UnreadableImages
+from mapet.data.sources import open_source
+from mapet.errors import DataError, MapetError, ModelError, SettingsError
+from mapet.evaluation import evaluate as module
+from mapet.evaluation.evaluate import evaluate
+from mapet.evaluation.knn import KNN
+from mapet.evaluation.linear import LinearProbe
+from mapet.evaluation.subject import Subject
+from mapet.models.saved import BackboneRecipe, load_backbone
+from mapet.runtime.run_directory import RunDirectory
+from mapet.training.trainer import Trainer
+from tests.training.tiny import LOCATION, TinyImages, assert_equal_weights, open_tiny, tiny_settings, tiny_store, weights_of
+
+CPU = torch.device("cpu")
+QUICK = LinearProbe(epochs=2, min_steps=3, batch_size=16)
+
+
+def make_subject(recipe: BackboneRecipe, backbone=None, **options) -> Subject:
+    backbone = recipe.build() if backbone is None else backbone
+    sources = [open_source(LOCATION, split) for split in ("train", "test")]
+    options = {"device": CPU, "workers": 0, "unreadable": UnreadableImages(), **options}
+    return Subject("tiny", backbone, recipe, *sources, **options)
+
+
+def test_results_are_kept_in_the_run_directory(run: RunDirectory) -> None:
+    results = evaluate(run, None, [KNN(), QUICK, KNN(pool="both")], device=CPU)
+    assert [result.data for result in results] == [LOCATION] * 3
+    for result in results:
+        assert json.loads((run.evaluations / result.file_name).read_text()) == dataclasses.asdict(result)
+        assert (result.classes, result.train_images, result.test_images) == (2, 40, 20)
+        assert 0 <= result.random_top1 <= 1
+    assert results[0].top1 > 0.9, "dark and bright images are told apart by any backbone"
+
+
+def test_the_random_backbone_is_the_one_that_the_run_began_with(run: RunDirectory, tmp_path: Path, monkeypatch) -> None:
+    began_with, compared_with = {}, {}
+    monkeypatch.setattr(Trainer, "run", lambda self: began_with.update(weights_of(self.objective.backbone)))
+    from mapet.training.pretrain import pretrain
+
+    store = tiny_store(tmp_path / "tokens")
+    pretrain(LOCATION, tiny_settings(training__steps=4), tmp_path / "run", tokens=store.path)
+
+    class Remembering(Subject):
+        def __init__(self, title: str, backbone, *arguments, **options) -> None:
+            compared_with[title] = weights_of(backbone)
+            super().__init__(title, backbone, *arguments, **options)
+
+    monkeypatch.setattr(module, "Subject", Remembering)
+    evaluate(run, None, [KNN()], device=CPU)
+    assert_equal_weights(compared_with["random"], began_with)
+    trained, _ = load_backbone(run.backbone)
+    assert_equal_weights(compared_with["pre-trained"], weights_of(trained))
+    assert not torch.equal(compared_with["random"]["pos_embed"], compared_with["pre-trained"]["pos_embed"])
+
+
+def test_features_are_the_mean_of_the_patches_and_the_class_token(run: RunDirectory) -> None:
+    backbone, recipe = load_backbone(run.backbone)
+    subject = make_subject(recipe, backbone)
+    image = torch.from_numpy(np.frombuffer(subject.test.read(7)[-768:], np.uint8).reshape(1, 16, 16, 3).copy()).permute(0, 3, 1, 2)
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (recipe.mean, recipe.std))
+    with torch.no_grad():
+        tokens = backbone.forward_features((image / 255 - mean) / std)
+    torch.testing.assert_close(subject.test_features.cls[7], tokens[0, 0], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(subject.test_features.mean[7], tokens[0, 1:].mean(dim=0), rtol=1e-4, atol=1e-5)
+    both = subject.test_features.pooled("both")
+    assert torch.equal(both, torch.cat([subject.test_features.cls, subject.test_features.mean], dim=1))
+    assert subject.test_features.labels.tolist() == [index % 2 for index in range(20)]
+
+
+def test_workers_change_nothing(run: RunDirectory) -> None:
+    backbone, recipe = load_backbone(run.backbone)
+    one, other = (make_subject(recipe, backbone, workers=workers).test_features for workers in (0, 1))
+    assert torch.equal(one.mean, other.mean)
+
+
+def test_the_paper_preset_learns_from_augmented_images(run: RunDirectory) -> None:
+    backbone, recipe = load_backbone(run.backbone)
+    subject = make_subject(recipe, backbone)
+    seen = []
+    subject.features, extract = lambda images: (seen.append(images.clone()), extract(images))[1], subject.features
+    paper = LinearProbe(preset="paper", epochs=2, batch_size=16, lr=0.05)
+    assert 0 <= paper.accuracy(subject) <= 1
+    assert [len(images) for images in seen] == [20, 16, 16, 16, 16], "the test images, then two epochs of two steps"
+    assert len({float(images.float().sum()) for images in seen}) == 5
+    assert paper.hash != dataclasses.replace(paper, preset="cached").hash
+
+
+def test_a_backbone_without_class_token_has_only_the_mean(run: RunDirectory) -> None:
+    _, recipe = load_backbone(run.backbone)
+    recipe = dataclasses.replace(recipe, options=recipe.options | {"class_token": False, "global_pool": "avg"})
+    subject = make_subject(recipe)
+    assert 0 <= KNN().accuracy(subject) <= 1
+    for pool in ("cls", "both"):
+        with pytest.raises(SettingsError, match=f"no class token, so that pooling '{pool}' is impossible. Use 'mean'"):
+            KNN(pool=pool).accuracy(subject)
+
+
+def without_labels(location: str, split: str) -> TinyImages:
+    source = open_tiny(location, split)
+    source.labels = None
+    return source
+
+
+def one_class(location: str, split: str) -> TinyImages:
+    source = open_tiny(location, split)
+    source.labels = np.zeros(len(source), np.int64)
+    return source
+
+
+def unknown_labels(location: str, split: str) -> TinyImages:
+    source = open_tiny(location, split)
+    if split == "test":
+        source.labels = source.labels - 1
+    return source
+
+
+@pytest.mark.parametrize(
+    ("source", "message"), [("without_labels", "has no labels"), ("one_class", "has one class"), ("unknown_labels", "the label -1")]
+)
+def test_images_that_cannot_be_judged_are_refused(run: RunDirectory, source: str, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        evaluate(run, f"{__name__}:{source}", [KNN()], device=CPU)
+
+
+def test_a_run_that_has_not_ended_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="There is no backbone in"):
+        evaluate(RunDirectory(tmp_path), LOCATION, [KNN()], device=CPU)
+
+
+@pytest.mark.parametrize(
+    ("file", "damage"), [("model.json", "half"), ("weights.safetensors", "half"), ("weights.safetensors", "byte")]
+)
+def test_a_damaged_backbone_is_refused(run: RunDirectory, tmp_path: Path, file: str, damage: str) -> None:
+    for path in run.backbone.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    content = bytearray((tmp_path / file).read_bytes())
+    if damage == "half":
+        content = content[: len(content) // 2]
+    else:
+        content[len(content) // 2] ^= 1
+    (tmp_path / file).write_bytes(content)
+    with pytest.raises(MapetError, match=r"damaged|not what was written"):
+        load_backbone(tmp_path)

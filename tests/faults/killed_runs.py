@@ -1,0 +1,114 @@
+"""Runs that are killed, in processes of their own: `python -m tests.faults.killed_runs FOLDER`.
+
+Imports once and forks, since importing takes longer than the runs. Leaves FOLDER/whole, never interrupted, and FOLDER/NAME for
+every scenario, continued by the same call until done; prints how each process ended as JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from mapet.errors import MapetError
+from mapet.runtime import files
+from mapet.training import checkpoint, pretrain, step
+from tests.training.tiny import LOCATION, tiny_settings, tiny_tokenizer
+
+STEPS = 20
+SLOWER = 0.01
+
+
+def fork(out: Path, workers: int, prepare: Callable[[], None] = lambda: None) -> int:
+    """Starts (or continues) the run `out` in a child; returns its process number."""
+    process = os.fork()
+    if process:
+        return process
+    code = 1
+    try:
+        prepare()
+        settings = tiny_settings(training__steps=STEPS, mechanics__workers=workers, mechanics__checkpoint_every=4)
+        pretrain.pretrain(LOCATION, settings, out, tokenizer=out.parent / "tokenizer")
+        code = 0
+    except MapetError as error:
+        code = error.exit_code
+    finally:
+        os._exit(code)
+
+
+def ended(process: int) -> int:
+    """Waits; the exit code, or minus the signal."""
+    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+
+
+def send_at(out: Path, after_steps: int, delay: float, workers: int, number: int) -> int:
+    """Sends a signal `delay` seconds after so many steps were logged."""
+    process = fork(out, workers)
+    metrics = out / "metrics.jsonl"
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and (not metrics.is_file() or metrics.read_text().count("\n") < after_steps):
+        time.sleep(0.001)
+    time.sleep(delay)
+    os.kill(process, number)
+    return ended(process)
+
+
+def die_while_saving() -> None:
+    """Plants a SIGKILL between the two files of the third checkpoint."""
+    save, saved = checkpoint._save, []
+
+    def save_or_die(tensors: dict, path: Path) -> None:
+        saved.append(path)
+        if len(saved) == 6:
+            os.kill(os.getpid(), signal.SIGKILL)
+        save(tensors, path)
+
+    checkpoint._save = save_or_die
+
+
+def die_before_the_checkpoint_is_in_place() -> None:
+    """Plants a SIGKILL where a checkpoint is complete and not yet renamed."""
+    files._put_in_place = lambda partial, path: os.kill(os.getpid(), signal.SIGKILL) if path.name.startswith("step") else None
+
+
+def slow_steps() -> None:
+    """Makes every step last long enough to be hit."""
+    take = step.TrainingStep.__call__
+
+    def take_slowly(self, *arguments):
+        time.sleep(SLOWER)
+        return take(self, *arguments)
+
+    step.TrainingStep.__call__ = take_slowly
+
+
+def main(folder: Path) -> None:
+    torch.set_num_threads(1)
+    tiny_tokenizer().save(folder / "tokenizer")
+    ends: dict[str, list[int]] = {"whole": [ended(fork(folder / "whole", workers=0))]}
+    slow_steps()
+    chance = random.Random(5)
+    for workers in (0, 2):
+        out = folder / f"killed-{workers}"
+        kills = sorted(chance.sample(range(2, STEPS - 3), 3))
+        name = out.name
+        ends[name] = [send_at(out, kill, chance.uniform(0, 0.02), workers, signal.SIGKILL) for kill in kills]
+        ends[name].append(ended(fork(out, workers)))
+    saving = folder / "saving"
+    ends["saving"] = [ended(fork(saving, 0, die_while_saving)), ended(fork(saving, 0, die_before_the_checkpoint_is_in_place))]
+    ends["left over"] = [len(list((saving / "checkpoints").glob(".*.partial")))]
+    ends["saving"].append(ended(fork(saving, 0)))
+    stopped = folder / "terminated"
+    ends["terminated"] = [send_at(stopped, 5, 0.005, 2, signal.SIGTERM), ended(fork(stopped, 2))]
+    print(json.dumps(ends))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

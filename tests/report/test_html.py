@@ -1,0 +1,198 @@
+from __future__ import annotations
+
+import base64
+import json
+import shutil
+import subprocess
+import sys
+from dataclasses import asdict
+from html.parser import HTMLParser
+
+import pytest
+
+from mapet.cli.main import main
+from mapet.errors import CheckpointError
+from mapet.report.html import write_report
+from mapet.runtime.files import write_json
+from mapet.runtime.run_directory import RunDirectory
+from tests.report.conftest import result
+
+VOID = {"meta", "img", "wbr"}
+
+
+class Page(HTMLParser):
+    """Checks nesting while it reads, and keeps what the tests look at."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open, self.tags, self.images, self.headings, self.text = [], [], [], [], ""
+        self.feed(text)
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag == "img":
+            self.images.append(dict(attrs))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data
+        if self.open and self.open[-1] in ("h1", "h2", "h3"):
+            self.headings.append(data)
+
+
+def read(path) -> Page:
+    return Page(path.read_text(encoding="utf-8"))
+
+
+def test_page_has_all_sections_and_needs_nothing_outside(run):
+    path = write_report([run])
+    page = read(path)
+    assert path == run.report
+    assert page.headings[0] == "MaPeT pre-training on digits"
+    assert [heading for heading in page.headings if heading in SECTIONS] == SECTIONS
+    assert "Not shown" not in page.text
+    assert not {tag for tag, _ in page.tags} & {"script", "link", "iframe", "object"}
+    linked = [value for _, attributes in page.tags for name, value in attributes.items() if name in ("src", "href", "srcset")]
+    assert all(value.startswith("data:image/png;base64,") for value in linked)
+    assert "url(" not in path.read_text(encoding="utf-8")
+    assert "http" not in path.read_text(encoding="utf-8")
+
+
+def test_figures_lie_beside_the_page_and_have_alt_texts(run):
+    page = read(write_report([run]))
+    files = {path.read_bytes() for path in (run.path / "report-figures").glob("*.png")}
+    assert {base64.b64decode(image["src"].partition(",")[2]) for image in page.images} == files
+    assert len(files) == 10
+    assert all(len(image["alt"]) > 40 for image in page.images)
+
+
+def test_verdict_and_facts_are_written_out(run):
+    text = read(write_report([run])).text
+    assert "pre-training lifts the k-NN accuracy from 50.0 to 80.0 % (+30.0 points)." in text
+    for fact in ("num_context 4", "Images seen24", "Steps3", run.read_config()["science_hash"], "training.batch_size8"):
+        assert fact in text
+
+
+@pytest.mark.parametrize(
+    "missing",
+    [
+        {"evaluations": "mapet evaluate knn,linear", "metrics.jsonl": "has no entries yet", "environment.json": "at every start"},
+        {"checkpoints": "There is no checkpoint"},
+        {"tokens": "mapet tokenize"},
+    ],
+)
+def test_what_is_missing_is_left_out_with_a_hint(run, missing):
+    for name in missing:
+        path = run.path / name
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+    page = read(write_report([run]))
+    assert all(hint in page.text for hint in missing.values())
+    assert page.text.count("Not shown") >= len(missing)
+    assert set(SECTIONS) <= set(page.headings)
+    assert any("Visibility matrix" in image["alt"] for image in page.images)
+
+
+def test_run_that_has_only_begun(run, tmp_path):
+    begun = tmp_path / "begun"
+    begun.mkdir()
+    shutil.copy(run.config, begun)
+    page = read(write_report([RunDirectory(begun)]))
+    assert "Not judged yet." in page.text
+    assert "(not finished)" in page.text
+    assert page.text.count("Not shown") == 5
+
+
+def test_images_that_moved_away(run):
+    config = run.read_config()
+    write_json(run.config, config | {"data": str(run.path / "gone")})
+    page = read(write_report([run]))
+    assert "There is no file or folder" in page.text
+    assert "Loss" in " ".join(image["alt"] for image in page.images)
+
+
+def test_settings_of_another_version_do_not_stop_it(run):
+    config = run.read_config()
+    config["science"]["training"]["unknown_setting"] = 1
+    write_json(run.config, config)
+    text = read(write_report([run])).text
+    assert "There is no setting 'training.unknown_setting'" in text
+    assert "training.unknown_setting1" in text
+
+
+def test_damaged_evaluation_is_passed_over(run):
+    (run.evaluations / "damaged.json").write_text("{", encoding="utf-8")
+    (run.evaluations / "foreign.json").write_text('{"a": 1}', encoding="utf-8")
+    assert "from 50.0 to 80.0 %" in read(write_report([run])).text
+
+
+def test_everything_is_escaped_even_in_figures(run, tmp_path):
+    odd = RunDirectory(run.path.rename(tmp_path / "<b>&$x_{$ 図"))
+    environment = json.loads(odd.environment.read_text(encoding="utf-8"))
+    write_json(odd.environment, [environment[0] | {"command": "mapet <script>alert(1)</script>"}])
+    path = write_report([odd])
+    assert "<script" not in path.read_text(encoding="utf-8")
+    assert "mapet <script>alert(1)</script>" in read(path).text
+    assert "<b>" in read(path).text
+
+
+def test_several_runs_side_by_side(run, others, tmp_path):
+    write_json(run.evaluations / "more.json", asdict(result("linear", 0.6, 0.7, protocol_hash="ffff0000")))
+    out = tmp_path / "comparison" / "page.html"
+    write_report([run, RunDirectory(others["mim"]), RunDirectory(others["pim"])], out)
+    page = read(out)
+    assert page.headings[0] == "MaPeT and MIM and PIM pre-training on digits: 3 runs"
+    assert "run: On 360 test images" in page.text
+    assert "lowers the linear probe accuracy from 70.0 to 60.0 % (-10.0 points)" in page.text
+    assert "mim: Not judged yet." in page.text
+    text = out.read_text(encoding="utf-8")
+    assert '<tr class="marked"><th scope="row">objective.<wbr>name</th><td>mapet</td><td>mim</td><td>pim</td></tr>' in text
+    assert '<tr><th scope="row">training.<wbr>batch_size</th><td>8</td><td>8</td><td>8</td></tr>' in text
+    assert (out.parent / "page-figures" / "masks-raster-pim.png").is_file()
+    assert (out.parent / "page-figures" / "masks-mim.png").is_file()
+
+
+def test_command_line(run, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["mapet", "report", str(run.path), "--out", str(tmp_path / "other.html")])
+    with pytest.raises(SystemExit) as done:
+        main()
+    assert done.value.code in (0, None)
+    assert str(tmp_path / "other.html") in capsys.readouterr().out
+    assert (tmp_path / "other-figures" / "loss.png").is_file()
+
+
+def test_command_line_refuses_what_is_no_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["mapet", "report", str(tmp_path)])
+    with pytest.raises(SystemExit) as done:
+        main()
+    assert done.value.code == 2
+    assert "is not a run directory" in capsys.readouterr().err
+
+
+def test_damaged_config_is_refused_in_words(run):
+    run.config.write_text("{", encoding="utf-8")
+    with pytest.raises(CheckpointError, match=r"config\.json"):
+        write_report([run])
+
+
+def test_importing_is_light():
+    code = "import sys, mapet.report.html; sys.exit('matplotlib' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+SECTIONS = [
+    "What the pre-training is worth",
+    "Training",
+    "One image, its tokens, and the model's confidence",
+    "The visual vocabulary",
+    "Who sees what",
+    "Settings",
+    "Environment",
+]

@@ -1,0 +1,36 @@
+from __future__ import annotations
+
+import pytest
+
+from mapet.runtime import progress as module
+from mapet.runtime.progress import format_seconds, progress, say
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0, "0 s"), (59.4, "59 s"), (59.6, "1 min 00 s"), (200, "3 min 20 s"), (3599.6, "1 h 00 min"), (7500, "2 h 05 min")],
+)
+def test_seconds_are_written_as_people_do(seconds: float, text: str) -> None:
+    assert format_seconds(seconds) == text
+
+
+def test_a_log_file_gets_a_line_now_and_then(capsys, monkeypatch) -> None:
+    monkeypatch.setattr(module, "SECONDS_BETWEEN_LINES", 0.0)
+    with progress("Working", total=4, start=2) as bar:
+        bar.note("loss 1.5")
+        bar.advance()
+        bar.advance()
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith("Working 3/4 in 0 s, eta 0 s  loss 1.5")
+    assert lines[1].startswith("Working 4/4 in 0 s  loss 1.5")
+
+
+def test_short_work_says_nothing(capsys) -> None:
+    with progress("Working", total=2) as bar:
+        bar.advance(2)
+    assert capsys.readouterr().err == ""
+
+
+def test_brackets_in_messages_are_no_markup(capsys) -> None:
+    say("[red]paths[/red] like [0]")
+    assert "[red]paths[/red] like [0]" in capsys.readouterr().err

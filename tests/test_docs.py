@@ -1,0 +1,80 @@
+"""Every command and every Python example in the documentation runs."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mapet.cli.main import main
+from tests.data_root import CHECKOUT
+
+PAGES = sorted([CHECKOUT / "README.md", *(CHECKOUT / "docs").glob("*.md")])
+SHORTER = {
+    "pretrain": "--set training.steps=2 --set training.batch_size=4 --set training.warmup_epochs=0 --set training.warmup_steps=0 "
+    "--set backbone.options.depth=1 --set tokenizer.vocab_size=8 --set tokenizer.max_images=16 --set mechanics.workers=0",
+    "fit": "--images 16 --points 900 --workers 0",
+    "tokenize": "--workers 0",
+    "evaluate": "--workers 0",
+}
+
+
+def commands(page: Path) -> list[str]:
+    """Lines of code blocks that begin with `mapet`."""
+    return re.findall(r"^    (mapet .*)$", page.read_text(), re.MULTILINE)
+
+
+def python_blocks(page: Path) -> list[str]:
+    return re.findall(r"^```python\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which what the documentation mentions exists: two class folders of photographs, called photos and cifar10."""
+    folder = tmp_path_factory.mktemp("docs")
+    draws = np.random.default_rng(0)
+    for name in ("photos", "cifar10"):
+        for index in range(40):
+            path = folder / name / ("cat", "dog")[index % 2] / f"{index}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(draws.integers(0, 255, (40, 48, 3), dtype=np.uint8)).save(path)
+    return folder
+
+
+def run(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = shlex.split(line, comments=True)
+    shorter = next((SHORTER[word] for word in words[1:3] if word in SHORTER), "")
+    if words[1:3] == ["tokenizer", "fit"]:
+        words[words.index("-k") + 1] = "8"
+    monkeypatch.setattr(sys, "argv", [*words, *shorter.split()])
+    try:
+        main()
+    except SystemExit as end:
+        assert end.code in (0, None), line
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_documented_commands_run(page: Path, workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(workplace)
+    for line in [*commands(CHECKOUT / "README.md")[:1], *commands(page)]:
+        run(line, monkeypatch)
+
+
+def test_documented_python_runs(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mapet.data.sources import open_source, sample_keys
+
+    monkeypatch.chdir(workplace)
+    needed = [*commands(CHECKOUT / "README.md")[:1], *commands(CHECKOUT / "docs" / "tokens.md")]
+    for line in needed:
+        run(line, monkeypatch)
+    blocks = [block for page in PAGES for block in python_blocks(page)]
+    assert len(blocks) >= 3
+    for block in blocks:
+        names = {"images": torch.rand(2, 3, 32, 32), "sample_keys": sample_keys(open_source("photos"))}
+        exec(block, names)

@@ -1,0 +1,211 @@
+"""The main job: what it makes, what it records, what it refuses to continue."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+
+from mapet.data.loader import UnreadableImages
+from mapet.errors import CheckpointError, DataError, ModelError, SettingsError, TokenizerError, TokenStoreError
+from mapet.runtime.run_directory import RunDirectory
+from mapet.token_store.build import build_store
+from mapet.training import pretrain as module
+from mapet.training.checkpoint import newest_checkpoint
+from mapet.training.pretrain import pretrain
+from tests.data.images import write_images
+from tests.training.tiny import LOCATION, TinyImages, assert_equal_weights, tiny_settings, tiny_store, tiny_tokenizer, tiny_values
+
+
+@pytest.fixture
+def tokenizer(tmp_path: Path) -> Path:
+    tiny_tokenizer().save(tmp_path / "tokenizer")
+    return tmp_path / "tokenizer"
+
+
+@pytest.fixture
+def tokens(tmp_path: Path) -> Path:
+    tiny_store(tmp_path / "tokens")
+    return tmp_path / "tokens"
+
+
+def config(run: RunDirectory) -> dict[str, Any]:
+    return json.loads(run.config.read_text())
+
+
+def start(out: Path, data: str = LOCATION, settings: dict[str, Any] | None = None, **inputs: Any) -> RunDirectory:
+    return pretrain(data, tiny_settings(training__steps=4, **(settings or {})), out, **inputs)
+
+
+def test_everything_that_is_missing_is_made_once(tmp_path: Path, monkeypatch) -> None:
+    settings = {"tokenizer": {"features": "pixels", "vocab_size": 20, "iterations": 2, "restarts": 1, "num_points": 500}}
+    run = start(tmp_path / "run", settings=settings)
+    made = {path.name for path in run.path.iterdir()}
+    assert {
+        "config.json",
+        "environment.json",
+        "metrics.jsonl",
+        "tensorboard",
+        "tokenizer",
+        "tokens",
+        "checkpoints",
+        "backbone",
+    } <= made
+    assert config(run)["tokenizer"] is config(run)["tokens"] is None
+    assert config(run)["tokenizer_fingerprint"] == json.loads((run.tokenizer / "tokenizer.json").read_text())["fingerprint"]
+    monkeypatch.setattr(module, "fit_tokenizer", None)
+    weights = load_file(run.backbone / "weights.safetensors")
+    assert_equal_weights(load_file(start(run.path, settings=settings).backbone / "weights.safetensors"), weights)
+
+
+def test_inputs_are_recorded_as_absolute_paths(tmp_path: Path, tokens: Path, tokenizer: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = start(Path("run"), tokens="tokens", tokenizer=Path("tokenizer"))
+    recorded = config(run)
+    assert recorded["tokens"] == str(tokens.absolute())
+    assert recorded["tokenizer"] == str(tokenizer.absolute())
+    assert recorded["tokenizer_fingerprint"] == tiny_tokenizer().fingerprint
+    assert recorded["images"]["count"] == 40
+    assert recorded["data"] == LOCATION
+    assert recorded["science"] == tiny_settings(training__steps=4).science
+    assert not run.tokens.exists()
+
+
+def test_a_folder_of_images_is_recorded_as_an_absolute_path(tmp_path: Path, tokenizer: Path, monkeypatch) -> None:
+    write_images(tmp_path / "images", " ".join(f"{number}.png" for number in range(16)))
+    monkeypatch.chdir(tmp_path)
+    assert config(start(Path("run"), data="images", tokenizer=tokenizer))["data"] == str(tmp_path / "images")
+
+
+def test_a_continued_run_takes_the_tokens_that_it_began_with(tmp_path: Path, tokens: Path, monkeypatch) -> None:
+    run = start(tmp_path / "run", tokens=tokens)
+    monkeypatch.setattr(module, "fit_tokenizer", None)
+    start(run.path)
+    assert config(run)["tokens"] == str(tokens)
+    assert not run.tokenizer.exists()
+
+
+def test_the_store_of_another_tokenizer_is_refused(tmp_path: Path, tokens: Path) -> None:
+    run = start(tmp_path / "run", tokens=tokens)
+    tiny_store(tmp_path / "others", seed=1)
+    before = config(run)
+    one, other = tiny_tokenizer().fingerprint[:12], tiny_tokenizer(seed=1).fingerprint[:12]
+    with pytest.raises(CheckpointError, match=f"begun with tokens of the tokenizer {one}, these are of {other}.*--out"):
+        start(run.path, tokens=tmp_path / "others")
+    assert before["tokenizer_fingerprint"] == tiny_tokenizer().fingerprint
+    start(run.path, tokens=tokens)
+    tokens.rename(tmp_path / "moved")
+    start(run.path, tokens=tmp_path / "moved")
+
+
+def test_another_tokenizer_is_refused(tmp_path: Path, tokenizer: Path) -> None:
+    run = start(tmp_path / "run", tokenizer=tokenizer)
+    tiny_tokenizer(seed=1).save(tmp_path / "other")
+    with pytest.raises(TokenStoreError, match=tiny_tokenizer(seed=1).fingerprint[:12]):
+        start(run.path, tokenizer=tmp_path / "other")
+
+
+def test_a_tokenizer_that_did_not_make_the_tokens_is_refused(tmp_path: Path, tokens: Path) -> None:
+    tiny_tokenizer(seed=1).save(tmp_path / "other")
+    with pytest.raises(TokenStoreError, match="was made by the tokenizer"):
+        start(tmp_path / "run", tokens=tokens, tokenizer=tmp_path / "other")
+
+
+@pytest.mark.parametrize("count", [39, 41])
+def test_other_images_are_refused(tmp_path: Path, tokenizer: Path, count: int, monkeypatch) -> None:
+    run = start(tmp_path / "run", tokenizer=tokenizer)
+    monkeypatch.setattr(module, "open_source", lambda data, _: TinyImages(data, count, seed=0))
+    with pytest.raises(CheckpointError, match=rf"was begun on 40 images.*now they are {count}.*cannot be continued exactly"):
+        start(run.path, tokenizer=tokenizer)
+
+
+def test_images_in_another_order_are_refused(tmp_path: Path, tokenizer: Path, monkeypatch) -> None:
+    run = start(tmp_path / "run", tokenizer=tokenizer)
+
+    def reversed_source(data: str, _: str) -> TinyImages:
+        source = TinyImages(data, 40, seed=0)
+        source._pixels = source._pixels[::-1]
+        return source
+
+    monkeypatch.setattr(module, "open_source", reversed_source)
+    with pytest.raises(CheckpointError, match="or in another order"):
+        start(run.path, tokenizer=tokenizer)
+
+
+def test_other_science_is_refused_naming_what_differs(tmp_path: Path, tokens: Path) -> None:
+    run = start(tmp_path / "run", tokens=tokens)
+    before = run.config.read_bytes()
+    changes = {"training__lr": 1e-4, "objective__options": {"num_context": 5}, "seed": 4}
+    with pytest.raises(CheckpointError) as caught:
+        start(run.path, settings=changes, tokens=tokens)
+    for text in (
+        "training.lr was 0.002, is 0.0001",
+        "objective.options.num_context was 4, is 5",
+        "seed was 3, is 4",
+        "another --out",
+    ):
+        assert text in str(caught.value)
+    assert "betas" not in str(caught.value)
+    assert run.config.read_bytes() == before
+
+
+def test_other_mechanics_are_welcome(tmp_path: Path, tokens: Path) -> None:
+    run = start(tmp_path / "run", tokens=tokens)
+    changes = {"workers": 1, "micro_batch": 3, "log_every": 2, "activation_checkpointing": True, "checkpoint_every": 2}
+    start(run.path, settings={f"mechanics__{name}": value for name, value in changes.items()}, tokens=tokens)
+    assert config(run)["mechanics"]["micro_batch"] == 3
+    assert newest_checkpoint(run.checkpoints).step == 4
+
+
+def test_a_start_that_was_refused_leaves_the_way_free(tmp_path: Path, tokens: Path) -> None:
+    with pytest.raises(TokenStoreError, match="vocabulary of 20 codes, but 30 are set"):
+        start(tmp_path / "run", settings={"tokenizer__vocab_size": 30}, tokens=tokens)
+    start(tmp_path / "run", tokens=tokens)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"training__batch_size": 64}, DataError, "40 images, fewer than one batch of 64"),
+        ({"objective__options": {"num_context": 16}}, ModelError, "num_context is 16"),
+        ({"objective__options": {"contexts": 3}}, SettingsError, "has no option 'contexts'"),
+        ({"objective__name": "bert"}, SettingsError, "no objective called 'bert'"),
+        ({"backbone__name": "resnet18", "backbone__options": {}}, ModelError, "resnet18"),
+        ({"image_size": 18}, ModelError, "not a multiple of the patch size"),
+        ({"mechanics__device": "gpu"}, SettingsError, "no device 'gpu'"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_anything_is_made(tmp_path: Path, changes: dict, error: type, message: str) -> None:
+    with pytest.raises(error, match=message):
+        start(tmp_path / "run", settings=changes)
+    assert not (tmp_path / "run").exists()
+
+
+def test_tokens_of_another_grid_are_refused(tmp_path: Path, tokens: Path) -> None:
+    with pytest.raises(TokenStoreError, match="4 x 4 tokens an image, but the backbone makes 2 x 2"):
+        start(
+            tmp_path / "run",
+            settings={
+                "backbone": tiny_values()["backbone"] | {"options": {"patch_size": 8, "depth": 1}},
+                "objective__options": {"num_context": 1},
+            },
+            tokens=tokens,
+        )
+
+
+def test_tokens_of_another_view_are_refused(tmp_path: Path, monkeypatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("mapet.data.views.FixedView.describe", lambda _: {"name": "other"})
+        build_store(TinyImages(LOCATION, 40, seed=0), tiny_tokenizer(), tmp_path / "tokens", unreadable=UnreadableImages())
+    with pytest.raises(TokenStoreError, match="tokens of the view"):
+        start(tmp_path / "run", tokens=tmp_path / "tokens")
+
+
+def test_inputs_that_are_not_there_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(TokenStoreError):
+        start(tmp_path / "run", tokens=tmp_path / "none")
+    with pytest.raises(TokenizerError):
+        start(tmp_path / "run", tokenizer=tmp_path / "none")
