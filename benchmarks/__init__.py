@@ -1,0 +1,1 @@
+"""Programs that measure; `python benchmarks/NAME.py --help` says what."""

@@ -1,0 +1,103 @@
+"""What each objective's pre-training is worth on the same backbone, tokens, images, order and steps, over several seeds.
+
+Judged by k-NN and linear probe, next to random initialisation.
+
+    python benchmarks/compare.py DATA --recipe cifar10 --objectives mim,pim,mapet --seeds 2 --out DIR [--json FILE]
+
+The first run fits the tokenizer and makes the tokens, all others use them. Interrupted comparisons continue where they stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from pathlib import Path
+
+from mapet.config import load_recipe
+from mapet.evaluation.evaluate import evaluate
+from mapet.evaluation.knn import KNN
+from mapet.evaluation.linear import LinearProbe
+from mapet.runtime.device import choose_device
+from mapet.runtime.progress import say
+from mapet.runtime.run_directory import RunDirectory, describe_environment
+from mapet.training.pretrain import pretrain
+
+
+def run_one(arguments: argparse.Namespace, objective: str, seed: int, tokens: Path | None) -> tuple[RunDirectory, list[dict]]:
+    """One pre-training and its evaluations, as rows of the table."""
+    overrides = [*arguments.set, f"objective.name={objective}", f"seed={seed}", f"mechanics.device={arguments.device}"]
+    run = pretrain(arguments.data, load_recipe(arguments.recipe, overrides), arguments.out / f"{objective}-{seed}", tokens=tokens)
+    protocols = [kind(pool=arguments.pool) for kind in (KNN, LinearProbe)]
+    results = evaluate(run, None, protocols, device=choose_device(arguments.device))
+    last = run.read_metrics()[-1]
+    rows = [
+        {
+            "objective": objective,
+            "seed": seed,
+            "protocol": result.protocol["name"],
+            "protocol_hash": result.protocol_hash,
+            "top1": result.top1,
+            "random_top1": result.random_top1,
+            "steps": last["step"],
+            "loss": last["loss"],
+            "token_accuracy": last["token_accuracy"],
+            "training_seconds": last["seconds"],
+        }
+        for result in results
+    ]
+    return run, rows
+
+
+def spread(values: list[float]) -> str:
+    """Mean and half the range, in percent."""
+    return f"{100 * statistics.mean(values):.1f} +- {50 * (max(values) - min(values)):.1f}"
+
+
+def print_table(rows: list[dict]) -> None:
+    """One line an objective, random initialisation first."""
+    protocols = sorted({row["protocol"] for row in rows})
+    print(f"\n| | {' | '.join(protocols)} | loss | token accuracy | training |")
+    print("|---|" + "---:|" * (len(protocols) + 3))
+    random = [spread([row["random_top1"] for row in rows if row["protocol"] == name]) for name in protocols]
+    print(f"| random initialisation | {' | '.join(random)} | | | |")
+    for objective in dict.fromkeys(row["objective"] for row in rows):
+        own = [row for row in rows if row["objective"] == objective]
+        figures = [spread([row["top1"] for row in own if row["protocol"] == name]) for name in protocols]
+        loss, accuracy, seconds = (
+            statistics.mean(row[key] for row in own) for key in ("loss", "token_accuracy", "training_seconds")
+        )
+        print(f"| {objective} | {' | '.join(figures)} | {loss:.3f} | {100 * accuracy:.1f} % | {seconds:.0f} s |")
+
+
+def main() -> None:
+    """Runs the comparison."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data")
+    parser.add_argument("--recipe", required=True)
+    parser.add_argument("--objectives", default="mim,pim,mapet")
+    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--pool", default="both")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
+    arguments = parser.parse_args()
+    began, rows, tokens = time.perf_counter(), [], None
+    for seed in range(arguments.seeds):
+        for objective in arguments.objectives.split(","):
+            say(f"{objective}, seed {seed}")
+            run, found = run_one(arguments, objective, seed, tokens)
+            tokens = tokens or run.tokens
+            rows += found
+    print_table(rows)
+    seconds = time.perf_counter() - began
+    print(f"\n{seconds / 60:.1f} minutes in all")
+    if arguments.json:
+        facts = {"environment": describe_environment(), "recipe": arguments.recipe, "set": arguments.set, "seconds": seconds}
+        arguments.json.write_text(json.dumps({**facts, "rows": rows}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
