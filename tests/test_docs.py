@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import shlex
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from mapet.cli.main import main
+from tests.command import mapet
 from tests.data_root import CHECKOUT
 
 PAGES = sorted([CHECKOUT / "README.md", *(CHECKOUT / "docs").glob("*.md")])
@@ -47,23 +46,19 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def run(line: str) -> None:
     words = shlex.split(line, comments=True)
     shorter = next((SHORTER[word] for word in words[1:3] if word in SHORTER), "")
     if words[1:3] == ["tokenizer", "fit"]:
         words[words.index("-k") + 1] = "8"
-    monkeypatch.setattr(sys, "argv", [*words, *shorter.split()])
-    try:
-        main()
-    except SystemExit as end:
-        assert end.code in (0, None), line
+    assert mapet(*words[1:], *shorter.split()) == 0, line
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_documented_commands_run(page: Path, workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(workplace)
     for line in [*commands(CHECKOUT / "README.md")[:1], *commands(page)]:
-        run(line, monkeypatch)
+        run(line)
 
 
 def test_documented_python_runs(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,7 +67,7 @@ def test_documented_python_runs(workplace: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.chdir(workplace)
     needed = [*commands(CHECKOUT / "README.md")[:1], *commands(CHECKOUT / "docs" / "tokens.md")]
     for line in needed:
-        run(line, monkeypatch)
+        run(line)
     blocks = [block for page in PAGES for block in python_blocks(page)]
     assert len(blocks) >= 3
     for block in blocks:

@@ -11,24 +11,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mapet.cli.main import main
+from tests.command import mapet
 
 TINY = [
     *("--set", "image_size=16", "--set", "backbone.options={patch_size: 4, embed_dim: 24, depth: 2, num_heads: 2, num_classes: 0}"),
     *("--set", "objective.options.num_context=4", "--set", "training.steps=4", "--set", "training.batch_size=8"),
     *("--set", "tokenizer.vocab_size=8", "--set", "tokenizer.max_images=20", "--set", "mechanics.workers=0"),
 ]
-
-
-def mapet(*words: str | Path) -> int:
-    """Exit code of `mapet WORDS...`, run in this process."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["mapet", *map(str, words)])
-        try:
-            main()
-        except SystemExit as end:
-            return int(end.code or 0)
-    return 0
 
 
 def write_images(folder: Path, count: int = 24) -> Path:

@@ -162,7 +162,7 @@ def test_a_quarter_is_context_by_default(name: str) -> None:
 
 
 def test_refuses_unknown_options_by_name(name: str) -> None:
-    with pytest.raises(SettingsError, match="num_contexts.*Did you mean 'num_context'"):
+    with pytest.raises(SettingsError, match=r"num_contexts.*Did you mean 'num_context'"):
         create_objective(name, backbone=create_backbone("vit_tiny_patch16_224", **OPTIONS), vocab_size=8, num_contexts=3)
 
 
@@ -175,5 +175,5 @@ def test_refuses_tokens_that_do_not_fit(name: str, ids: Tensor | None) -> None:
 
 def test_load_released_is_strict(name: str) -> None:
     objective = build(name)
-    with pytest.raises(ModelError, match="Missing: .*Not known here: backbone.surprise"):
+    with pytest.raises(ModelError, match=r"Missing: .*Not known here: backbone.surprise"):
         objective.load_released({"surprise": torch.zeros(1)})
