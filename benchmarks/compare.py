@@ -19,6 +19,7 @@ from mapet.config import load_recipe
 from mapet.evaluation.evaluate import evaluate
 from mapet.evaluation.knn import KNN
 from mapet.evaluation.linear import LinearProbe
+from mapet.report.reading import open_runs
 from mapet.runtime.device import choose_device
 from mapet.runtime.progress import say
 from mapet.runtime.run_directory import RunDirectory, describe_environment
@@ -43,7 +44,7 @@ def run_one(arguments: argparse.Namespace, objective: str, seed: int, tokens: Pa
             "steps": last["step"],
             "loss": last["loss"],
             "token_accuracy": last["token_accuracy"],
-            "training_seconds": last["seconds"],
+            "training_seconds": open_runs([run])[0].training_seconds,
         }
         for result in results
     ]
@@ -84,7 +85,8 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     arguments = parser.parse_args()
-    began, rows, tokens = time.perf_counter(), [], None
+    environment, began = describe_environment(), time.perf_counter()
+    rows, tokens = [], None
     for seed in range(arguments.seeds):
         for objective in arguments.objectives.split(","):
             say(f"{objective}, seed {seed}")
@@ -95,7 +97,7 @@ def main() -> None:
     seconds = time.perf_counter() - began
     print(f"\n{seconds / 60:.1f} minutes in all")
     if arguments.json:
-        facts = {"environment": describe_environment(), "recipe": arguments.recipe, "set": arguments.set, "seconds": seconds}
+        facts = {"environment": environment, "recipe": arguments.recipe, "set": arguments.set, "seconds": seconds}
         arguments.json.write_text(json.dumps({**facts, "rows": rows}, indent=2) + "\n")
 
 

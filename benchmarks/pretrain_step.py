@@ -47,7 +47,6 @@ def make_step(method: str, size: str, precision: str, batch_size: int, device: t
     generator = torch.Generator(device=device).manual_seed(0)
 
     def step() -> Tensor:
-        objective.zero_grad(set_to_none=True)
         corruption = objective.corrupt(batch, generator)
         with autocast(device, precision):
             if method == "dense":
@@ -55,7 +54,8 @@ def make_step(method: str, size: str, precision: str, batch_size: int, device: t
             else:
                 loss = objective(batch, corruption).loss_sum
         loss.backward()
-        return loss
+        objective.zero_grad(set_to_none=True)
+        return loss.detach()
 
     streams = {"mim": 0, "pim": 1, "mapet": 2, "dense": 2}[method]
     return step, 1 + objective.num_patches + streams * objective.num_targets

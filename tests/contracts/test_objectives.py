@@ -151,9 +151,29 @@ def test_learns_a_planted_task(name: str) -> None:
     assert accuracy > 0.9
 
 
-@pytest.mark.parametrize("num_context", [-1, 16, 100])
+def test_follows_the_backbone_to_its_dtype(name: str) -> None:
+    torch.manual_seed(0)
+    backbone = create_backbone("vit_tiny_patch16_224", **OPTIONS).double()
+    objective = create_objective(name, backbone=backbone, vocab_size=VOCAB, num_context=4)
+    batch = Batch(random_batch().images.double(), random_batch().token_ids)
+    torch.testing.assert_close(mean_loss(objective, batch).float(), mean_loss(build(name), random_batch()), rtol=0.2, atol=0)
+    assert mean_loss(objective, batch).dtype == torch.float64
+
+
+def test_an_ignored_token_is_no_target(name: str) -> None:
+    objective, batch = build(name), random_batch()
+    ids = batch.token_ids.clone()
+    ids[:4] = -100
+    corruption = draw(objective, batch)
+    half = objective(Batch(batch.images, ids), corruption)
+    whole = objective(Batch(batch.images[4:], batch.token_ids[4:]), narrow_corruption(corruption, slice(4, 8)))
+    assert int(half.num_targets) == int(whole.num_targets)
+    torch.testing.assert_close(half.loss_sum, whole.loss_sum)
+
+
+@pytest.mark.parametrize("num_context", [-1, 16, 100, 4.0, "four"])
 def test_refuses_a_context_out_of_range(name: str, num_context: int) -> None:
-    with pytest.raises(ModelError, match=r"num_context is .* between 0 and 15"):
+    with pytest.raises(ModelError, match=r"num_context is .* an integer between 0 and 15"):
         build(name, num_context=num_context)
 
 
@@ -166,7 +186,11 @@ def test_refuses_unknown_options_by_name(name: str) -> None:
         create_objective(name, backbone=create_backbone("vit_tiny_patch16_224", **OPTIONS), vocab_size=8, num_contexts=3)
 
 
-@pytest.mark.parametrize("ids", [None, torch.zeros(8, 9, dtype=torch.int64)], ids=["none", "another grid"])
+@pytest.mark.parametrize(
+    "ids",
+    [None, torch.zeros(8, 9, dtype=torch.int64), torch.zeros(7, 16, dtype=torch.int64)],
+    ids=["none", "another grid", "another batch"],
+)
 def test_refuses_tokens_that_do_not_fit(name: str, ids: Tensor | None) -> None:
     objective, batch = build(name), random_batch()
     with pytest.raises(ModelError, match="one visual token for each of the 16 patches"):

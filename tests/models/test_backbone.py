@@ -40,10 +40,13 @@ def test_published_parameter_counts(size: str, context: int, parameters: int) ->
         ("resnet18", {}, "ResNet is not a timm VisionTransformer"),
         ("vit_tiny_patch16_224", {"img_size": 100}, r"image size \(100, 100\) is not a multiple of the patch size \(16, 16\)"),
         ("vit_tiny_patch16_224", {"colour": 3}, "cannot build"),
+        ("vit_tiny_patch16_224", {"num_heads": 0}, "cannot build"),
+        ("vit_tiny_patch16_224", {"embed_dim": -192}, "cannot build"),
+        ("vit_tiny_patch16_224", {"patch_drop_rate": 0.5}, "patch_drop_rate"),
         ("vit_tiny_patch16_224", {"pos_embed": "none"}, "learned position embeddings"),
         ("vit_base_patch16_xp_224", {}, "two-stream attention"),
     ],
-    ids=["unknown", "not a ViT", "patch", "argument", "no positions", "other blocks"],
+    ids=["unknown", "not a ViT", "patch", "argument", "heads", "width", "dropped patches", "no positions", "other blocks"],
 )
 def test_refuses_in_words(name: str, options: dict, message: str) -> None:
     with pytest.raises(ModelError, match=message):

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from benchmarks.dense_two_stream import dense_loss
 from mapet.data.batch import Batch
 from mapet.models import create_backbone
 from mapet.objectives import create_objective
@@ -138,6 +139,14 @@ def test_masks_of_unequal_size_count_every_hidden_patch_once() -> None:
     expected = masked_logits(objective, batch.images, mask)
     loss = sum(-logits.log_softmax(-1)[batch.token_ids[key]] for key, logits in expected.items())
     torch.testing.assert_close(output.loss_sum, loss, rtol=1e-12, atol=1e-9)
+
+
+def test_the_dense_path_of_the_benchmark_is_mapet() -> None:
+    objective = build("mapet", num_context=5).double()
+    batch = random_batch()
+    corruption = objective.corrupt(batch, torch.Generator().manual_seed(9))
+    dense = dense_loss(objective, batch, corruption.permutation)
+    torch.testing.assert_close(dense, objective(batch, corruption).loss_sum, rtol=1e-12, atol=0)
 
 
 def test_nothing_hidden_gives_a_loss_of_zero() -> None:

@@ -10,7 +10,7 @@ import hashlib
 import json
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from mapet.errors import SettingsError, nearest
 
@@ -29,6 +29,14 @@ class BackboneSettings(Section):
 
     name: str = "vit_tiny_patch16_224"
     options: dict[str, Any] = {"init_values": 0.1, "num_classes": 0}
+
+    @field_validator("options")
+    @classmethod
+    def _set_elsewhere(cls, options: dict[str, Any]) -> dict[str, Any]:
+        for name, setting in (("img_size", "image_size"), ("drop_path_rate", "training.drop_path")):
+            if name in options:
+                raise ValueError(f"{name} is the setting {setting}; set that one instead")
+        return options
 
 
 class ObjectiveSettings(Section):
@@ -78,6 +86,8 @@ class TrainingSettings(Section):
     def _one_length(self) -> Self:
         if (self.epochs is None) == (self.steps is None):
             raise ValueError("give either training.epochs or training.steps")
+        if self.warmup_epochs and self.warmup_steps:
+            raise ValueError("give either training.warmup_epochs or training.warmup_steps")
         return self
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 
@@ -19,8 +18,3 @@ class Batch:
 
     images: Tensor
     token_ids: Tensor | None = None
-
-    def to(self, device: torch.device | str) -> Batch:
-        """The same batch on `device`."""
-        ids = None if self.token_ids is None else self.token_ids.to(device, non_blocking=True)
-        return Batch(self.images.to(device, non_blocking=True), ids)

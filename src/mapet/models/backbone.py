@@ -28,7 +28,7 @@ def create_backbone(name: str, **timm_kwargs: Any) -> VisionTransformer:
         raise ModelError(f"timm {timm.__version__} has no model '{name}'. {nearest(name, timm.list_models('vit_*'))}")
     try:
         model = timm.create_model(name, **timm_kwargs)
-    except (TypeError, AssertionError, ValueError) as error:
+    except (TypeError, AssertionError, ValueError, ArithmeticError, RuntimeError) as error:
         raise ModelError(f"timm cannot build '{name}' with {timm_kwargs}: {error}") from error
     return check_backbone(model)
 
@@ -45,6 +45,8 @@ def check_backbone(backbone: nn.Module) -> VisionTransformer:
         )
     if backbone.pos_embed is None or backbone.dynamic_img_size:
         raise ModelError("The backbone needs learned position embeddings of one fixed size (not dynamic_img_size).")
+    if not isinstance(backbone.patch_drop, nn.Identity):
+        raise ModelError("The backbone drops patches (patch_drop_rate); what is hidden is the objective's business. Leave it at 0.")
     image, patch, grid = backbone.patch_embed.img_size, backbone.patch_embed.patch_size, grid_size(backbone)
     if image is None or any(cells * size != pixels for cells, size, pixels in zip(grid, patch, image, strict=True)):
         raise ModelError(f"The image size {image} is not a multiple of the patch size {patch}: pixels at the border would be lost.")

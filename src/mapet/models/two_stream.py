@@ -80,9 +80,9 @@ def two_stream(
     """
     rows = torch.cat([open_rows, contents, queries], dim=1)
     num_open, num_queries = open_rows.shape[1], queries.shape[1]
-    *earlier, last = blocks
-    for block in [*earlier, last]:
-        arguments = (block, rows, num_open, num_queries, visible, block is last)
+    blocks = list(blocks)
+    for block in blocks:
+        arguments = (block, rows, num_open, num_queries, visible, block is blocks[-1])
         rows = checkpoint(_run_block, *arguments, use_reentrant=False) if checkpointing else _run_block(*arguments)
     return rows
 

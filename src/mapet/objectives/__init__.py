@@ -23,7 +23,7 @@ def create_objective(name: str, *, backbone: VisionTransformer, vocab_size: int,
 
     Args:
         name: An entry of `OBJECTIVES`, or `package.module:Class`.
-        backbone: A plain timm ViT; it becomes the objective's `backbone` and is trained in place.
+        backbone: A plain timm ViT; it becomes the objective's `backbone`, is trained in place, and gives device and dtype.
         vocab_size: Number of visual tokens.
         **options: Options of the objective, such as `num_context`, the number of visible patches.
 
@@ -31,7 +31,8 @@ def create_objective(name: str, *, backbone: VisionTransformer, vocab_size: int,
         SettingsError: There is no such objective, or it has no such option.
         ModelError: The options do not fit the backbone.
     """
-    return OBJECTIVES.get(name).create(backbone=backbone, vocab_size=vocab_size, **options)
+    objective = OBJECTIVES.get(name).create(backbone=backbone, vocab_size=vocab_size, **options)
+    return objective.to(next(backbone.parameters()))
 
 
 __all__ = ["OBJECTIVES", "Objective", "ObjectiveOutput", "create_objective"]

@@ -6,7 +6,7 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Generic, Self, TypeVar
+from typing import Any, Generic, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,8 @@ from mapet.models.backbone import check_backbone, final_norm, grid_size
 from mapet.models.weights import join_qkv, load_strictly
 
 Corruption = TypeVar("Corruption")
+
+IGNORED = -100
 
 
 @dataclass(frozen=True)
@@ -47,8 +49,6 @@ class Objective(nn.Module, ABC, Generic[Corruption]):
     Args:
         backbone: A plain timm ViT, trained in place.
     """
-
-    summary: ClassVar[str]
 
     def __init__(self, backbone: VisionTransformer) -> None:
         super().__init__()
@@ -89,9 +89,9 @@ class TokenObjective(Objective[Corruption]):
     def __init__(self, backbone: VisionTransformer, vocab_size: int, num_context: int | None = None) -> None:
         super().__init__(backbone)
         self.num_context = self.num_patches // 4 if num_context is None else num_context
-        if not 0 <= self.num_context < self.num_patches:
+        if not isinstance(self.num_context, int) or not 0 <= self.num_context < self.num_patches:
             raise ModelError(
-                f"num_context is {self.num_context}; with {self.num_patches} patches it must lie between 0 and "
+                f"num_context is {self.num_context!r}; with {self.num_patches} patches it must be an integer between 0 and "
                 f"{self.num_patches - 1}, so that at least one patch is predicted."
             )
         self.vocab_size = vocab_size
@@ -124,8 +124,9 @@ class TokenObjective(Objective[Corruption]):
 
     def check_tokens(self, batch: Batch) -> Tensor:
         """The batch's token ids, or a ModelError where they are absent or of another grid."""
-        if batch.token_ids is None or batch.token_ids.shape[1] != self.num_patches:
-            found = "none" if batch.token_ids is None else f"{batch.token_ids.shape[1]} an image"
+        expected = (len(batch.images), self.num_patches)
+        if batch.token_ids is None or batch.token_ids.shape != expected:
+            found = "none" if batch.token_ids is None else f"ids of shape {tuple(batch.token_ids.shape)}"
             raise ModelError(
                 f"{type(self).__name__} needs one visual token for each of the {self.num_patches} patches; the batch has "
                 f"{found}. Use a tokenizer whose grid is that of the backbone."
@@ -140,21 +141,19 @@ def token_loss(
 
     Args:
         logits: (B, T, vocab).
-        targets: (B, T) int64, the visual tokens.
+        targets: (B, T) int64, the visual tokens; -100, as everywhere in PyTorch, is not a target.
         positions: (B, T) int64, their patches.
         valid: (B, T) bool where some slots are empty; None where all are targets.
         return_logits: Keep logits and positions in the output.
     """
     if valid is not None:
-        targets = targets.masked_fill(~valid, -100)
+        targets = targets.masked_fill(~valid, IGNORED)
         positions = positions.masked_fill(~valid, -1)
-    loss_sum = cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum", ignore_index=-100)
+    loss_sum = cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum", ignore_index=IGNORED)
     correct = (logits.detach().argmax(dim=-1) == targets).sum()
-    num_targets = torch.full_like(correct, targets.numel()) if valid is None else valid.sum()
-    output = ObjectiveOutput(loss_sum, num_targets, {"correct": correct})
-    if not return_logits:
-        return output
-    return ObjectiveOutput(loss_sum, num_targets, output.metrics, logits, positions)
+    num_targets = (targets != IGNORED).sum()
+    shown = {"logits": logits, "target_positions": positions} if return_logits else {}
+    return ObjectiveOutput(loss_sum, num_targets, {"correct": correct}, **shown)
 
 
 _OURS = {

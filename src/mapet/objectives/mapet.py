@@ -20,6 +20,5 @@ from mapet.objectives.permutation import PermutedTokenObjective
 class MaPeT(PermutedTokenObjective):
     """Masked and permuted pre-training: targets see the context, earlier targets, and mask tokens for all others."""
 
-    summary = "masked and permuted: earlier targets' contents, mask tokens for the others"
     mask_tokens_are_seen = True
     visibility = staticmethod(mapet_visibility)

@@ -54,8 +54,6 @@ class MaskCorruption:
 class MIM(TokenObjective[MaskCorruption]):
     """Masked pre-training on uniformly random patches, one stream, full attention."""
 
-    summary = "masked: random patches replaced by mask tokens, predicted independently"
-
     def corrupt(self, batch: Batch, generator: torch.Generator) -> MaskCorruption:
         """Hides all but `num_context` patches of every image, uniformly at random."""
         batch_size, device = batch.images.shape[0], batch.images.device

@@ -18,6 +18,5 @@ from mapet.objectives.permutation import PermutedTokenObjective
 class PIM(PermutedTokenObjective):
     """Permuted pre-training: targets see the context and earlier targets."""
 
-    summary = "permuted: earlier targets' contents, nothing in place of the others"
     mask_tokens_are_seen = False
     visibility = staticmethod(pim_visibility)
