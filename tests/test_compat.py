@@ -21,6 +21,17 @@ except RuntimeError as error:
 for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
     del sys.modules[name]
 """
+WITHOUT_OPERATORS = """
+import torch
+refused = []
+def refuse(path):
+    refused.append(path)
+    raise OSError("libcudart.so cannot be opened")
+torch.ops.load_library = refuse
+"""
+BROKEN = """
+assert refused and not works
+"""
 ASK = """
 from mapet.compat import DECLARED_OPERATORS, VisionTransformer, timm
 assert DECLARED_OPERATORS is (not works), (DECLARED_OPERATORS, works)
@@ -36,7 +47,11 @@ if not works:
 """
 
 
-@pytest.mark.parametrize("script", [PLAIN_IMPORT_WORKS + ASK, PLAIN_IMPORT_WORKS + DECLARE + ASK], ids=["as installed", "working"])
+@pytest.mark.parametrize(
+    "script",
+    [PLAIN_IMPORT_WORKS + ASK, PLAIN_IMPORT_WORKS + DECLARE + ASK, WITHOUT_OPERATORS + PLAIN_IMPORT_WORKS + BROKEN + ASK],
+    ids=["as installed", "working", "broken"],
+)
 def test_operators_are_declared_only_where_the_plain_import_fails(script: str) -> None:
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
     assert ended.returncode == 0, ended.stderr

@@ -15,6 +15,7 @@ from tests.command import mapet
 from tests.data_root import CHECKOUT
 
 PAGES = sorted([CHECKOUT / "README.md", *(CHECKOUT / "docs").glob("*.md")])
+TEXTS = [*PAGES, CHECKOUT / "CONTRIBUTING.md", *sorted((CHECKOUT / "src" / "mapet" / "config" / "recipes").glob("*.yaml"))]
 SHORTER = {
     "pretrain": "--set training.steps=2 --set training.batch_size=4 --set training.warmup_epochs=0 --set training.warmup_steps=0 "
     "--set backbone.options.depth=1 --set tokenizer.vocab_size=8 --set tokenizer.max_images=16 --set mechanics.workers=0",
@@ -52,6 +53,17 @@ def run(line: str) -> None:
     if words[1:3] == ["tokenizer", "fit"]:
         words[words.index("-k") + 1] = "8"
     assert mapet(*words[1:], *shorter.split()) == 0, line
+
+
+@pytest.mark.parametrize("page", TEXTS, ids=lambda page: page.name)
+def test_nothing_is_left_to_be_filled_in(page: Path) -> None:
+    assert re.findall(r"\bTBD\b|\bTODO\b|COST_|^FIGURES$", page.read_text(encoding="utf-8"), re.MULTILINE) == []
+
+
+@pytest.mark.parametrize("page", [page for page in TEXTS if page.suffix == ".md"], ids=lambda page: page.name)
+def test_relative_links_lead_to_files(page: Path) -> None:
+    links = re.findall(r"\]\(<?([^)>\s#]+)", page.read_text(encoding="utf-8"))
+    assert [link for link in links if ":" not in link and not (page.parent / link).exists()] == []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)

@@ -4,6 +4,7 @@ MapetError
 ├── UsageError              the request cannot be met as given          (exit code 2)
 │   ├── SettingsError       a recipe, a setting or an option
 │   ├── DataError           images, folders, labels
+│   │   └── UnreadableImageError  one image, which may be skipped
 │   ├── ModelError          a backbone or an objective, or weights that do not fit it
 │   ├── TokenizerError      a tokenizer or its input
 │   ├── TokenStoreError     stored tokens that do not belong to these images
@@ -11,7 +12,8 @@ MapetError
 ├── FailedRunError          the request was fine, the run was not       (exit code 1)
 │   ├── NonFiniteLossError  NaN or infinity in the loss or its gradient
 │   └── StorageError        the disk is full or not writable
-└── InterruptedRunError     Ctrl-C or SIGTERM, after a checkpoint       (exit code 130)
+├── InterruptedRunError     Ctrl-C or SIGTERM, after a checkpoint       (exit code 130)
+└── NotThereError           a section of a report has nothing to show   (said in the report)
 
 A message says what was wrong, the value found, what is allowed, and the way out.
 """
@@ -40,6 +42,10 @@ class SettingsError(UsageError):
 
 class DataError(UsageError):
     """Images, folders or labels are missing, unreadable or contradictory."""
+
+
+class UnreadableImageError(DataError):
+    """One image cannot be had; the message is the reason, in words that follow the file's name."""
 
 
 class ModelError(UsageError):
@@ -74,6 +80,10 @@ class InterruptedRunError(MapetError):
     """The user or the scheduler asked the run to stop; everything needed to continue is on disk."""
 
     exit_code = 130
+
+
+class NotThereError(MapetError):
+    """A run lacks what a section of its report is about; the message says what would bring it."""
 
 
 def nearest(name: str, allowed: Iterable[str]) -> str:

@@ -1,10 +1,12 @@
+import struct
 from contextlib import suppress
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from mapet.data.decode import UnreadableImageError, decode_image
+from mapet.data.decode import decode_image
+from mapet.errors import UnreadableImageError
 from tests.data.images import encoded, random_image
 
 SMOOTH = Image.fromarray(np.mgrid[0:240:16j, 0:240:24j].astype(np.uint8).transpose(1, 2, 0)[..., [0, 1, 0]])
@@ -37,6 +39,35 @@ def test_exif_rotation_is_applied(orientation):
     exif[0x0112] = orientation
     stored = Image.fromarray(np.ascontiguousarray(undo(upright)))
     assert np.array_equal(pixels(encoded(stored, "PNG", exif=exif)), upright)
+
+
+def exif_block(*entries: tuple[int, int, bytes]) -> bytes:
+    """EXIF with these tags, types and values; values of more than four bytes follow the directory."""
+    directory, values = b"", b""
+    for tag, kind, value in entries:
+        place = value.ljust(4, b"\0") if len(value) <= 4 else struct.pack("<I", 14 + 12 * len(entries) + len(values))
+        values += value if len(value) > 4 else b""
+        directory += struct.pack("<HHI", tag, kind, len(value) if kind == 2 else 1) + place
+    return b"Exif\0\0II*\0" + struct.pack("<IH", 8, len(entries)) + directory + bytes(4) + values
+
+
+def test_odd_exif_blocks_do_not_hide_the_rotation():
+    width_in_words, resolution_in_words = (0x0100, 2, b"seventy\0"), (0x011A, 2, b"seventy\0")
+    for odd in (width_in_words, resolution_in_words):
+        content = encoded(SMOOTH, "JPEG", exif=exif_block(odd, (0x0112, 3, struct.pack("<H", 3))))
+        assert np.array_equal(pixels(content), pixels(encoded(SMOOTH, "JPEG"))[::-1, ::-1])
+
+
+@pytest.mark.parametrize("block", [b"Exif\0\0garbage", b"Exif\0\0II*\0", exif_block((0x0112, 2, b"seventy\0"))])
+def test_damaged_exif_blocks_are_ignored(block):
+    for kind in ("JPEG", "PNG"):
+        assert np.array_equal(pixels(encoded(SMOOTH, kind, exif=block)), pixels(encoded(SMOOTH, kind)))
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_a_rotated_tiff_is_turned_once(orientation):
+    content = encoded(SMOOTH, "TIFF", tiffinfo={0x0112: orientation})
+    assert np.array_equal(pixels(content), np.rot90(np.asarray(SMOOTH), -1 if orientation == 6 else 0))
 
 
 def test_cmyk_jpeg_keeps_its_colours():

@@ -1,9 +1,8 @@
 import numpy as np
 import pytest
 
-from mapet.data.decode import UnreadableImageError
 from mapet.data.folder import FolderImages
-from mapet.errors import DataError
+from mapet.errors import DataError, UnreadableImageError
 from tests.data.images import png, write_images
 
 

@@ -96,6 +96,30 @@ def test_random_views_differ_by_seed_and_epoch_but_not_by_position():
     assert not torch.equal(images([1, 2], seed=0, epoch=1), reference)
 
 
+def test_batches_are_pinned_on_request(monkeypatch):
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor + 1)  # as there may be no GPU
+    source = DigitImages()
+    (batch,) = loaded(make_loader(source, FixedView(8), [[30, 4]], workers=0))
+    pinned = batch.pin_memory()
+    assert torch.equal(pinned.images, batch.images + 1)
+    assert torch.equal(pinned.labels, batch.labels + 1)
+    assert pinned.keys == batch.keys
+    for wanted in (False, True):
+        assert make_loader(source, FixedView(8), [[30, 4]], workers=0, pin_memory=wanted).pin_memory is wanted
+    source.labels = None
+    (batch,) = loaded(make_loader(source, FixedView(8), [[30, 4]], workers=0))
+    assert batch.pin_memory().labels is None
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("workers", [0, 1])
+def test_batches_for_a_cuda_device_are_pinned(workers):
+    (batch,) = loaded(make_loader(DigitImages(), FixedView(8), [[30, 4]], workers, pin_memory=True))
+    assert batch.images.is_pinned()
+    assert batch.labels is not None
+    assert batch.labels.is_pinned()
+
+
 @pytest.fixture
 def partly_unreadable(tmp_path):
     """Six files, of which 1, 2, 3 and 4 cannot be read."""

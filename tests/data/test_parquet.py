@@ -5,9 +5,8 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
-from mapet.data.decode import UnreadableImageError
 from mapet.data.parquet import ParquetImages, split_files
-from mapet.errors import DataError, StorageError
+from mapet.errors import DataError, StorageError, UnreadableImageError
 from tests.data.images import png
 
 

@@ -1,13 +1,28 @@
+import io
 import pickle
+import threading
+import time
 
 import numpy as np
 import pyarrow
 import pytest
 from pyarrow import parquet
+from rich.console import Console
 
+from mapet.data import sources
 from mapet.data.decode import decode_image
 from mapet.data.digits import DigitImages
-from mapet.data.sources import HELD_OUT_SHARE, ImageSource, open_source, sample_key, sample_keys, split_by_content, subset
+from mapet.data.sources import (
+    HELD_OUT_SHARE,
+    ImageSource,
+    hold_out,
+    open_source,
+    open_splits,
+    sample_key,
+    sample_keys,
+    subset,
+    with_keys,
+)
 from mapet.errors import DataError, SettingsError
 from tests.data.images import png, write_images
 from tests.data_root import data_root
@@ -51,25 +66,76 @@ def test_digits_split_is_disjoint_complete_and_near_one_fifth():
     assert abs(len(test) / 1797 - HELD_OUT_SHARE) < 0.03
 
 
+def in_two_classes(*names: str) -> str:
+    return " ".join(f"{('cat', 'dog')[number % 2]}/{name}" for number, name in enumerate(names))
+
+
 def test_split_depends_on_content_not_on_names_or_order(tmp_path):
-    write_images(tmp_path / "a", " ".join(f"{n:02}.png" for n in range(40)))
-    write_images(tmp_path / "b", " ".join(f"x{99 - n}.png" for n in range(40)))
+    write_images(tmp_path / "a", in_two_classes(*(f"{n:02}.png" for n in range(40))))
+    write_images(tmp_path / "b", in_two_classes(*(f"x{99 - n}.png" for n in range(40))))
     parts = {name: [contents(open_source(tmp_path / name, split)) for split in ("train", "test")] for name in "ab"}
     assert [sorted(part) for part in parts["a"]] == [sorted(part) for part in parts["b"]]
     assert parts["a"] != parts["b"]
     assert all(parts["a"])
 
 
+def test_images_without_labels_are_all_for_training(tmp_path, capsys):
+    write_images(tmp_path, " ".join(f"{n:02}.png" for n in range(40)))
+    assert contents(open_source(tmp_path, "train")) == contents(open_source(tmp_path, "all")) == [png(n) for n in range(40)]
+    assert capsys.readouterr().err == ""
+    for refused in (lambda: open_source(tmp_path, "test"), lambda: open_splits(tmp_path)):
+        with pytest.raises(DataError, match=r"has no labels and no held-out part of its own.*one folder a class.*train/ and val/"):
+            refused()
+
+
+def test_a_hold_out_is_said_once(capsys):
+    train, test = open_splits("digits")
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"Holding out {len(test)} of 1,797 images by content")
+    assert (contents(train), labels(train)) == (contents(open_source("digits", "train")), labels(open_source("digits", "train")))
+    assert (contents(test), labels(test)) == (contents(open_source("digits", "test")), labels(open_source("digits", "test")))
+
+
+class CountedReads(DigitImages):
+    reads = 0
+
+    def read(self, index: int) -> bytes:
+        type(self).reads += 1
+        return super().read(index)
+
+
+def test_every_image_is_read_once_for_its_key(monkeypatch):
+    monkeypatch.setattr("mapet.data.digits.DigitImages", CountedReads)
+    monkeypatch.setattr(CountedReads, "reads", 0)
+    train, test = open_splits("digits")
+    some = subset(subset(train, [5, 3, 4]), [2, 0])
+    assert sample_keys(some) == [sample_keys(train)[4], sample_keys(train)[5]]
+    assert len(sample_keys(with_keys(train))) + len(sample_keys(test)) == 1797
+    assert CountedReads.reads == 1797
+    assert sample_keys(some) == [sample_key(content) for content in contents(some)]
+
+
+def test_keys_of_a_split_source_are_asked_for_once(tmp_path, monkeypatch):
+    write_images(tmp_path, "train/cat/1.png train/dog/1.png val/dog/1.png")
+    train = with_keys(open_splits(tmp_path)[0])
+    monkeypatch.setattr(sources, "sample_key", None)
+    assert sample_keys(train) == sample_keys(subset(train, [0, 1])) == [sample_key(png(0)), sample_key(png(1))]
+
+
 def test_duplicates_fall_into_the_same_split():
-    keys = sample_keys(split_by_content(subset(DigitImages(), [5, 5, 9, 9, *range(20, 60)]), "train"))
+    keys = sample_keys(hold_out(subset(DigitImages(), [5, 5, 9, 9, *range(20, 60)]))[0])
     assert sum(key == sample_key(DigitImages().read(5)) for key in keys) in (0, 2)
     assert sum(key == sample_key(DigitImages().read(9)) for key in keys) in (0, 2)
 
 
 def test_empty_split_says_so(tmp_path):
-    write_images(tmp_path, "a.png")
-    with pytest.raises(DataError, match=r"None of the 1 images of .* falls into the split '(test|train)'.*train/ and val/"):
-        [open_source(tmp_path, split) for split in ("train", "test")]
+    for number, name in enumerate(("cat", "dog")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "1.png").write_bytes(bytes([number]))
+    assert len(open_source(tmp_path, "train")) == 2, "the keys of these two lie above the held-out fifth"
+    for refused in (lambda: open_source(tmp_path, "test"), lambda: open_splits(tmp_path)):
+        with pytest.raises(DataError, match=r"None of the 2 images of .* falls into the split 'test'.*train/ and val/"):
+            refused()
 
 
 @pytest.mark.parametrize("held_out", ["val", "validation", "test"])
@@ -148,14 +214,46 @@ def test_subset_keeps_the_order_given(tmp_path):
     assert part.classes == source.classes
 
 
-def test_keys_by_threads_are_in_order_and_empty_where_unreadable(tmp_path, monkeypatch):
-    write_images(tmp_path, " ".join(f"{n:02}.png" for n in range(30)))
+@pytest.mark.parametrize("count", [1, 30, 700])
+def test_keys_are_in_order_and_empty_where_unreadable(tmp_path, count):
+    (tmp_path / "00000.png").write_bytes(b"")
+    for number in range(count):
+        (tmp_path / f"{number:05}.png").write_bytes(number.to_bytes(2))
     source = open_source(tmp_path, "all")
-    (tmp_path / "07.png").unlink()
-    expected = ["" if n == 7 else sample_key(png(n)) for n in range(30)]
-    assert sample_keys(source) == expected
-    monkeypatch.setattr("mapet.data.sources.SHOW_PROGRESS_FROM", 0)
-    assert sample_keys(source) == expected
+    (tmp_path / f"{count // 2:05}.png").unlink()
+    assert sample_keys(source) == ["" if n == count // 2 else sample_key(n.to_bytes(2)) for n in range(count)]
+
+
+class SlowImages(DigitImages):
+    """As many large files take their time."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self.count, self.threads = count, set()
+
+    def __len__(self) -> int:
+        return self.count
+
+    def read(self, index: int) -> bytes:
+        self.threads.add(threading.get_ident())
+        time.sleep(0.01)
+        return super().read(index)
+
+
+@pytest.mark.parametrize("count", [8, 70])
+def test_few_large_files_are_read_by_several_threads_too(count):
+    source = SlowImages(count)
+    sample_keys(source)
+    assert len(source.threads) > 1
+
+
+def test_progress_of_reading_keys_is_shown_where_it_takes_time(monkeypatch):
+    for silent_seconds, shown in ((0.05, True), (60.0, False)):
+        screen = Console(file=io.StringIO(), force_terminal=True)
+        monkeypatch.setattr("mapet.runtime.progress.console", screen)
+        monkeypatch.setattr(sources, "SILENT_SECONDS", silent_seconds)
+        sample_keys(SlowImages(100))
+        assert ("Reading sample keys" in screen.file.getvalue()) is shown
 
 
 def test_sources_travel_to_spawned_workers(tmp_path):

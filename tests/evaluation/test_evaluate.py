@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from mapet.data.folder import FolderImages
 from mapet.data.loader import UnreadableImages
 from mapet.data.sources import open_source
 from mapet.errors import DataError, MapetError, ModelError, SettingsError
@@ -19,6 +20,7 @@ from mapet.evaluation.subject import Subject
 from mapet.models.saved import BackboneRecipe, load_backbone
 from mapet.runtime.run_directory import RunDirectory
 from mapet.training.trainer import Trainer
+from tests.data.images import write_images
 from tests.training.tiny import LOCATION, TinyImages, assert_equal_weights, open_tiny, tiny_settings, tiny_store, weights_of
 
 CPU = torch.device("cpu")
@@ -103,6 +105,22 @@ def test_a_backbone_without_class_token_has_only_the_mean(run: RunDirectory) -> 
     for pool in ("cls", "both"):
         with pytest.raises(SettingsError, match=f"no class token, so that pooling '{pool}' is impossible. Use 'mean'"):
             KNN(pool=pool).accuracy(subject)
+
+
+def test_both_splits_come_from_one_pass(run: RunDirectory, tmp_path: Path, monkeypatch, capsys) -> None:
+    write_images(tmp_path / "images", " ".join(f"{('cat', 'dog')[n % 2]}/{n}.png" for n in range(60)))
+    reads, read = [], FolderImages.read
+    monkeypatch.setattr(FolderImages, "read", lambda images, index: (reads.append(index), read(images, index))[1])
+    (result,) = evaluate(run, str(tmp_path / "images"), [KNN()], device=CPU)
+    assert sorted(reads) == sorted(3 * [*range(60)]), "for its key, and for the features of two backbones"
+    said = capsys.readouterr().err
+    assert said.count(f"Holding out {result.test_images} of 60 images by content") == said.count("Holding out") == 1
+
+
+def test_a_folder_without_labels_is_refused(run: RunDirectory, tmp_path: Path) -> None:
+    write_images(tmp_path / "images", " ".join(f"{n}.png" for n in range(10)))
+    with pytest.raises(DataError, match="has no labels and no held-out part of its own"):
+        evaluate(run, str(tmp_path / "images"), [KNN()], device=CPU)
 
 
 def without_labels(location: str, split: str) -> TinyImages:

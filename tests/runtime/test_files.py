@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import subprocess
 import sys
@@ -37,13 +38,22 @@ def names(folder: Path) -> list[str]:
 
 def test_files_are_replaced_as_a_whole(tmp_path: Path) -> None:
     path = tmp_path / "new" / "file.json"
-    write_json(path, {"a": "ä"})
-    assert path.read_text(encoding="utf-8") == '{\n  "a": "ä"\n}\n'
+    write_json(path, {"a": 1})
+    assert path.read_text(encoding="utf-8") == '{\n  "a": 1\n}\n'
     with suppress(RuntimeError), atomic_file(path) as partial:
         partial.write_text("half")
         raise RuntimeError
-    assert "ä" in path.read_text(encoding="utf-8")
+    assert '"a": 1' in path.read_text(encoding="utf-8")
     assert names(path.parent) == ["file.json"]
+
+
+def test_names_that_are_not_utf8_are_written(tmp_path: Path) -> None:
+    name = os.fsdecode("naïve ".encode() + b"caf\xe9.png")
+    write_json(tmp_path / "file.json", {name: name})
+    assert json.loads((tmp_path / "file.json").read_bytes()) == {name: name}
+    assert (tmp_path / "file.json").read_bytes().isascii()
+    write_text(tmp_path / "page.html", name)
+    assert (tmp_path / "page.html").read_text(encoding="utf-8") == "naïve caf\\udce9.png"
 
 
 def test_folders_are_replaced_as_a_whole(tmp_path: Path) -> None:

@@ -1,6 +1,10 @@
 from __future__ import annotations
 
+import io
+import time
+
 import pytest
+from rich.console import Console
 
 from mapet.runtime import progress as module
 from mapet.runtime.progress import format_seconds, progress, say
@@ -29,6 +33,22 @@ def test_short_work_says_nothing(capsys) -> None:
     with progress("Working", total=2) as bar:
         bar.advance(2)
     assert capsys.readouterr().err == ""
+
+
+def test_names_that_are_not_utf8_are_shown(capsys) -> None:
+    say("caf\udce9.png, caf\u00e9.png")
+    assert "caf\\udce9.png, caf\u00e9.png" in capsys.readouterr().err
+
+
+def test_a_bar_waits_until_it_is_worth_showing(monkeypatch) -> None:
+    for after, shown in ((0.0, True), (0.02, True), (60.0, False)):
+        screen = Console(file=io.StringIO(), force_terminal=True)
+        monkeypatch.setattr(module, "console", screen)
+        with progress("Working", total=2, after=after) as bar:
+            assert ("Working" in screen.file.getvalue()) is (after == 0)
+            time.sleep(0.03)
+            bar.advance()
+        assert ("Working" in screen.file.getvalue()) is shown
 
 
 def test_brackets_in_messages_are_no_markup(capsys) -> None:

@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 import torch
 
+from mapet.data.folder import FolderImages
 from mapet.data.loader import UnreadableImages
-from mapet.data.sources import sample_key, subset
+from mapet.data.sources import sample_key, subset, with_keys
 from mapet.errors import DataError, FailedRunError, StorageError, TokenizerError, TokenStoreError
 from mapet.token_store import build as build_module
 from mapet.token_store.build import build_store
@@ -140,7 +141,48 @@ def test_a_changed_image_costs_only_itself(folder: Path, tmp_path: Path) -> None
     shutil.move(folder / "0500.png", folder / "0000.png")
     again = CountingTokenizer()
     store = build(folder, tmp_path / "store", again)
-    assert (again.images, len(store)) == (9, 20)
+    assert (again.images, len(store)) == (9, 21)
+    assert store.match(images_of(folder)) == list(range(20))
+
+
+def interrupt(folder: Path, path: Path, **options: int) -> CountingTokenizer:
+    """Leaves a build of 20 images after 12."""
+    tokenizer = CountingTokenizer(**options)
+    tokenizer.fail_after = 12
+    with pytest.raises(KeyboardInterrupt):
+        build(folder, path, tokenizer)
+    return tokenizer
+
+
+def test_an_interrupted_build_of_other_images_is_not_lost(folder: Path, tmp_path: Path) -> None:
+    interrupt(folder, tmp_path / "store")
+    other = write_images(tmp_path / "other", 5, first=300)
+    assert len(build(other, tmp_path / "store")) == 5 + 12
+    tokenizer = CountingTokenizer()
+    store = build(folder, tmp_path / "store", tokenizer)
+    assert (tokenizer.images, len(store)) == (8, 25)
+    assert contents(store) == contents(build(folder, tmp_path / "one")) | contents(build(other, tmp_path / "two"))
+    assert leftovers(tmp_path) == []
+
+
+def test_an_interrupted_build_by_another_tokenizer_is_left_alone(folder: Path, tmp_path: Path) -> None:
+    interrupt(folder, tmp_path / "store", seed=1)
+    build(folder, tmp_path / "store").path.rename(tmp_path / "done")
+    tokenizer = CountingTokenizer(seed=1)
+    build(folder, tmp_path / "store", tokenizer)
+    assert tokenizer.images == 8
+    assert leftovers(tmp_path) == []
+
+
+def test_names_that_are_not_utf8(folder: Path, tmp_path: Path) -> None:
+    broken, gone = (folder / os.fsdecode(name) for name in (b"caf\xe9.png", b"na\xefve.png"))
+    broken.write_text("no image")
+    gone.touch()
+    source = images_of(folder)
+    gone.unlink()
+    store = build_store(source, CountingTokenizer(), tmp_path / "store", unreadable=UnreadableImages(2))
+    assert {text.partition(":")[0] for text in store.unreadable.values()} == {str(broken), str(gone)}
+    assert len(TokenStore.open(tmp_path / "store").match(source)) == 20
 
 
 def test_a_damaged_part_is_made_again(folder: Path, tmp_path: Path) -> None:
@@ -279,6 +321,14 @@ def test_a_rank_that_stopped_working_ends_the_wait(folder: Path, tmp_path: Path,
     again = CountingTokenizer()
     assert len(build(folder, tmp_path / "store", again)) == 20
     assert again.images == 20 - tokenizer.images
+
+
+def test_images_whose_keys_are_known_are_read_only_to_be_tokenised(folder: Path, tmp_path: Path, monkeypatch) -> None:
+    source = with_keys(images_of(folder))
+    reads, read = [], FolderImages.read
+    monkeypatch.setattr(FolderImages, "read", lambda images, index: (reads.append(index), read(images, index))[1])
+    build_store(source, CountingTokenizer(), tmp_path / "store", unreadable=UnreadableImages())
+    assert sorted(reads) == list(range(20))
 
 
 def test_several_sources_share_a_store(folder: Path, tmp_path: Path) -> None:

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from mapet.data.decode import UnreadableImageError
 from mapet.data.folder import FolderImages
 from mapet.data.loader import UnreadableImages
-from mapet.data.sources import sample_key, subset
+from mapet.data.sources import sample_key, subset, with_keys
 from mapet.data.views import FixedView
-from mapet.errors import TokenStoreError
+from mapet.errors import TokenStoreError, UnreadableImageError
 from mapet.token_store.build import build_store
 from mapet.token_store.read import TokenStore
 from tests.token_store.planted import CountingTokenizer, build, expected_ids, images_of, write_images
@@ -45,8 +45,20 @@ def rewrite_header(store: TokenStore, **changes) -> None:
 def test_lookup_gives_the_tokens_of_each_image_in_any_order_and_repeated(folder: Path, store: TokenStore) -> None:
     files = [folder / f"{number:04d}.png" for number in (7, 0, 11, 7)]
     found = store.lookup([sample_key(file.read_bytes()) for file in files])
-    assert found.dtype == np.int64
+    assert found.dtype == torch.int64
     assert np.array_equal(found, np.stack([expected_ids(file, CountingTokenizer()) for file in files]))
+
+
+def test_keys_are_text_bytes_or_arrays_of_them(store: TokenStore) -> None:
+    texts = [key.decode() for key in store.keys.tolist()]
+    expected = torch.from_numpy(store.ids.astype(np.int64))
+    for keys in (store.keys, store.keys.astype("U"), texts, tuple(texts), store.keys.tolist()):
+        assert torch.equal(store.lookup(keys), expected)
+        assert store.contains(keys).all()
+    assert store.keys[3] in store
+    assert store.lookup(store.keys[:0]).shape == (0, 2, 2)
+    with pytest.raises(TokenStoreError, match=r"no tokens for 1 of 2 images .*sample keys f{32}\)"):
+        store.lookup(np.array([texts[0], "f" * 32], "S32"))
 
 
 def test_opens_with_what_it_was_built_with(store: TokenStore) -> None:
@@ -72,7 +84,7 @@ def test_large_vocabularies_are_stored_in_32_bits(folder: Path, tmp_path: Path) 
 
 def test_unknown_keys_are_refused(store: TokenStore) -> None:
     known = store.keys[0].decode()
-    for unknown in ("0" * 32, known + "00", known[:-1], "", "ü" * 32, "f" * 32):
+    for unknown in ("0" * 32, known + "00", known[:-1], "", "ü" * 32, "\udcff" * 32, "f" * 32):
         assert unknown not in store
         with pytest.raises(TokenStoreError, match=r"no tokens for 1 of 2 images .*mapet tokenize"):
             store.lookup([known, unknown])
@@ -169,6 +181,12 @@ def test_match_follows_content_through_names_order_and_times(folder: Path, store
         os.utime(moved / f"{sample_key(file.name.encode())}.png", (0, 0))
     assert store.match(images_of(moved)) == list(range(12))
     assert store.match(subset(images_of(folder), [5, 3, 3])) == [0, 1, 2]
+
+
+def test_match_reads_nothing_where_the_keys_are_known(folder: Path, store: TokenStore) -> None:
+    source = with_keys(images_of(folder))
+    shutil.rmtree(folder)
+    assert store.match(subset(source, range(3, 8))) == [0, 1, 2, 3, 4]
 
 
 def test_match_refuses_changed_and_new_images_by_name(folder: Path, store: TokenStore) -> None:

@@ -10,6 +10,7 @@ from mapet.errors import TokenizerError
 from mapet.tokenizers.base import Tokenizer, load_tokenizer
 from mapet.tokenizers.feature_kmeans import FeatureKMeans
 from mapet.tokenizers.features import create_features
+from mapet.tokenizers.pixel_features import PixelFeatures
 from mapet.tokenizers.random_projection import RandomProjection
 
 SIZE, PATCH, VOCABULARY = 16, 4, 20
@@ -96,6 +97,14 @@ def test_fingerprint_tells_every_difference_apart(made, monkeypatch):
     fingerprints |= {RandomProjection(SIZE, PATCH, VOCABULARY, seed=seed).fingerprint for seed in (0, 1)}
     fingerprints.add(RandomProjection(SIZE, PATCH, VOCABULARY + 1, seed=0).fingerprint)
     assert len(fingerprints) == 6
+
+
+def test_other_code_of_the_features_is_another_tokenizer(made, tmp_path, monkeypatch):
+    made["pixels"].save(tmp_path / "tok")
+    monkeypatch.setattr(PixelFeatures, "code_version", 2)
+    assert FeatureKMeans(made["pixels"].features, made["pixels"].centroids).fingerprint != made["pixels"].fingerprint
+    with pytest.raises(TokenizerError, match="this version computes other tokens"):
+        load_tokenizer(tmp_path / "tok")
 
 
 @pytest.mark.parametrize(

@@ -88,6 +88,12 @@ def test_fewer_patches_than_tokens(digits):
         fit(digits, vocab_size=5000, num_points=10_000, max_images=1000)
 
 
+@pytest.mark.parametrize("option", ["image_size", "name"])
+def test_options_that_are_set_elsewhere(digits, option):
+    with pytest.raises(TokenizerError, match=f"{option} is no option of the features"):
+        fit(digits, feature_options={option: 3})
+
+
 def test_unreadable_images_are_skipped_up_to_the_limit(digits):
     tolerant = UnreadableImages(limit=100)
     report = fit(Broken(digits), tolerant, max_images=300).fit_report

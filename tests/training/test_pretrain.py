@@ -10,9 +10,11 @@ import pytest
 from safetensors.torch import load_file
 
 from mapet.data.loader import UnreadableImages
-from mapet.errors import CheckpointError, DataError, ModelError, SettingsError, TokenizerError, TokenStoreError
+from mapet.data.sources import open_source
+from mapet.errors import CheckpointError, DataError, ModelError, SettingsError, TokenizerError, TokenStoreError, UsageError
 from mapet.runtime.run_directory import RunDirectory
 from mapet.token_store.build import build_store
+from mapet.tokenizers.random_projection import RandomProjection
 from mapet.training import pretrain as module
 from mapet.training.checkpoint import newest_checkpoint
 from mapet.training.pretrain import pretrain
@@ -160,6 +162,61 @@ def test_other_mechanics_are_welcome(tmp_path: Path, tokens: Path) -> None:
     assert newest_checkpoint(run.checkpoints).step == 4
 
 
+@pytest.mark.parametrize("refused", ["tokens", "tokenizer", "data"])
+def test_a_start_that_was_refused_leaves_the_record_alone(tmp_path: Path, tokenizer: Path, refused: str) -> None:
+    run = start(tmp_path / "run", tokenizer=tokenizer)
+    before = run.config.read_bytes()
+    tiny_store(tmp_path / "tokens", seed=1)
+    tiny_tokenizer(seed=1).save(tmp_path / "tokenizer1")
+    write_images(tmp_path / "data", " ".join(f"{number}.png" for number in range(16)))
+    others = {"tokens": tmp_path / "tokens", "tokenizer": tmp_path / "tokenizer1", "data": str(tmp_path / "data")}
+    with pytest.raises(UsageError):
+        start(run.path, **{refused: others[refused]})
+    assert run.config.read_bytes() == before
+    start(run.path)
+
+
+def test_a_tokenizer_of_another_vocabulary_is_refused_before_anything_is_made(tmp_path: Path) -> None:
+    RandomProjection(image_size=16, patch_size=4, vocab_size=30).save(tmp_path / "tokenizer")
+    with pytest.raises(TokenizerError, match=r"vocabulary of 30 codes, but 20 are set\. Set tokenizer\.vocab_size to 30"):
+        start(tmp_path / "run", tokenizer=tmp_path / "tokenizer")
+    assert not (tmp_path / "run").exists()
+    start(tmp_path / "run", tokenizer=tmp_path / "tokenizer", settings={"tokenizer__vocab_size": 30})
+
+
+def test_a_tokenizer_of_another_grid_is_refused_before_anything_is_made(tmp_path: Path) -> None:
+    RandomProjection(image_size=16, patch_size=8, vocab_size=20).save(tmp_path / "tokenizer")
+    with pytest.raises(
+        TokenizerError, match=r"makes 2 x 2 tokens an image, but the backbone 4 x 4 patches.*image size / patch size"
+    ):
+        start(tmp_path / "run", tokenizer=tmp_path / "tokenizer")
+    assert not (tmp_path / "run").exists()
+    start(tmp_path / "run", tokenizer=tmp_path / "tokenizer", settings={"image_size": 8, "objective__options": {"num_context": 1}})
+
+
+@pytest.mark.parametrize("given", ["tokens", "nothing"])
+def test_images_without_tokens_are_counted_and_named(tmp_path: Path, given: str, capsys: pytest.CaptureFixture[str]) -> None:
+    write_images(tmp_path / "images", " ".join(f"{number:02}.png" for number in range(16)))
+    for name in ("03.png", "copy.png"):
+        (tmp_path / "images" / name).write_text("no image")
+    data, inputs = str(tmp_path / "images"), {}
+    if given == "tokens":
+        inputs = {"tokens": tmp_path / "tokens"}
+        build_store(open_source(data), tiny_tokenizer(), inputs["tokens"], unreadable=UnreadableImages(2))
+    else:
+        tiny_tokenizer().save(tmp_path / "tokenizer")
+        inputs = {"tokenizer": tmp_path / "tokenizer"}
+    for limit in (0, 1):
+        with pytest.raises(DataError, match=r"may be skipped:\n  .*03\.png: not an image(.|\n)*--max-unreadable"):
+            start(tmp_path / "run", data=data, settings={"mechanics__max_unreadable": limit}, **inputs)
+    capsys.readouterr()
+    start(tmp_path / "run", data=data, settings={"mechanics__max_unreadable": 2}, **inputs)
+    said = capsys.readouterr().err
+    assert "2 images skipped as unreadable" in said
+    assert "03.png: not an image" in said
+    assert "copy.png: " in said
+
+
 def test_a_start_that_was_refused_leaves_the_way_free(tmp_path: Path, tokens: Path) -> None:
     with pytest.raises(TokenStoreError, match="vocabulary of 20 codes, but 30 are set"):
         start(tmp_path / "run", settings={"tokenizer__vocab_size": 30}, tokens=tokens)
@@ -174,6 +231,7 @@ def test_a_start_that_was_refused_leaves_the_way_free(tmp_path: Path, tokens: Pa
         ({"objective__options": {"contexts": 3}}, SettingsError, "has no option 'contexts'"),
         ({"objective__name": "bert"}, SettingsError, "no objective called 'bert'"),
         ({"backbone__name": "resnet18", "backbone__options": {}}, ModelError, "resnet18"),
+        ({"tokenizer__image_size": 18}, SettingsError, "the backbone makes 4 patches a side.*a multiple of 4, such as 16"),
         ({"image_size": 18}, ModelError, "not a multiple of the patch size"),
         ({"mechanics__device": "gpu"}, SettingsError, "no device 'gpu'"),
     ],

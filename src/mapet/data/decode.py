@@ -6,20 +6,27 @@ import io
 import warnings
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
-from mapet.errors import DataError
+from mapet.errors import UnreadableImageError
 
-
-class UnreadableImageError(DataError):
-    """One image cannot be had; the message is the reason, in words that follow the file's name."""
+_UNDO_ROTATION = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 def decode_image(content: bytes) -> Image.Image:
     """Decodes one image.
 
-    The camera's rotation (EXIF) is applied. Transparency is laid over white. 16-bit grey is scaled to 8 bits by its full range, so
-    a dim scan stays dim; floating-point pixels must lie in [0, 1]. Of an animation the first frame is taken.
+    The camera's rotation (EXIF) is applied; an EXIF block that cannot be read is ignored. Transparency is laid over white. 16-bit
+    grey is scaled to 8 bits by its full range, so a dim scan stays dim; floating-point pixels must lie in [0, 1]. Of an animation
+    the first frame is taken.
 
     Args:
         content: A whole file in any format that Pillow reads.
@@ -36,8 +43,8 @@ def decode_image(content: bytes) -> Image.Image:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             image = Image.open(io.BytesIO(content))
-            ImageOps.exif_transpose(image, in_place=True)
-            return _to_rgb(image)
+            image.load()  # a TIFF is turned by Pillow meanwhile, and then has no orientation any more
+            return _to_rgb(_upright(image))
     except UnreadableImageError:
         raise
     except UnidentifiedImageError as error:
@@ -49,6 +56,15 @@ def decode_image(content: bytes) -> Image.Image:
         raise UnreadableImageError(f"more than {limit:,} pixels, Pillow's limit; make it smaller or cut it into tiles") from error
     except Exception as error:  # Pillow's decoders raise nearly anything on damaged bytes
         raise UnreadableImageError(f"damaged or cut short: {error or type(error).__name__}") from error
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """The image as it was taken. Unlike `ImageOps.exif_transpose`, does not write EXIF anew, which fails where a block is odd."""
+    try:
+        method = _UNDO_ROTATION.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # nearly anything, on a damaged block; the pixels are whole
+        return image
+    return image if method is None else image.transpose(method)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from mapet.data.sources import ImageSource, split_by_content
-
 _HEADER = b"P5 8 8 255\n"
 
 
@@ -34,8 +32,3 @@ class DigitImages:
     def describe(self, index: int) -> str:
         """The digit's position in scikit-learn's set."""
         return f"digits sample {index}"
-
-
-def open_digits(location: str, split: str) -> ImageSource:
-    """The split of the digits; `location` is their name in the registry."""
-    return split_by_content(DigitImages(), split)

@@ -12,8 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mapet.data.decode import UnreadableImageError
-from mapet.errors import DataError
+from mapet.errors import DataError, UnreadableImageError
 from mapet.runtime.progress import say
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")

@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from mapet.data.decode import UnreadableImageError, decode_image
+from mapet.data.decode import decode_image
 from mapet.data.sources import ImageSource, sample_key
 from mapet.data.views import View
-from mapet.errors import DataError, SettingsError
+from mapet.errors import DataError, SettingsError, UnreadableImageError
 from mapet.runtime.seeding import derive_seed, seeded_generator
 
 _NAMED = 5
@@ -58,6 +58,11 @@ class LoadedBatch:
     labels: Tensor | None
     indices: Tensor
     unreadable: list[UnreadableImage]
+
+    def pin_memory(self) -> LoadedBatch:
+        """The same in page-locked memory, from where a CUDA device copies in the background; torch's DataLoader calls it."""
+        labels = None if self.labels is None else self.labels.pin_memory()
+        return replace(self, images=self.images.pin_memory(), labels=labels)
 
 
 class UnreadableImages:
@@ -190,7 +195,13 @@ class ViewedImages(Dataset[LoadedBatch]):
 
 
 def make_loader(
-    source: ImageSource, view: View, batches: Iterable[list[int]], workers: int, seed: int = 0, epoch: int = 0
+    source: ImageSource,
+    view: View,
+    batches: Iterable[list[int]],
+    workers: int,
+    seed: int = 0,
+    epoch: int = 0,
+    pin_memory: bool = False,
 ) -> Iterable[LoadedBatch]:
     """Loads `batches` of `source` in order, in the background if there are workers.
 
@@ -201,12 +212,14 @@ def make_loader(
         workers: Number of processes; 0 loads in this one.
         seed: Of the run.
         epoch: Which draw of a random view; the same (seed, epoch, sample) gives the same pixels.
+        pin_memory: Where the batches go to a CUDA device: copies need not be waited for then.
     """
     return DataLoader(
         ViewedImages(source, view, seed, epoch),
         batch_size=None,
         sampler=batches,
         num_workers=workers,
+        pin_memory=pin_memory,
         worker_init_fn=_outlive_signals,
         generator=seeded_generator(seed, "loader"),  # else torch draws from the global generator
     )

@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mapet.data.decode import UnreadableImageError
-from mapet.errors import DataError, StorageError
+from mapet.errors import DataError, StorageError, UnreadableImageError
 
 if TYPE_CHECKING:
     import pyarrow

@@ -18,17 +18,17 @@ from typing import Protocol
 
 import numpy as np
 
-from mapet.data.decode import UnreadableImageError
 from mapet.data.folder import FolderImages, split_folders, visible_folders
 from mapet.data.parquet import ParquetImages, split_files
-from mapet.errors import DataError, nearest
+from mapet.errors import DataError, UnreadableImageError, nearest
 from mapet.registry import Registry
-from mapet.runtime.progress import progress
+from mapet.runtime.progress import progress, say
 
 SPLITS = ("train", "test", "all")
 HELD_OUT_SHARE = 0.2
 HASHING_THREADS = 8
-SHOW_PROGRESS_FROM = 20_000
+SILENT_SECONDS = 2.0
+KEY_LENGTH = 32
 
 
 class ImageSource(Protocol):
@@ -47,7 +47,10 @@ class ImageSource(Protocol):
     def __len__(self) -> int: ...
 
     def read(self, index: int) -> bytes:
-        """The encoded content of one image; raises `UnreadableImageError` where there is none to be had."""
+        """The encoded content of one image; raises `UnreadableImageError` where there is none to be had.
+
+        Several threads and processes read at the same time.
+        """
         ...
 
     def describe(self, index: int) -> str:
@@ -55,41 +58,49 @@ class ImageSource(Protocol):
         ...
 
 
-SourceFactory = Callable[[str, str], ImageSource]
-
-SOURCES: Registry[SourceFactory] = Registry("data source", {"digits": "mapet.data.digits:open_digits"})
+# Embedded sets are called without arguments and have no splits of their own; what a user writes is called with location and split.
+SOURCES: Registry[Callable[..., ImageSource]] = Registry("data source", {"digits": "mapet.data.digits:DigitImages"})
 
 
 def sample_key(content: bytes) -> str:
-    """The identity of a sample, 32 hex digits: a renamed file keeps it, a changed pixel changes it."""
-    return hashlib.blake2b(content, digest_size=16).hexdigest()
+    """The identity of a sample, `KEY_LENGTH` hex digits: a renamed file keeps it, a changed pixel changes it."""
+    return hashlib.blake2b(content, digest_size=KEY_LENGTH // 2).hexdigest()
 
 
 def sample_keys(source: ImageSource) -> list[str]:
-    """The key of every sample, in order, read by several threads; "" where the file itself cannot be read."""
+    """The key of every sample, in order; "" where the file itself cannot be read.
 
-    def key(index: int) -> str:
-        try:
-            return sample_key(source.read(index))
-        except UnreadableImageError:
-            return ""
+    Every image is read, by several threads, unless the source knows its keys already (`with_keys`, `hold_out`).
+    """
+    if isinstance(source, Subset) and source.keys is not None:
+        return source.keys.astype("U").tolist()
+    images = len(source)
+    share = max(1, min(64, images // (8 * HASHING_THREADS)))  # images a task: large files are few, small ones many
 
-    if len(source) < SHOW_PROGRESS_FROM:
-        return [key(index) for index in range(len(source))]
-    keys = []
-    with progress("Reading sample keys", len(source)) as bar, ThreadPoolExecutor(HASHING_THREADS) as pool:
-        for start in range(0, len(source), 1000):
-            keys += pool.map(key, range(start, min(start + 1000, len(source))))
-            bar.advance(len(keys) - bar.done)
+    def keys_from(first: int) -> list[str]:
+        return [_key(source, index) for index in range(first, min(first + share, images))]
+
+    keys: list[str] = []
+    with progress("Reading sample keys", images, after=SILENT_SECONDS) as bar, ThreadPoolExecutor(HASHING_THREADS) as pool:
+        for some in pool.map(keys_from, range(0, images, share)):
+            keys += some
+            bar.advance(len(some))
     return keys
+
+
+def _key(source: ImageSource, index: int) -> str:
+    try:
+        return sample_key(source.read(index))
+    except UnreadableImageError:
+        return ""
 
 
 def open_source(location: str | Path, split: str = "train") -> ImageSource:
     """Opens the images at `location`.
 
     Splits of its own (train/ and val/ folders, train*.parquet and test*.parquet) are used where they exist: `test` is then val or
-    validation if present, and test otherwise. Without them, `test` is every sample whose key hashes below 20 % and `train` the
-    rest, which depends on the images only, not on their names or order.
+    validation if present, and test otherwise. Without them, a fifth is held out where there are labels to evaluate with
+    (`hold_out`); images without labels are all for training.
 
     Args:
         location: What the user gave; see the top of this module. Names of SOURCES go before folders: write ./digits for a folder.
@@ -100,9 +111,37 @@ def open_source(location: str | Path, split: str = "train") -> ImageSource:
     """
     if split not in SPLITS:
         raise DataError(f"There is no split '{split}'. {nearest(split, SPLITS)}")
+    if _is_factory(location):
+        return SOURCES.get(str(location))(str(location), split)
+    parts = _open_location(location)
+    if len(parts) == 1 and (split == "all" or (split == "train" and parts[0].labels is None)):
+        return parts[0]
+    return Concatenation(parts, str(location)) if split == "all" else _part(_train_and_test(parts), split)
+
+
+def open_splits(location: str | Path) -> tuple[ImageSource, ImageSource]:
+    """What `open_source` gives for "train" and for "test", looked for and read once.
+
+    Raises:
+        DataError: As for both; also where images without labels have no held-out part.
+    """
+    if _is_factory(location):
+        return open_source(location, "train"), open_source(location, "test")
+    both = _train_and_test(_open_location(location))
+    return _part(both, "train"), _part(both, "test")
+
+
+def _is_factory(location: str | Path) -> bool:
+    """Whether it is the `package.module:factory` of a user."""
+    name = str(location)
+    return name not in SOURCES and re.fullmatch(r"[\w.]+:\w+", name) is not None and not Path(name).exists()
+
+
+def _open_location(location: str | Path) -> list[ImageSource]:
+    """The splits at `location`, training part first, best held-out part second; one part if it is not split."""
     name, path = str(location), Path(location)
-    if name in SOURCES or (re.fullmatch(r"[\w.]+:\w+", name) and not path.exists()):
-        return SOURCES.get(name)(name, split)
+    if name in SOURCES:
+        return [SOURCES.get(name)()]
     if not path.exists():
         raise DataError(
             f"There is no file or folder {path}. Give a folder of images, a Parquet file, or the name of an embedded set. "
@@ -110,10 +149,22 @@ def open_source(location: str | Path, split: str = "train") -> ImageSource:
         )
     if path.is_file() and path.suffix.lower() != ".parquet":
         raise DataError(f"{path} is a single file. Give the folder that holds the images, or a .parquet file.")
-    parts: list[ImageSource] = [ParquetImages([path], name)] if path.is_file() else _open_parts(path, name)
-    if len(parts) == 1:
-        return split_by_content(parts[0], split)
-    return Concatenation(parts, name) if split == "all" else parts[SPLITS.index(split)]
+    return [ParquetImages([path], name)] if path.is_file() else _open_parts(path, name)
+
+
+def _train_and_test(parts: list[ImageSource]) -> tuple[ImageSource, ImageSource]:
+    return (parts[0], parts[1]) if len(parts) > 1 else hold_out(parts[0])
+
+
+def _part(both: tuple[ImageSource, ImageSource], split: str) -> ImageSource:
+    """The training or the test part, which must not be empty."""
+    part = both[SPLITS.index(split)]
+    if not len(part):
+        raise DataError(
+            f"None of the {sum(map(len, both))} images of {part.location} falls into the split '{split}' (one in five is held out, "
+            "by content). Add images, or sort them into train/ and val/ folders."
+        )
+    return part
 
 
 def _open_parts(path: Path, location: str) -> list[ImageSource]:
@@ -144,28 +195,41 @@ def _only_folder(path: Path) -> Path | None:
     return folders[0] if alone else None
 
 
-def split_by_content(source: ImageSource, split: str) -> ImageSource:
-    """The `train`, `test` or `all` part of a source that has no splits of its own."""
-    if split == "all":
-        return source
-    held_out = np.array([bool(key) and int(key[:8], 16) < HELD_OUT_SHARE * 2**32 for key in sample_keys(source)])
-    indices = np.flatnonzero(held_out if split == "test" else ~held_out)
-    if not len(indices):
+def hold_out(source: ImageSource) -> tuple[ImageSource, ImageSource]:
+    """Splits labelled images that come without splits, by content: names and order do not matter, copies stay together.
+
+    Returns:
+        The images to train on, and those whose key hashes below 20 %; both know their keys.
+
+    Raises:
+        DataError: There are no labels.
+    """
+    if source.labels is None:
         raise DataError(
-            f"None of the {len(source)} images of {source.location} falls into the split '{split}' (one in five is held out, by "
-            "content). Add images, or sort them into train/ and val/ folders."
+            f"{source.location} has no labels and no held-out part of its own: all its images are for training. To evaluate, sort "
+            "the images into one folder a class, into train/ and val/ folders, or use Parquet with a column 'label'."
         )
-    return subset(source, indices)
+    known = with_keys(source)
+    held_out = np.array([bool(key) and int(key[:8], 16) < HELD_OUT_SHARE * 2**32 for key in sample_keys(known)], bool)
+    say(
+        f"Holding out {held_out.sum():,} of {len(source):,} images by content, for evaluation; train/ and val/ folders overrule it."
+    )
+    return Subset(known, np.flatnonzero(~held_out)), Subset(known, np.flatnonzero(held_out))
 
 
 class Subset:
-    """Some samples of a source, in the order given."""
+    """Some samples of a source, in the order given; it knows their keys if they are given or the source is a subset that does."""
 
-    def __init__(self, source: ImageSource, indices: Sequence[int] | np.ndarray) -> None:
+    def __init__(
+        self, source: ImageSource, indices: Sequence[int] | np.ndarray, keys: Sequence[str] | np.ndarray | None = None
+    ) -> None:
         self._source = source
         self._indices = np.asarray(indices, dtype=np.int64)
         self.location, self.classes = source.location, source.classes
         self.labels = None if source.labels is None else source.labels[self._indices]
+        if keys is None and isinstance(source, Subset) and source.keys is not None:
+            keys = source.keys[self._indices]
+        self.keys = None if keys is None else np.asarray(keys, f"S{KEY_LENGTH}")
 
     def __len__(self) -> int:
         return len(self._indices)
@@ -182,6 +246,13 @@ class Subset:
 def subset(source: ImageSource, indices: Sequence[int] | np.ndarray) -> ImageSource:
     """The samples of `source` at `indices`, in that order."""
     return Subset(source, indices)
+
+
+def with_keys(source: ImageSource) -> ImageSource:
+    """`source`, its keys known: every image is read now, where it was not before, and not again for its key."""
+    if isinstance(source, Subset) and source.keys is not None:
+        return source
+    return Subset(source, range(len(source)), sample_keys(source))
 
 
 class Concatenation:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from mapet.data.loader import UnreadableImages
-from mapet.data.sources import open_source
+from mapet.data.sources import open_splits
 from mapet.evaluation.protocol import Protocol, Result
 from mapet.evaluation.subject import Subject, check_labels
 from mapet.models.saved import load_backbone
@@ -48,7 +48,7 @@ def evaluate(
     """
     trained, recipe = load_backbone(run.backbone)
     location: str = data or run.read_config()["data"]
-    train, test = open_source(location, "train"), open_source(location, "test")
+    train, test = open_splits(location)
     check_labels(train)
     check_labels(test)
     unreadable = UnreadableImages(max_unreadable)

@@ -76,7 +76,7 @@ class Result:
     @property
     def file_name(self) -> str:
         """Under which the result is kept in a run directory: another protocol or other data, another file."""
-        data = hashlib.sha256(self.data.encode()).hexdigest()[:8]
+        data = hashlib.sha256(self.data.encode(errors="surrogateescape")).hexdigest()[:8]
         return f"{self.protocol['name']}-{self.protocol['pool']}-{self.protocol_hash}-{data}.json"
 
     def line(self) -> str:

@@ -98,7 +98,8 @@ class Subject:
 
     def extract(self, source: ImageSource, view: View, part: str) -> FeatureSet:
         """Features of every readable image of `source`, in its order."""
-        loader = make_loader(source, view, sequential_batches(len(source), BATCH_SIZE), self.workers)
+        batches, pinned = sequential_batches(len(source), BATCH_SIZE), self.device.type == "cuda"
+        loader = make_loader(source, view, batches, self.workers, pin_memory=pinned)
         means, classes, labels = [], [], []
         with progress(f"Features of {part} images, {self.title}", len(source)) as bar:
             for loaded in loader:

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mapet.errors import NotThereError
 from mapet.objectives.permutation import PermutedTokenObjective
 from mapet.report.drawing import BLUE, GREEN, INK, ORANGE, SOFT, Picture, canvas, slug
-from mapet.report.reading import NotThereError, ReportedRun
+from mapet.report.reading import ReportedRun
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mapet.errors import NotThereError
 from mapet.report.drawing import ABSENT, INK, SOFT, Picture, canvas, slug
-from mapet.report.reading import NotThereError, ReportedRun
+from mapet.report.reading import ReportedRun
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

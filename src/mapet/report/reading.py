@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from mapet.config.settings import PretrainSettings, parse_settings
-from mapet.errors import CheckpointError, DataError, MapetError
+from mapet.errors import CheckpointError, DataError, NotThereError
 from mapet.evaluation.protocol import Result
 from mapet.objectives.base import Objective
 from mapet.runtime.run_directory import RunDirectory, read_json
@@ -25,10 +25,6 @@ from mapet.token_store.read import TokenStore
 
 SAMPLED_IMAGES = 1000
 _OBJECTIVES = {"mapet": "MaPeT", "pim": "PIM", "mim": "MIM"}
-
-
-class NotThereError(MapetError):
-    """A run lacks what a section is about; the message says what would bring it."""
 
 
 @dataclass(frozen=True)
@@ -187,7 +183,7 @@ class ReportedRun:
             )
         return Sample(
             images=loaded.images.permute(0, 2, 3, 1).numpy()[known],
-            ids=self.store.lookup([loaded.keys[index] for index in known]),
+            ids=self.store.lookup([loaded.keys[index] for index in known]).numpy(),
             names=[source.describe(int(loaded.indices[index])) for index in known],
         )
 

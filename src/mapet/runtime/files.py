@@ -95,14 +95,14 @@ def remove_leftovers(folder: Path, pattern: str) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a text file atomically."""
+    """Writes a text file atomically, in UTF-8; what a file name holds besides is written as \\udc80."""
     with atomic_file(path) as partial:
-        partial.write_text(text, encoding="utf-8")
+        partial.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes a JSON file atomically, indented, with a final newline."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    """Writes a JSON file atomically, indented, with a final newline; in ASCII, so that any file name comes back as it was."""
+    write_text(path, json.dumps(value, indent=2) + "\n")
 
 
 def sha256(path: Path) -> str:

@@ -26,8 +26,8 @@ console = Console(stderr=True, highlight=False)
 class ProgressBar:
     """One bar; `advance` moves it, `note` sets the text at its end."""
 
-    def __init__(self, description: str, total: int, start: int = 0) -> None:
-        self.description, self.total, self.done = description, total, start
+    def __init__(self, description: str, total: int, start: int = 0, after: float = 0.0) -> None:
+        self.description, self.total, self.done, self.after = description, total, start, after
         self._note = ""
         self._began = self._spoke = time.monotonic()
         self._first = start
@@ -45,13 +45,14 @@ class ProgressBar:
                 console=console,
             )
             self._task = self._live.add_task(description, total=total, completed=start, note="")
-            self._live.start()
+            self._show()
 
     def advance(self, amount: int = 1) -> None:
         """Moves the bar by `amount`."""
         self.done += amount
         if self._live is not None:
             self._live.update(self._task, completed=self.done)
+            self._show()
         elif time.monotonic() - self._spoke >= SECONDS_BETWEEN_LINES:
             self._print_line()
 
@@ -68,6 +69,10 @@ class ProgressBar:
         elif self._spoke != self._began or time.monotonic() - self._began > 2.0:
             self._print_line()
 
+    def _show(self) -> None:
+        if self._live is not None and time.monotonic() - self._began >= self.after:
+            self._live.start()  # again and again does no harm
+
     def _print_line(self) -> None:
         self._spoke = time.monotonic()
         elapsed = self._spoke - self._began
@@ -82,9 +87,9 @@ class ProgressBar:
 
 
 @contextmanager
-def progress(description: str, total: int, start: int = 0) -> Iterator[ProgressBar]:
-    """Shows progress over `total` units for as long as the block runs."""
-    bar = ProgressBar(description, total, start)
+def progress(description: str, total: int, start: int = 0, after: float = 0.0) -> Iterator[ProgressBar]:
+    """Shows progress over `total` units for as long as the block runs; `after` that many seconds, where it may be over sooner."""
+    bar = ProgressBar(description, total, start, after)
     try:
         yield bar
     finally:
@@ -92,8 +97,8 @@ def progress(description: str, total: int, start: int = 0) -> Iterator[ProgressB
 
 
 def say(message: str) -> None:
-    """One line to the user, on standard error, above any live bar."""
-    console.print(message, markup=False, soft_wrap=True)
+    """One line to the user, on standard error, above any live bar; what a file name holds besides UTF-8 is shown as \\udc80."""
+    console.print(message.encode(errors="backslashreplace").decode(), markup=False, soft_wrap=True)
 
 
 def format_seconds(seconds: float) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TypeVar
 
@@ -39,7 +39,6 @@ def build_store(
     workers: int = 0,
     device: torch.device | str = "cpu",
     unreadable: UnreadableImages,
-    keys: Sequence[str] | None = None,
     rank: int = 0,
     world: int = 1,
 ) -> TokenStore:
@@ -50,14 +49,13 @@ def build_store(
     store itself appears, or is replaced, when everything is done.
 
     Args:
-        source: The images.
+        source: The images; each is read for its key, unless the source knows its keys (`with_keys`), and again to be tokenised.
         tokenizer: What makes the tokens; moved to `device`.
         path: The folder of the store, new or of the same tokenizer.
         batch_size: Images per call of the tokenizer.
         workers: Processes that decode images; 0 decodes in this one.
         device: Where the tokenizer runs.
         unreadable: Counts the images of this process that cannot be decoded, and refuses too many.
-        keys: What `image_keys(source)` returned, where that was asked for already; else every image is read.
         rank: Which of `world` processes this is. Every one is called with the same arguments; they share the work by sample
             key, meet only in the folder of the store, and all return the complete store.
         world: Number of processes.
@@ -72,14 +70,15 @@ def build_store(
     space = token_space(tokenizer, view)
     parts = PartFolder(path, space)
     wanted: dict[str, int] = {}
-    for index, key in enumerate(image_keys(source) if keys is None else keys):
+    for index, key in enumerate(image_keys(source)):
         wanted.setdefault(key, index)
     tokenised = {key for part in parts.read_all() for key in part.texts()}
     store = existing_store(path, space)  # after the parts: another rank removes those only once the store has them
     tokenised |= held_keys(store, wanted)
     todo = {key: at for key, at in wanted.items() if key not in tokenised and belongs_to_rank(key, rank, world)}
     if todo:
-        loader = make_loader(source, view, _batches(list(todo.values()), batch_size), workers)
+        pinned = torch.device(device).type == "cuda"
+        loader = make_loader(source, view, _batches(list(todo.values()), batch_size), workers, pin_memory=pinned)
         done = _tokenise(loader, len(todo), tokenizer, space, parts, device, unreadable)
         _refuse_changed(source, [at for key, at in todo.items() if key not in done])
     if rank == 0:

@@ -18,13 +18,13 @@ from typing import Any
 
 import numpy as np
 
+from mapet.data.sources import KEY_LENGTH
 from mapet.errors import TokenStoreError
 from mapet.runtime.files import sha256, write_json
 
 FORMAT = "mapet token store"
 VERSION = 1
 HEADER, KEYS, IDS = "header.json", "keys.npy", "ids.npy"
-KEY_LENGTH = 32
 KEY_DTYPE = np.dtype(f"S{KEY_LENGTH}")
 LARGEST_UINT16_VOCABULARY = 65_536
 
@@ -79,14 +79,6 @@ def write_header(folder: Path, space: TokenSpace, rows: int, unreadable: dict[st
 def as_json(value: Mapping[str, Any]) -> dict[str, Any]:
     """`value` as JSON gives it back: tuples become lists, so that what was read can be compared with what is in memory."""
     return json.loads(json.dumps(value))
-
-
-def looks_like_store(folder: Path) -> bool:
-    """Whether `folder` was once written as a token store, of whatever version and in whatever condition."""
-    try:
-        return json.loads((folder / HEADER).read_text(encoding="utf-8"))["format"] == FORMAT
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
 
 
 def read_header(folder: Path) -> Header:

@@ -8,7 +8,7 @@ _NO_CONTENT = "?"
 
 
 def image_keys(source: ImageSource) -> list[str]:
-    """Reads every image of `source` and returns what to look for in a store, in order."""
+    """What to look for in a store, for every image of `source` in order; reads those whose keys are not known yet."""
     return [key or unreadable_key(key, source.describe(index)) for index, key in enumerate(sample_keys(source))]
 
 

@@ -67,17 +67,18 @@ def finished_store(path: Path, wanted: Collection[str]) -> TokenStore | None:
 
 
 def merge(path: Path, space: TokenSpace, store: TokenStore | None, parts: PartFolder, wanted: Collection[str]) -> TokenStore:
-    """Writes the store from what it had and from its parts, unless nothing is new, and removes the parts.
+    """Writes the store from what it had and from all its parts, unless nothing is new, and removes the parts.
+
+    Parts of other images, left by an interrupted build, are merged too: they are as good, and would be lost.
 
     Raises:
         DataError: Not one image could be decoded.
     """
     held = set(store.keys.astype("U").tolist()) if store else set()
     unreadable = dict(store.unreadable) if store else {}
-    new = set(wanted)
     for part in parts.read_all():
-        held |= new.intersection(part.texts())
-        unreadable |= {key: text for key, text in part.unreadable.items() if key in new}
+        held.update(part.texts())
+        unreadable |= part.unreadable
     unreadable = {key: text for key, text in unreadable.items() if key not in held}
     if not held:
         raise DataError(f"None of the {len(wanted)} images can be decoded, for example {next(iter(unreadable.values()))}.")

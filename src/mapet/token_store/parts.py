@@ -13,6 +13,7 @@ import json
 import shutil
 import zipfile
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -62,7 +63,7 @@ class PartFolder:
 
     def write(self, part: Part) -> None:
         """Adds a part, atomically."""
-        covered = b"".join(sorted(part.keys.tolist())) + "".join(sorted(part.unreadable)).encode()
+        covered = b"".join(sorted(part.keys.tolist())) + json.dumps(sorted(part.unreadable)).encode()
         name = f"{hashlib.blake2b(covered, digest_size=16).hexdigest()}.npz"
         notes = np.frombuffer(json.dumps(part.unreadable).encode(), np.uint8)
         with atomic_file(self._folder / name) as partial, partial.open("wb") as file:
@@ -88,5 +89,7 @@ class PartFolder:
                 yield part
 
     def remove(self) -> None:
-        """Removes all parts of the store, those of other tokenizers included."""
-        shutil.rmtree(self._root, ignore_errors=True)
+        """Removes the parts; those of another token space stay."""
+        shutil.rmtree(self._folder, ignore_errors=True)
+        with suppress(OSError):  # not empty
+            self._root.rmdir()

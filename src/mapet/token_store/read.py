@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
-from mapet.data.sources import ImageSource
+from mapet.data.sources import KEY_LENGTH, ImageSource
 from mapet.errors import TokenStoreError
 from mapet.runtime.files import recover
 from mapet.token_store.format import (
     KEY_DTYPE,
-    KEY_LENGTH,
     Header,
     as_json,
     read_arrays,
@@ -25,6 +26,8 @@ from mapet.token_store.format import (
 from mapet.token_store.keys import image_keys
 
 NAMED_IN_A_MESSAGE = 3
+
+Keys = Sequence[str | bytes] | np.ndarray
 
 
 class TokenStore:
@@ -58,7 +61,7 @@ class TokenStore:
     def __len__(self) -> int:
         return self.header.rows
 
-    def __contains__(self, sample_key: str) -> bool:
+    def __contains__(self, sample_key: str | bytes) -> bool:
         return bool(self.contains([sample_key])[0])
 
     def __repr__(self) -> str:
@@ -99,30 +102,30 @@ class TokenStore:
         """(rows, gh, gw) uint16 or int32: all tokens, in the order of `keys`, on disk."""
         return self._ids
 
-    def contains(self, sample_keys: Sequence[str]) -> np.ndarray:
+    def contains(self, sample_keys: Keys) -> np.ndarray:
         """Which of n sample keys have tokens here: (n,) bool."""
         return self._find(sample_keys)[1]
 
-    def lookup(self, sample_keys: Sequence[str]) -> np.ndarray:
+    def lookup(self, sample_keys: Keys) -> Tensor:
         """The tokens of the images with these keys.
 
         Args:
-            sample_keys: n content hashes, in any order, repeated or not.
+            sample_keys: n content hashes, in any order, repeated or not: text, bytes, or an array of them such as `store.keys`.
 
         Returns:
-            (n, gh, gw) int64.
+            (n, gh, gw) int64, on the CPU.
 
         Raises:
             TokenStoreError: A key is not in the store.
         """
         rows, found = self._find(sample_keys)
         if not found.all():
-            missing = [key for key, known in zip(sample_keys, found, strict=True) if not known]
+            missing = [_as_text(key) for key, known in zip(sample_keys, found, strict=True) if not known]
             raise TokenStoreError(
                 f"The token store {self.path} has no tokens for {len(missing)} of {len(found)} images asked for (sample keys "
                 f"{_name_some(missing)}): they changed or were added after it was built. Bring it up to date: {self._rebuild()}"
             )
-        return self._ids[rows].astype(np.int64)
+        return torch.from_numpy(self._ids[rows].astype(np.int64))
 
     def check(
         self,
@@ -159,14 +162,13 @@ class TokenStore:
                 f"vocab_size to {self.vocab_size}, or build a store with a tokenizer of {vocab_size} codes: {_build_other()}"
             )
 
-    def match(self, source: ImageSource, keys: Sequence[str] | None = None) -> list[int]:
+    def match(self, source: ImageSource) -> list[int]:
         """Finds out which images of `source` can be trained on.
 
-        Names, order and file times do not matter: an image is what it contains. Progress is shown where there are many.
+        Names, order and file times do not matter: an image is what it contains.
 
         Args:
-            source: The images.
-            keys: What `image_keys(source)` returned, where that was asked for already; else every image is read.
+            source: The images; each is read, unless the source knows its keys (`with_keys`).
 
         Returns:
             The indices of all images that have tokens, ascending; those recorded as unreadable are left out.
@@ -174,7 +176,7 @@ class TokenStore:
         Raises:
             TokenStoreError: An image changed or is new since the store was built, or all of them are unreadable.
         """
-        keys = image_keys(source) if keys is None else keys
+        keys = image_keys(source)
         found = self.contains(keys)
         unknown = [index for index in np.flatnonzero(~found).tolist() if keys[index] not in self.unreadable]
         if unknown:
@@ -191,12 +193,13 @@ class TokenStore:
             )
         return np.flatnonzero(found).tolist()
 
-    def _find(self, sample_keys: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    def _find(self, sample_keys: Keys) -> tuple[np.ndarray, np.ndarray]:
         """For n keys: their rows (n,) int64, arbitrary where the key is unknown, and whether each is known (n,) bool."""
-        if not sample_keys or not len(self):
+        if not len(sample_keys) or not len(self):
             return np.zeros(len(sample_keys), np.int64), np.zeros(len(sample_keys), bool)
-        whole = np.array([len(key) == KEY_LENGTH for key in sample_keys])
-        wanted = np.array([key.encode() for key in sample_keys], KEY_DTYPE)
+        encoded = [key if isinstance(key, bytes) else key.encode(errors="replace") for key in sample_keys]
+        whole = np.array([len(key) == KEY_LENGTH for key in encoded])
+        wanted = np.array(encoded, KEY_DTYPE)
         rows = np.minimum(np.searchsorted(self._keys, wanted), len(self) - 1)
         return rows, (self._keys[rows] == wanted) & whole
 
@@ -206,6 +209,10 @@ class TokenStore:
 
     def _rebuild(self, data: str = "DATA") -> str:
         return f"mapet tokenize {data} --tokenizer TOK --out {self.path}"
+
+
+def _as_text(key: str | bytes) -> str:
+    return key if isinstance(key, str) else key.decode(errors="replace")
 
 
 def _build_other() -> str:

@@ -35,8 +35,9 @@ class FeatureKMeans(Tokenizer):
         return nearest_centroid(features.flatten(0, 2), self.centroids).view(features.shape[:3])
 
     def settings(self) -> dict[str, Any]:
-        """Vocabulary and features."""
-        return {"vocab_size": self.vocab_size, "features": self.features.settings()}
+        """Vocabulary and features; the version of their code is there for the fingerprint."""
+        features = self.features
+        return {"vocab_size": self.vocab_size, "features": features.settings(), "features_version": features.code_version}
 
     @classmethod
     def from_settings(cls, settings: dict[str, Any]) -> Self:

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, ClassVar, get_type_hints
 
 import torch
+from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 
 from mapet.errors import TokenizerError, nearest
@@ -20,17 +21,22 @@ from mapet.registry import Registry
 class FeatureExtractor(nn.Module):
     """Maps images to one feature vector per patch; its parameters come from `fit`.
 
+    A subclass raises `code_version` when the same settings and parameters would give other features.
+
     Args:
         image_size: Height and width of its images in pixels.
         grid_size: Patches from top to bottom and from left to right.
         dim: Length of a feature vector.
     """
 
+    code_version: ClassVar[int] = 1
     # How many images `fit` looks at; 0 where nothing is estimated from images.
     images_to_fit = 0
 
     def __init__(self, image_size: int, grid_size: tuple[int, int], dim: int) -> None:
         super().__init__()
+        if dim < 1:
+            raise TokenizerError(f"A feature vector has at least one value; dim is {dim}.")
         self.image_size, self.grid_size, self.dim = image_size, grid_size, dim
 
     def fit(self, images: Tensor, generator: torch.Generator) -> None:
@@ -71,7 +77,7 @@ def create_features(name: str, *, image_size: int, patch_size: int, **options: A
         options: Settings of that kind of features.
 
     Raises:
-        TokenizerError: Unknown name or option, or sizes that do not fit.
+        TokenizerError: Unknown name or option, an option's value of another type, or sizes that do not fit.
     """
     if min(image_size, patch_size) < 1 or image_size % patch_size:
         raise TokenizerError(
@@ -80,11 +86,24 @@ def create_features(name: str, *, image_size: int, patch_size: int, **options: A
         )
     kind, options = _resolve(name, options)
     extractor = FEATURES.get(kind)
-    allowed = list(inspect.signature(extractor).parameters)[2:]
-    for option in options:
-        if option not in allowed:
-            raise TokenizerError(f"Features '{name}' have no option '{option}'. {nearest(option, allowed)}")
+    _check_options(name, extractor, options)
     return extractor(image_size, patch_size, **options)  # pyright: ignore[reportCallIssue, reportArgumentType]
+
+
+def _check_options(name: str, extractor: type[FeatureExtractor], options: dict[str, Any]) -> None:
+    """Compares `options` with what the class takes behind image_size and patch_size."""
+    parameters = dict(list(inspect.signature(extractor).parameters.items())[2:])
+    types = get_type_hints(extractor.__init__)
+    for option, value in options.items():
+        if option not in parameters:
+            raise TokenizerError(f"Features '{name}' have no option '{option}'. {nearest(option, parameters)}")
+        try:
+            TypeAdapter(types.get(option, Any)).validate_python(value, strict=True)
+        except ValidationError as error:
+            raise TokenizerError(f"The option {option} of features '{name}' is {value!r}. {error.errors()[0]['msg']}.") from None
+    for option, parameter in parameters.items():
+        if parameter.default is parameter.empty and option not in options:
+            raise TokenizerError(f"Features '{name}' need the option '{option}'.")
 
 
 def _resolve(name: str, options: dict[str, Any]) -> tuple[str, dict[str, Any]]:

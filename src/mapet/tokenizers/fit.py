@@ -67,6 +67,8 @@ def fit_tokenizer(
         TokenizerError: Fewer patches than tokens, or settings that do not fit.
         DataError: More unreadable images than `unreadable` allows.
     """
+    if misplaced := [name for name in ("name", "image_size", "patch_size") if name in feature_options]:
+        raise TokenizerError(f"{misplaced[0]} is no option of the features; it is set beside them.")
     extractor = create_features(features, image_size=image_size, patch_size=patch_size, **feature_options).to(device)
     sample = _sample(source, max_images, seed)
     patches = extractor.grid_size[0] * extractor.grid_size[1]
@@ -108,12 +110,12 @@ class _Reader:
 
     def read(self, source: ImageSource, description: str) -> Iterator[tuple[Tensor, list[str]]]:
         """Yields images (B, 3, image_size, image_size) and their keys, with a progress bar."""
-        batches = sequential_batches(len(source), BATCH_SIZE)
+        batches, pinned = sequential_batches(len(source), BATCH_SIZE), self.device.type == "cuda"
         with progress(description, len(source)) as bar:
-            for batch in make_loader(source, FixedView(self.image_size), batches, self.workers):
+            for batch in make_loader(source, FixedView(self.image_size), batches, self.workers, pin_memory=pinned):
                 self.unreadable.record(batch.unreadable)
                 if batch.keys:
-                    yield batch.images.to(self.device).float() / 255, batch.keys
+                    yield batch.images.to(self.device, non_blocking=True).float() / 255, batch.keys
                 bar.advance(len(batch.keys) + len(batch.unreadable))
 
     def first(self, source: ImageSource, count: int) -> Tensor:

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
+
 from mapet.compat import VisionTransformer
 from mapet.config.settings import PretrainSettings
-from mapet.data.loader import UnreadableImages, step_batches
-from mapet.data.sources import ImageSource, open_source, subset
+from mapet.data.loader import UnreadableImage, UnreadableImages, step_batches
+from mapet.data.sources import ImageSource, open_source, subset, with_keys
 from mapet.data.views import FixedView
+from mapet.errors import SettingsError, TokenizerError
 from mapet.models.backbone import grid_size, patch_size
 from mapet.models.saved import BackboneRecipe, save_backbone
 from mapet.objectives import create_objective
@@ -55,12 +58,19 @@ def pretrain(
     recipe = backbone_recipe(settings)
     backbone = recipe.build(drop_path_rate=settings.training.drop_path)
     build_objective(settings, backbone, settings.tokenizer.vocab_size)
+    record = RunRecord(run, data, settings, tokenizer, tokens)
+    given_tokenizer, given_store = _given_inputs(record, settings, backbone)
     source = open_source(data, "train")
     step_batches(len(source), settings.training.batch_size, settings.seed, 0, 0)  # refuses too few images before any work
-    record = RunRecord(run, data, settings, tokenizer, tokens)
+    record.begin()
+    source = with_keys(source)
+    unreadable = UnreadableImages(settings.mechanics.max_unreadable)
+    store = given_store
+    if store is None:
+        store = _own_store(run, source, settings, backbone, given_tokenizer, unreadable)
+    usable = store.match(source)
     keys = image_keys(source)
-    store = _tokens(run, source, keys, settings, backbone, record)
-    usable = store.match(source, keys)
+    _record_unreadable(source, keys, usable, store, unreadable)
     record.fix_inputs(store.tokenizer_fingerprint, [keys[index] for index in usable])
     objective = build_objective(settings, backbone, store.vocab_size)
     Trainer(objective, subset(source, usable), store, settings, run, device).run()
@@ -85,55 +95,80 @@ def build_objective(settings: PretrainSettings, backbone: VisionTransformer, voc
     return objective
 
 
-def _tokens(
-    run: RunDirectory,
-    source: ImageSource,
-    keys: list[str],
-    settings: PretrainSettings,
-    backbone: VisionTransformer,
-    record: RunRecord,
-) -> TokenStore:
-    """The store given, or one in the run directory, made if it is not complete yet; checked against the backbone."""
-    if record.tokens is not None:
-        store = TokenStore.open(record.tokens)
-        store.check(load_tokenizer(record.tokenizer).fingerprint if record.tokenizer else None)
-    else:
-        unreadable = UnreadableImages(settings.mechanics.max_unreadable)
-        store = build_store(
-            source,
-            _tokenizer(run, source, settings, backbone, record.tokenizer, unreadable),
-            run.tokens,
-            workers=settings.mechanics.workers,
-            device=choose_device(settings.mechanics.device),
-            unreadable=unreadable,
-            keys=keys,
+def _given_inputs(
+    record: RunRecord, settings: PretrainSettings, backbone: VisionTransformer
+) -> tuple[Tokenizer | None, TokenStore | None]:
+    """What the run was given now or when it was begun; what does not fit the recipe or the backbone is refused before any work."""
+    tokenizer = load_tokenizer(record.tokenizer) if record.tokenizer else None
+    store = TokenStore.open(record.tokens) if record.tokens else None
+    vocab_size, grid = settings.tokenizer.vocab_size, grid_size(backbone)
+    if store is None and tokenizer is None:
+        _tokenizer_patch_size(settings, backbone)
+    elif store is not None:
+        view = FixedView(settings.image_size).describe()
+        store.check(tokenizer.fingerprint if tokenizer else None, view, grid, vocab_size)
+    elif tokenizer is not None and tokenizer.vocab_size != vocab_size:
+        raise TokenizerError(
+            f"The tokenizer {record.tokenizer} has a vocabulary of {tokenizer.vocab_size} codes, but {vocab_size} are set. Set "
+            f"tokenizer.vocab_size to {tokenizer.vocab_size}, or give a tokenizer of {vocab_size} codes."
         )
-        if unreadable.summary():
-            say(unreadable.summary())
-    view = FixedView(settings.image_size).describe()
-    store.check(view=view, grid_size=grid_size(backbone), vocab_size=settings.tokenizer.vocab_size)
-    return store
+    elif tokenizer is not None and tokenizer.grid_size != grid:
+        (rows, columns), (patch_rows, patch_columns) = tokenizer.grid_size, grid
+        raise TokenizerError(
+            f"The tokenizer {record.tokenizer} makes {rows} x {columns} tokens an image, but the backbone {patch_rows} x "
+            f"{patch_columns} patches. Choose image and patch size so that image size / patch size is {rows} x {columns}, or give "
+            f"a tokenizer for {patch_rows} x {patch_columns}."
+        )
+    return tokenizer, store
 
 
-def _tokenizer(
+def _tokenizer_patch_size(settings: PretrainSettings, backbone: VisionTransformer) -> int:
+    """Of a tokenizer that the run fits itself: as many patches as the backbone makes, at the tokenizer's own image size."""
+    image_size, patch = settings.tokenizer.image_size or settings.image_size, patch_size(backbone)
+    size, rest = divmod(image_size * patch, settings.image_size)
+    if rest:
+        side = settings.image_size // patch
+        raise SettingsError(
+            f"tokenizer.image_size = {image_size}: the backbone makes {side} patches a side, and the tokenizer must make as many. "
+            f"Give a multiple of {side}, such as {max(1, image_size // side) * side}."
+        )
+    return size
+
+
+def _own_store(
     run: RunDirectory,
     source: ImageSource,
     settings: PretrainSettings,
     backbone: VisionTransformer,
-    given: str | Path | None,
+    given: Tokenizer | None,
+    unreadable: UnreadableImages,
+) -> TokenStore:
+    """The store in the run directory, made with the tokenizer given or one of its own; completed if need be."""
+    return build_store(
+        source,
+        given or _own_tokenizer(run, source, settings, backbone, unreadable),
+        run.tokens,
+        workers=settings.mechanics.workers,
+        device=choose_device(settings.mechanics.device),
+        unreadable=unreadable,
+    )
+
+
+def _own_tokenizer(
+    run: RunDirectory,
+    source: ImageSource,
+    settings: PretrainSettings,
+    backbone: VisionTransformer,
     unreadable: UnreadableImages,
 ) -> Tokenizer:
-    if given is not None:
-        return load_tokenizer(given)
     if not recover(run.tokenizer).is_dir():
         wanted = settings.tokenizer
-        image_size = wanted.image_size or settings.image_size
         fitted = fit_tokenizer(
             source,
             features=wanted.features,
             feature_options=wanted.options,
-            image_size=image_size,
-            patch_size=image_size * patch_size(backbone) // settings.image_size,
+            image_size=wanted.image_size or settings.image_size,
+            patch_size=_tokenizer_patch_size(settings, backbone),
             vocab_size=wanted.vocab_size,
             num_points=wanted.num_points,
             max_images=wanted.max_images,
@@ -146,3 +181,16 @@ def _tokenizer(
         )
         fitted.save(run.tokenizer)
     return load_tokenizer(run.tokenizer)
+
+
+def _record_unreadable(
+    source: ImageSource, keys: list[str], usable: list[int], store: TokenStore, unreadable: UnreadableImages
+) -> None:
+    """Names the images that the store has no tokens of, or refuses to go on without so many."""
+    skipped = []
+    for index in np.setdiff1d(range(len(source)), usable).tolist():
+        name = source.describe(index)
+        skipped.append(UnreadableImage(index, keys[index], name, store.unreadable[keys[index]].removeprefix(f"{name}: ")))
+    unreadable.record(skipped)
+    if unreadable.summary():
+        say(unreadable.summary())

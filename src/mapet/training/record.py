@@ -17,9 +17,10 @@ _NAMED = 4
 
 
 class RunRecord:
-    """Writes config.json, or makes sure that the run that is there is this one.
+    """What config.json is to say about a run that is begun, or is continued and then must be the same one.
 
     A run directory in which nothing was made yet, because an earlier start was refused, may be begun again with other settings.
+    A start that is refused changes nothing in the record of a run that was begun.
 
     Args:
         run: The run directory.
@@ -41,8 +42,9 @@ class RunRecord:
         tokens: str | Path | None,
     ) -> None:
         self._run = run
-        before = run.read_config() if _is_begun(run) else {}
-        if before:
+        self._begun = _is_begun(run)
+        before = run.read_config() if self._begun else {}
+        if self._begun:
             _refuse_other_science(run, before, settings)
         self.config: dict[str, Any] = {
             "data": str(Path(data).absolute()) if Path(data).exists() and data not in SOURCES else data,
@@ -54,8 +56,12 @@ class RunRecord:
             "science": settings.science,
             "mechanics": settings.mechanics.model_dump(mode="json"),
         }
-        write_json(run.config, self.config)
-        run.record_environment()
+
+    def begin(self) -> None:
+        """Claims the run directory, where it is new, and records this start."""
+        if not self._begun:
+            write_json(self._run.config, self.config)
+        self._run.record_environment()
 
     @property
     def tokenizer(self) -> str | None:

@@ -90,7 +90,8 @@ class Trainer:
         settings = self.settings
         batches = step_batches(len(self.source), settings.training.batch_size, settings.seed, self.first_step, self.total_steps)
         view = FixedView(settings.image_size)
-        loader = make_loader(self.source, view, batches, settings.mechanics.workers, settings.seed)
+        pinned = self.device.type == "cuda"
+        loader = make_loader(self.source, view, batches, settings.mechanics.workers, settings.seed, pin_memory=pinned)
         unreadable = UnreadableImages(settings.mechanics.max_unreadable)
         for step, loaded in enumerate(loader, self.first_step):
             unreadable.record(loaded.unreadable)
@@ -100,7 +101,7 @@ class Trainer:
     def _tokens(self, loaded: LoadedBatch) -> Tensor | None:
         if self.store is None:
             return None
-        ids = torch.from_numpy(self.store.lookup(loaded.keys)).flatten(1)
+        ids = self.store.lookup(loaded.keys).flatten(1)
         return ids.to(self.device, non_blocking=True)
 
     def _resume(self) -> int:
