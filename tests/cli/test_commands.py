@@ -105,7 +105,7 @@ MISTAKES = {
     ),
     "context": (
         ["pretrain", "{photos}", "--recipe", "digits", "--out", "{tmp}/out", "--set", "objective.options.num_context=64"],
-        "num_context is 64; with 64 patches it must lie between 0 and 63",
+        "num_context is 64; with 64 patches it must be an integer between 0 and 63",
     ),
     "objective": (
         ["pretrain", "{photos}", "--recipe", "digits", "--out", "{tmp}/out", "--set", "objective.name=mapt"],
@@ -126,7 +126,7 @@ MISTAKES = {
     "features": (["tokenizer", "fit", "{photos}", "--features", "coate", "--out", "{tmp}/out"], "coates"),
     "other settings": (
         ["pretrain", "{photos}", "--recipe", "digits", "--out", "{run}", *TINY, "--set", "lr=0.1"],
-        "training.lr was 0.002, is 0.1",
+        "training.lr was 0.003, is 0.1",
     ),
 }
 

@@ -68,6 +68,8 @@ def test_steps_replace_epochs_and_the_other_way_round(recipe: str) -> None:
     assert (training.steps, training.epochs) == (7, None)
     training = load_recipe(recipe, ["training.steps=7", "training.epochs=1.5"]).training
     assert (training.steps, training.epochs) == (None, 1.5)
+    training = load_recipe(recipe, ["training.warmup_epochs=1", "training.warmup_steps=5"]).training
+    assert (training.warmup_steps, training.warmup_epochs) == (5, 0)
 
 
 @pytest.mark.parametrize(

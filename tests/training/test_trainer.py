@@ -50,10 +50,10 @@ def at_step(trainer: Trainer, number: int, action) -> None:
 
 
 def test_the_lengths_of_run_and_warm_up(tmp_path: Path, store) -> None:
-    settings = tiny_settings(training__steps=None, training__epochs=2.5, training__warmup_epochs=0.5, training__warmup_steps=1)
+    settings = tiny_settings(training__steps=None, training__epochs=2.5, training__warmup_epochs=0.5, training__warmup_steps=0)
     trainer = tiny_trainer(tmp_path, store, settings)
     assert trainer.steps_per_epoch == IMAGES // BATCH == 5
-    assert (trainer.total_steps, trainer.warmup_steps, trainer.first_step) == (12, 3, 0)
+    assert (trainer.total_steps, trainer.warmup_steps, trainer.first_step) == (12, 2, 0)
     settings = tiny_settings(training__steps=None, training__epochs=0.01)
     assert tiny_trainer(tmp_path, store, settings).total_steps == 1
 

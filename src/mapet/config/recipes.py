@@ -74,6 +74,15 @@ def _parse_yaml(text: str, what: str) -> Any:
         raise SettingsError(f"{what} is not valid YAML: {error}") from None
 
 
+# A length in steps takes the place of one in epochs, and the other way round.
+_INSTEAD_OF = {
+    "training.steps": "epochs",
+    "training.epochs": "steps",
+    "training.warmup_steps": "warmup_epochs",
+    "training.warmup_epochs": "warmup_steps",
+}
+
+
 def _apply(values: dict[str, Any], override: str) -> None:
     ((key, value),) = parse_options([override]).items()
     names = setting_names()
@@ -86,9 +95,7 @@ def _apply(values: dict[str, Any], override: str) -> None:
         if not isinstance(values, dict):
             raise SettingsError(f"'{section}' holds {values!r} instead of settings, so that '{full}' cannot be set in it.")
     values[last] = value
-    other = {"training.steps": "epochs", "training.epochs": "steps"}.get(full)
-    if other:
-        values.pop(other, None)
+    values.pop(_INSTEAD_OF.get(full, ""), None)
 
 
 def _is_setting(key: str, names: list[str]) -> bool:
