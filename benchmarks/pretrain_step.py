@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -111,9 +110,15 @@ def peak_mebibytes(method: str, size: str, precision: str, batch_size: int, devi
 def print_cpu_peak(method: str, size: str, precision: str, batch_size: int) -> None:
     """For the fresh process: how far one step raises the high-water mark of resident memory."""
     step, _ = make_step(method, size, precision, batch_size, torch.device("cpu"))
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = high_water_mebibytes()
     step()
-    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+    print(high_water_mebibytes() - before)
+
+
+def high_water_mebibytes() -> float:
+    """Most resident memory of this process so far (Linux; getrusage would count the parent's from before exec)."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0]) / 1024
 
 
 def print_table(rows: list[dict]) -> None:
