@@ -9,6 +9,7 @@ from mapet.errors import SettingsError
 from mapet.evaluation.knn import KNN
 from mapet.evaluation.linear import LinearProbe
 from mapet.evaluation.protocol import Protocol, Result
+from mapet.evaluation.subject import Subject
 
 SETTINGS = [(kind, field.name) for kind in (KNN, LinearProbe) for field in dataclasses.fields(kind)]
 
@@ -30,6 +31,9 @@ def test_the_hash_is_that_of_the_settings_and_nothing_else() -> None:
         name = "knn"
         temperature: float = 0.07
         neighbours: int = 20
+
+        def accuracy(self, subject: Subject) -> float:
+            return 0.0
 
     assert [field.name for field in dataclasses.fields(Reordered)] != [field.name for field in dataclasses.fields(KNN)]
     assert Reordered().hash == KNN().hash == KNN(neighbours=20).hash

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar
 
@@ -12,7 +13,7 @@ from mapet.evaluation.subject import POOLS, Subject
 
 
 @dataclass(frozen=True)
-class Protocol:
+class Protocol(ABC):
     """Base of all protocols; the fields of a subclass are its settings.
 
     Args:
@@ -35,9 +36,9 @@ class Protocol:
         """Name, version and every setting."""
         return {"name": self.name, "version": self.version, **asdict(self)}
 
+    @abstractmethod
     def accuracy(self, subject: Subject) -> float:
         """Share of the subject's test images whose class is found, 0 to 1."""
-        raise NotImplementedError
 
     @property
     def hash(self) -> str:

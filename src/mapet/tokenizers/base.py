@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from abc import ABC, abstractmethod
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -22,7 +23,7 @@ FORMAT = 1
 DESCRIPTION_FILE, WEIGHTS_FILE = "tokenizer.json", "weights.safetensors"
 
 
-class Tokenizer(nn.Module):
+class Tokenizer(nn.Module, ABC):
     """Turns every patch of an image into one of `vocab_size` tokens. It does not change once it is made.
 
     A subclass names its `kind` (as in `TOKENIZERS`, or "package.module:Class"), raises `code_version` when the same weights would
@@ -58,18 +59,18 @@ class Tokenizer(nn.Module):
         with full_float32(images.device):
             return self.tokens(images.float())
 
+    @abstractmethod
     def tokens(self, images: Tensor) -> Tensor:
         """What `encode` returns, for images that it has checked."""
-        raise NotImplementedError
 
+    @abstractmethod
     def settings(self) -> dict[str, Any]:
         """What `from_settings` needs to build it again, without its tensors; JSON."""
-        raise NotImplementedError
 
     @classmethod
+    @abstractmethod
     def from_settings(cls, settings: dict[str, Any]) -> Self:
         """Builds it from `settings`; tensors are loaded afterwards."""
-        raise NotImplementedError
 
     @cached_property
     def fingerprint(self) -> str:

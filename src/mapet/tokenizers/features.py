@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import inspect
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from typing import Any, ClassVar, get_type_hints
 
@@ -18,7 +19,7 @@ from mapet.errors import TokenizerError, nearest
 from mapet.registry import Registry
 
 
-class FeatureExtractor(nn.Module):
+class FeatureExtractor(nn.Module, ABC):
     """Maps images to one feature vector per patch; its parameters come from `fit`.
 
     A subclass raises `code_version` when the same settings and parameters would give other features.
@@ -39,6 +40,7 @@ class FeatureExtractor(nn.Module):
             raise TokenizerError(f"A feature vector has at least one value; dim is {dim}.")
         self.image_size, self.grid_size, self.dim = image_size, grid_size, dim
 
+    @abstractmethod
     def fit(self, images: Tensor, generator: torch.Generator) -> None:
         """Finds the parameters.
 
@@ -46,15 +48,14 @@ class FeatureExtractor(nn.Module):
             images: (n, 3, image_size, image_size) in [0, 1]; `images_to_fit` of them are enough.
             generator: Source of all draws.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def forward(self, images: Tensor) -> Tensor:
         """Features (B, gh, gw, dim) of images (B, 3, image_size, image_size) in [0, 1]."""
-        raise NotImplementedError
 
+    @abstractmethod
     def settings(self) -> dict[str, Any]:
         """What `create_features` needs to build it again, without its parameters."""
-        raise NotImplementedError
 
 
 FEATURES: Registry[type[FeatureExtractor]] = Registry(
