@@ -23,8 +23,7 @@ def pretrain(
 ) -> None:
     """Pre-train a backbone on the images in DATA.
 
-    Fits a tokenizer and tokenises first where nothing is there yet. The same command continues an interrupted run, to bitwise the
-    same weights on the same machine in fp32.
+    Fits a tokenizer and tokenises first where nothing is there yet. The same command continues an interrupted run exactly.
     """
     from mapet.config import load_recipe
     from mapet.training.pretrain import pretrain as run_pretraining
