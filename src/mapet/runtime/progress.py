@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -17,10 +17,19 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.text import Text
 
 SECONDS_BETWEEN_LINES = 10.0
 
 console = Console(stderr=True, highlight=False)
+
+
+class _NotedProgress(Progress):
+    """Shows the note of a task below its bar, so that 80 columns are enough for both."""
+
+    def get_renderables(self) -> Iterator[RenderableType]:
+        yield self.make_tasks_table(self.tasks)
+        yield from (Text(f"  {task.fields['note']}") for task in self.tasks if task.fields["note"])
 
 
 class ProgressBar:
@@ -33,7 +42,7 @@ class ProgressBar:
         self._first = start
         self._live: Progress | None = None
         if console.is_terminal:
-            self._live = Progress(
+            self._live = _NotedProgress(
                 SpinnerColumn(),
                 TextColumn("{task.description}"),
                 BarColumn(bar_width=24),
@@ -41,7 +50,6 @@ class ProgressBar:
                 TimeElapsedColumn(),
                 TextColumn("eta"),
                 TimeRemainingColumn(),
-                TextColumn("{task.fields[note]}"),
                 console=console,
             )
             self._task = self._live.add_task(description, total=total, completed=start, note="")
