@@ -13,6 +13,7 @@ import argparse
 import json
 import statistics
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from mapet.config import load_recipe
@@ -26,16 +27,18 @@ from mapet.runtime.run_directory import RunDirectory, describe_environment
 from mapet.training.pretrain import pretrain
 
 
-def run_one(arguments: argparse.Namespace, objective: str, seed: int, tokens: Path | None) -> tuple[RunDirectory, list[dict]]:
-    """One pre-training and its evaluations, as rows of the table."""
-    overrides = [*arguments.set, f"objective.name={objective}", f"seed={seed}", f"mechanics.device={arguments.device}"]
-    run = pretrain(arguments.data, load_recipe(arguments.recipe, overrides), arguments.out / f"{objective}-{seed}", tokens=tokens)
+def run_one(
+    arguments: argparse.Namespace, name: str, seed: int, tokens: Path | None = None, extra: list[str] | None = None
+) -> tuple[RunDirectory, list[dict]]:
+    """The run called `name`, pre-trained with the settings `extra` and evaluated, as rows of the table."""
+    overrides = [*arguments.set, *(extra or []), f"seed={seed}", f"mechanics.device={arguments.device}"]
+    run = pretrain(arguments.data, load_recipe(arguments.recipe, overrides), arguments.out / f"{name}-{seed}", tokens=tokens)
     protocols = [kind(pool=arguments.pool) for kind in (KNN, LinearProbe)]
     results = evaluate(run, None, protocols, device=choose_device(arguments.device))
     last = run.read_metrics()[-1]
     rows = [
         {
-            "objective": objective,
+            "run": name,
             "seed": seed,
             "protocol": result.protocol["name"],
             "protocol_hash": result.protocol_hash,
@@ -63,42 +66,52 @@ def print_table(rows: list[dict]) -> None:
     print("|---|" + "---:|" * (len(protocols) + 3))
     random = [spread([row["random_top1"] for row in rows if row["protocol"] == name]) for name in protocols]
     print(f"| random initialisation | {' | '.join(random)} | | | |")
-    for objective in dict.fromkeys(row["objective"] for row in rows):
-        own = [row for row in rows if row["objective"] == objective]
+    for name in dict.fromkeys(row["run"] for row in rows):
+        own = [row for row in rows if row["run"] == name]
         figures = [spread([row["top1"] for row in own if row["protocol"] == name]) for name in protocols]
         loss, accuracy, seconds = (
             statistics.mean(row[key] for row in own) for key in ("loss", "token_accuracy", "training_seconds")
         )
-        print(f"| {objective} | {' | '.join(figures)} | {loss:.3f} | {100 * accuracy:.1f} % | {seconds:.0f} s |")
+        print(f"| {name} | {' | '.join(figures)} | {loss:.3f} | {100 * accuracy:.1f} % | {seconds:.0f} s |")
 
 
-def main() -> None:
-    """Runs the comparison."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parse(description: str | None, add: Callable[[argparse.ArgumentParser], object]) -> argparse.Namespace:
+    """The options of a comparison, and those that `add` adds."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data")
     parser.add_argument("--recipe", required=True)
-    parser.add_argument("--objectives", default="mim,pim,mapet")
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--pool", default="both")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
-    arguments = parser.parse_args()
-    environment, began = describe_environment(), time.perf_counter()
-    rows, tokens = [], None
-    for seed in range(arguments.seeds):
-        for objective in arguments.objectives.split(","):
-            say(f"{objective}, seed {seed}")
-            run, found = run_one(arguments, objective, seed, tokens)
-            tokens = tokens or run.tokens
-            rows += found
+    add(parser)
+    return parser.parse_args()
+
+
+def conclude(arguments: argparse.Namespace, rows: list[dict], environment: dict, began: float) -> None:
+    """Prints the table and writes the JSON file."""
     print_table(rows)
     seconds = time.perf_counter() - began
     print(f"\n{seconds / 60:.1f} minutes in all")
     if arguments.json:
         facts = {"environment": environment, "recipe": arguments.recipe, "set": arguments.set, "seconds": seconds}
         arguments.json.write_text(json.dumps({**facts, "rows": rows}, indent=2) + "\n")
+
+
+def main() -> None:
+    """Runs the comparison."""
+    arguments = parse(__doc__, lambda parser: parser.add_argument("--objectives", default="mim,pim,mapet"))
+    environment, began = describe_environment(), time.perf_counter()
+    rows, tokens = [], None
+    for seed in range(arguments.seeds):
+        for objective in arguments.objectives.split(","):
+            say(f"{objective}, seed {seed}")
+            run, found = run_one(arguments, objective, seed, tokens, [f"objective.name={objective}"])
+            tokens = tokens or run.tokens
+            rows += found
+    conclude(arguments, rows, environment, began)
 
 
 if __name__ == "__main__":
