@@ -12,13 +12,14 @@ from torch.nn.functional import gelu, layer_norm
 
 
 def dense_logits(objective: nn.Module, images: Tensor, permutation: Tensor, kind: str) -> dict[tuple[int, int], Tensor]:
-    """Logits of every target, keyed by (sample, 0-based patch)."""
+    """Logits of every predicted target, the last `num_predicted` of the permutation, keyed by (sample, 0-based patch)."""
     logits = {}
     for sample in range(len(images)):
         order = permutation[sample].tolist()
         targets = order[objective.num_context :]
         rows = _query_rows(objective, images[sample], order, targets, kind)
-        for patch, row in zip(targets, rows, strict=True):
+        predicted = list(zip(targets, rows, strict=True))[len(targets) - objective.num_predicted :]
+        for patch, row in predicted:
             logits[sample, patch] = objective.head(_norm(objective.backbone.norm, row))
     return logits
 

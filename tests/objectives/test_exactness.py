@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from benchmarks.dense_two_stream import dense_loss
 from mapet.data.batch import Batch
+from mapet.errors import ModelError, SettingsError
 from mapet.models import create_backbone
 from mapet.objectives import create_objective
 from tests.objectives.dense_reference import dense_logits, masked_logits
@@ -17,11 +18,11 @@ from tests.objectives.dense_reference import dense_logits, masked_logits
 VOCAB = 40
 
 
-def build(name: str, num_context: int, **backbone_options: object) -> nn.Module:
+def build(name: str, num_context: float, settings: dict | None = None, **backbone_options: object) -> nn.Module:
     options = {"img_size": 16, "patch_size": 4, "embed_dim": 24, "depth": 3, "num_heads": 2, "init_values": 0.3, "num_classes": 0}
     torch.manual_seed(5)
     backbone = create_backbone("vit_tiny_patch16_224", **(options | backbone_options))
-    objective = create_objective(name, backbone=backbone, vocab_size=VOCAB, num_context=num_context)
+    objective = create_objective(name, backbone=backbone, vocab_size=VOCAB, num_context=num_context, **(settings or {}))
     for parameter in objective.parameters():
         nn.init.normal_(parameter, std=0.3)
     return objective
@@ -39,10 +40,17 @@ def reference_logits(name: str, objective: nn.Module, batch: Batch, corruption: 
     return dense_logits(objective, batch.images, corruption.permutation, name)
 
 
-@pytest.mark.parametrize("num_context", [0, 1, 5, 15])
-@pytest.mark.parametrize("name", ["mim", "pim", "mapet"])
-def test_equals_the_dense_reference(name: str, num_context: int) -> None:
-    objective = build(name, num_context).double()
+VARIANTS = [
+    *[(name, num_context, {}) for name in ("mim", "pim", "mapet") for num_context in (0, 1, 5, 15, 0.3)],
+    *[(name, 5, {"context": "block"}) for name in ("pim", "mapet")],
+    *[(name, 5, {"predict_last": last}) for name in ("pim", "mapet") for last in (1, 4, 0.5, 11)],
+    ("mapet", 5, {"context": "block", "predict_last": 4}),
+]
+
+
+@pytest.mark.parametrize(("name", "num_context", "settings"), VARIANTS)
+def test_equals_the_dense_reference(name: str, num_context: float, settings: dict) -> None:
+    objective = build(name, num_context, settings).double()
     batch = random_batch()
     corruption = objective.corrupt(batch, torch.Generator().manual_seed(7))
     output = objective(batch, corruption, return_logits=True)
@@ -52,7 +60,7 @@ def test_equals_the_dense_reference(name: str, num_context: int) -> None:
         slot = output.target_positions[sample].tolist().index(patch)
         torch.testing.assert_close(output.logits[sample, slot], logits, rtol=0, atol=1e-9)
         loss = loss - logits.log_softmax(-1)[batch.token_ids[sample, patch]]
-    assert int(output.num_targets) == len(expected) == 3 * (16 - num_context)
+    assert int(output.num_targets) == len(expected) == output.target_positions.numel()
     torch.testing.assert_close(output.loss_sum, loss, rtol=1e-12, atol=1e-9)
     parameters = [parameter for parameter in objective.parameters() if parameter.requires_grad]
     ours = torch.autograd.grad(output.loss_sum, parameters, materialize_grads=True)
@@ -61,17 +69,69 @@ def test_equals_the_dense_reference(name: str, num_context: int) -> None:
         torch.testing.assert_close(one, other, rtol=0, atol=1e-9)
 
 
+@pytest.mark.parametrize(
+    ("share", "context"), [(0.3, 5), (0.25, 4), (0.01, 0), (0.94, 15)], ids=["rounds up", "exact", "to none", "to all but one"]
+)
+def test_context_as_a_share_is_rounded_to_patches(share: float, context: int) -> None:
+    objective = build("mapet", share)
+    assert (objective.num_context, objective.num_targets) == (context, 16 - context)
+    batch = random_batch(dtype=torch.float32)
+    of_share, of_number = (
+        chosen(batch, chosen.corrupt(batch, torch.Generator().manual_seed(7))).loss_sum
+        for chosen in (objective, build("mapet", context))
+    )
+    assert torch.equal(of_share, of_number)
+
+
+def test_predicting_the_last_targets_changes_nothing_about_them() -> None:
+    batch = random_batch()
+    every, last = build("mapet", 5).double(), build("mapet", 5, {"predict_last": 3}).double()
+    corruption = every.corrupt(batch, torch.Generator().manual_seed(7))
+    all_logits, last_logits = (chosen(batch, corruption, return_logits=True).logits for chosen in (every, last))
+    torch.testing.assert_close(last_logits, all_logits[:, -3:], rtol=0, atol=1e-12)
+    assert last.encoded_rows == every.encoded_rows - 8 == 1 + 16 + 11 + 3
+
+
+@pytest.mark.parametrize("last", [0, 12, 1.0, 0.01, "all", True])
+def test_refuses_to_predict_more_targets_than_there_are(last: object) -> None:
+    with pytest.raises(ModelError, match=r"predict_last is .*with 11 targets it must be an integer between 1 and 11, or a share"):
+        build("mapet", 5, {"predict_last": last})
+
+
 @pytest.mark.parametrize("name", ["pim", "mapet"])
-def test_target_content_reaches_later_targets_only(name: str) -> None:
-    objective = build(name, num_context=5)
+def test_block_context_is_what_blocks_leave_visible(name: str) -> None:
+    objective, images = build(name, 32, {"context": "block"}, img_size=32), torch.zeros(400, 3, 32, 32)
+    permutation = objective.corrupt(Batch(images), torch.Generator().manual_seed(7)).permutation
+    assert torch.equal(permutation.sort(dim=1).values, torch.arange(64).expand(400, -1))
+    targets = permutation[:, 32:]
+    hidden = torch.zeros(400, 64, dtype=torch.bool).scatter_(1, targets, True).view(-1, 8, 8)
+    assert hidden[:, 3:5, 3:5].float().mean() > 0.6  # half of all patches are hidden, and the centre more often
+    assert (
+        hidden[:, 1:] == hidden[:, :-1]
+    ).float().mean() > 0.7  # neighbours share their fate; independent ones do half of the time
+    ranks_in_raster_order = targets.argsort(dim=1).argsort(dim=1).float()
+    assert (ranks_in_raster_order.mean(dim=0) - 15.5).abs().max() < 5 * 9.2 / 20  # targets come in any order
+
+
+def test_refuses_another_context_by_name() -> None:
+    with pytest.raises(SettingsError, match=r"no context 'blocks'. Did you mean 'block'"):
+        build("pim", 5, {"context": "blocks"})
+
+
+@pytest.mark.parametrize("settings", [{}, {"context": "block"}, {"predict_last": 4}], ids=["default", "block", "last"])
+@pytest.mark.parametrize("name", ["pim", "mapet"])
+def test_target_content_reaches_later_targets_only(name: str, settings: dict) -> None:
+    objective = build(name, 5, settings)
     batch = random_batch(dtype=torch.float32)
     corruption = objective.corrupt(batch, torch.Generator().manual_seed(8))
     before = objective(batch, corruption, return_logits=True).logits
+    skipped = objective.num_targets - objective.num_predicted
     for rank in range(objective.num_targets):
         changed = replace_patches(batch, corruption.permutation[:, 5 + rank])
         after = objective(changed, corruption, return_logits=True).logits
-        assert torch.equal(after[:, : rank + 1], before[:, : rank + 1])
-        assert all(not torch.equal(after[:, later], before[:, later]) for later in range(rank + 1, objective.num_targets))
+        first_later = max(0, rank + 1 - skipped)
+        assert torch.equal(after[:, :first_later], before[:, :first_later])
+        assert all(not torch.equal(after[:, later], before[:, later]) for later in range(first_later, objective.num_predicted))
 
 
 def test_hidden_content_reaches_no_target_of_mim() -> None:

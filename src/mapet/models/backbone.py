@@ -72,6 +72,12 @@ def grid_size(backbone: VisionTransformer) -> tuple[int, int]:
     return rows, columns
 
 
+def image_size(backbone: VisionTransformer) -> tuple[int, int]:
+    """Height and width in pixels of the images it is built for."""
+    height, width = backbone.patch_embed.img_size  # type: ignore[misc]
+    return height, width
+
+
 def patch_size(backbone: VisionTransformer) -> int:
     """Side of a patch in pixels.
 

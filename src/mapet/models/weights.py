@@ -27,6 +27,28 @@ def join_qkv(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return joined
 
 
+def join_biases(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """`attn.q_bias` and `attn.v_bias` (BEiT and its kin; keys have none) as timm's `attn.qkv.bias`; other entries unchanged."""
+    joined = dict(state_dict)
+    for name in state_dict:
+        if name.endswith(".attn.q_bias"):
+            attention = name.removesuffix(".q_bias")
+            if f"{attention}.v_bias" not in joined:
+                raise ModelError(f"The weights have {name} but not {attention}.v_bias.")
+            query, value = joined.pop(name), joined.pop(f"{attention}.v_bias")
+            joined[f"{attention}.qkv.bias"] = torch.cat([query, torch.zeros_like(query), value])
+    return joined
+
+
+def init_linears(module: nn.Module) -> None:
+    """Linear layers of `module`: truncated normal of 0.02, biases 0."""
+    for part in module.modules():
+        if isinstance(part, nn.Linear):
+            nn.init.trunc_normal_(part.weight, std=0.02)
+            if part.bias is not None:
+                nn.init.zeros_(part.bias)
+
+
 def load_strictly(module: nn.Module, state_dict: Mapping[str, Tensor], *, optional: tuple[str, ...] = ()) -> None:
     """Loads every entry or none.
 

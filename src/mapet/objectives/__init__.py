@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from mapet.compat import VisionTransformer
+from mapet.errors import SettingsError
 from mapet.objectives.base import Objective, ObjectiveOutput
 from mapet.registry import Registry
 
@@ -18,21 +19,27 @@ OBJECTIVES: Registry[type[Objective]] = Registry(
 )
 
 
-def create_objective(name: str, *, backbone: VisionTransformer, vocab_size: int, **options: Any) -> Objective:
+def create_objective(name: str, *, backbone: VisionTransformer, vocab_size: int | None = None, **options: Any) -> Objective[Any]:
     """The objective called `name` on `backbone`.
 
     Args:
         name: An entry of `OBJECTIVES`, or `package.module:Class`.
         backbone: A plain timm ViT; it becomes the objective's `backbone`, is trained in place, and gives device and dtype.
-        vocab_size: Number of visual tokens.
+        vocab_size: Number of visual tokens, for objectives that need tokens; others are not given it.
         **options: Options of the objective, such as `num_context`, the number of visible patches.
 
     Raises:
-        SettingsError: There is no such objective, or it has no such option.
+        SettingsError: There is no such objective, it has no such option, or it needs tokens and `vocab_size` is not given.
         ModelError: The options do not fit the backbone.
     """
-    objective = OBJECTIVES.get(name).create(backbone=backbone, vocab_size=vocab_size, **options)
-    return objective.to(next(backbone.parameters()))
+    objective = OBJECTIVES.get(name)
+    if "tokens" in objective.needs:
+        if vocab_size is None:
+            raise SettingsError(
+                f"The objective '{name}' predicts visual tokens. Give vocab_size, how many different ones there are."
+            )
+        options["vocab_size"] = vocab_size
+    return objective.create(backbone=backbone, **options).to(next(backbone.parameters()))
 
 
 __all__ = ["OBJECTIVES", "Objective", "ObjectiveOutput", "create_objective"]

@@ -6,7 +6,7 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Generic, Self, TypeVar
+from typing import Any, ClassVar, Generic, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -15,12 +15,14 @@ from torch.nn.functional import cross_entropy
 from mapet.compat import VisionTransformer
 from mapet.data.batch import Batch
 from mapet.errors import ModelError, SettingsError, nearest
-from mapet.models.backbone import check_backbone, final_norm, grid_size
+from mapet.models.backbone import check_backbone, final_norm, grid_size, image_size
 from mapet.models.weights import join_qkv, load_strictly
+from mapet.objectives.masking import count_of
 
 Corruption = TypeVar("Corruption")
 
 IGNORED = -100
+NEEDS = ("tokens", "pixels", "teacher")
 
 
 @dataclass(frozen=True)
@@ -46,9 +48,21 @@ class ObjectiveOutput:
 class Objective(nn.Module, ABC, Generic[Corruption]):
     """A way to pre-train a backbone: `corrupt` draws what is hidden, calling the objective gives the loss.
 
+    A corruption is a frozen dataclass of tensors whose first dimension is the batch, so that it can be narrowed to a micro-batch.
+
+    Class attributes:
+        summary: One line for `mapet objectives`.
+        needs: What it cannot do without, of `NEEDS`. With "tokens" it is given `vocab_size`; with "pixels" it has the options
+            `mean` and `std` with which `Batch.images` were normalised.
+        unused: Regular expression, matched from the beginning of a name: parameters that get no gradient.
+
     Args:
         backbone: A plain timm ViT, trained in place.
     """
+
+    summary: ClassVar[str] = ""
+    needs: ClassVar[tuple[str, ...]] = ()
+    unused: ClassVar[str] = r"backbone\.head\."
 
     def __init__(self, backbone: VisionTransformer) -> None:
         super().__init__()
@@ -74,6 +88,19 @@ class Objective(nn.Module, ABC, Generic[Corruption]):
     def forward(self, batch: Batch, corruption: Corruption, return_logits: bool = False) -> ObjectiveOutput:
         """The loss of predicting what `corruption` hides."""
 
+    @property
+    def view_size(self) -> int:
+        """Side in pixels of the images it wants in a batch: as the backbone's, unless it cuts or shrinks them itself."""
+        return image_size(self.backbone)[0]
+
+    @property
+    def encoded_rows(self) -> float:
+        """Rows an image that pass the backbone's blocks, which is what most of its cost goes by."""
+        return self.backbone.num_prefix_tokens + self.num_patches
+
+    def before_move(self) -> None:
+        """Called once an optimizer step, after all backward passes and before the optimizer moves."""
+
 
 class TokenObjective(Objective[Corruption]):
     """An objective that predicts visual tokens: a mask token, and a linear head behind the backbone's final norm.
@@ -81,19 +108,17 @@ class TokenObjective(Objective[Corruption]):
     Args:
         backbone: A plain timm ViT, trained in place.
         vocab_size: Number of visual tokens.
-        num_context: Number of patches that stay visible, at least 0; by default a quarter of them.
+        num_context: Number of patches that stay visible, at least 0, or their share, a float between 0 and 1, rounded to whole
+            patches; by default a quarter of them, rounded down.
     """
 
+    needs = ("tokens",)
     mask_token: nn.Parameter
 
-    def __init__(self, backbone: VisionTransformer, vocab_size: int, num_context: int | None = None) -> None:
+    def __init__(self, backbone: VisionTransformer, vocab_size: int, num_context: float | None = None) -> None:
         super().__init__(backbone)
-        self.num_context = self.num_patches // 4 if num_context is None else num_context
-        if not isinstance(self.num_context, int) or not 0 <= self.num_context < self.num_patches:
-            raise ModelError(
-                f"num_context is {self.num_context!r}; with {self.num_patches} patches it must be an integer between 0 and "
-                f"{self.num_patches - 1}, so that at least one patch is predicted."
-            )
+        context = self.num_patches // 4 if num_context is None else num_context
+        self.num_context = count_of("num_context", context, self.num_patches, 0, self.num_patches - 1)
         self.vocab_size = vocab_size
         self.num_targets = self.num_patches - self.num_context
         self.mask_token = nn.Parameter(torch.empty(1, 1, backbone.embed_dim))

@@ -20,5 +20,6 @@ from mapet.objectives.permutation import PermutedTokenObjective
 class MaPeT(PermutedTokenObjective):
     """Masked and permuted pre-training: targets see the context, earlier targets, and mask tokens for all others."""
 
+    summary = "tokens in a random order, every target sees mask tokens for the rest"
     mask_tokens_are_seen = True
     visibility = staticmethod(mapet_visibility)

@@ -1,4 +1,4 @@
-"""Drawing what is hidden, in a batch and on the device."""
+"""How much is hidden, and drawing it, in a batch and on the device."""
 
 from __future__ import annotations
 
@@ -9,7 +9,36 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from mapet.errors import ModelError
+
 Corruption = TypeVar("Corruption")
+
+
+def count_of(option: str, wanted: float, of: int, least: int, most: int, things: str = "patches") -> int:
+    """What an option means that takes a number of patches, or their share.
+
+    Args:
+        option: Its name, for the message.
+        wanted: An integer is a number of patches; a float above 0 and below 1 a share, rounded to the nearest whole number
+            (a half to the even one).
+        of: How many patches there are.
+        least: Smallest number allowed.
+        most: Largest number allowed.
+        things: What is counted, for the message.
+
+    Raises:
+        ModelError: It is neither, or gives a number that is not allowed.
+    """
+    is_share = isinstance(wanted, float) and 0 < wanted < 1
+    is_number = isinstance(wanted, int) and not isinstance(wanted, bool)
+    count = round(wanted * of) if is_share else wanted if is_number else None
+    if count is None or not least <= count <= most:
+        found = f"{wanted!r} ({count} of {of})" if is_share else repr(wanted)
+        raise ModelError(
+            f"{option} is {found}; with {of} {things} it must be an integer between {least} and {most}, or a share between 0 and 1 "
+            "that comes to as many."
+        )
+    return int(count)
 
 
 def random_permutation(batch_size: int, num_patches: int, generator: torch.Generator, device: torch.device | str) -> Tensor:
@@ -24,6 +53,12 @@ def random_mask(
     """A uniformly random set of `num_masked` hidden patches for every image, (B, N_p) bool, True = hidden."""
     ranks = random_permutation(batch_size, num_patches, generator, device)
     return ranks < num_masked
+
+
+def context_first(permutation: Tensor, hidden: Tensor) -> Tensor:
+    """The permutation (B, N_p) with its visible patches before the `hidden` ones (B, N_p) bool, both in the order they had."""
+    hidden_in_order = hidden.gather(1, permutation).to(torch.int8)
+    return permutation.gather(1, hidden_in_order.argsort(dim=1, stable=True))
 
 
 def narrow_corruption(corruption: Corruption, part: slice) -> Corruption:

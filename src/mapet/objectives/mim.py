@@ -11,9 +11,10 @@ Source: the masked baseline of Baraldi et al., section 3.1 and Table 2: uniforml
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mapet.compat import checkpoint_seq
 from mapet.data.batch import Batch
@@ -32,47 +33,67 @@ class MaskCorruption:
     """
 
     mask: Tensor
-    _equal_count: int | None = field(default=None, init=False, repr=False)
+    _most: int | None = field(default=None, init=False, repr=False)
+    _equal: bool = field(default=False, init=False, repr=False)
 
     @classmethod
-    def of_equal_counts(cls, mask: Tensor, num_hidden: int) -> MaskCorruption:
-        """A mask known to hide `num_hidden` patches in every image, so that nobody has to look."""
+    def of_known_counts(cls, mask: Tensor, most: int, *, equal: bool) -> MaskCorruption:
+        """A mask of which is known how many patches it hides, so that nobody has to wait for the device to look.
+
+        Args:
+            mask: (B, N_p) bool, True = hidden.
+            most: At most so many are hidden in an image.
+            equal: Whether it is exactly so many in every image.
+        """
         corruption = cls(mask)
-        object.__setattr__(corruption, "_equal_count", num_hidden)
+        object.__setattr__(corruption, "_most", most)
+        object.__setattr__(corruption, "_equal", equal)
         return corruption
 
     def hidden_patches(self) -> tuple[Tensor, Tensor | None]:
         """Hidden patches in raster order, (B, T) int64, and which of these slots hold one (None = all)."""
         order = self.mask.to(torch.int8).argsort(dim=1, descending=True, stable=True)
-        if self._equal_count is not None:
-            return order[:, : self._equal_count], None
         counts = self.mask.sum(dim=1, keepdim=True)
-        most = int(counts.max())
-        return order[:, :most], torch.arange(most, device=counts.device) < counts
+        most = int(counts.max()) if self._most is None else self._most
+        valid = None if self._equal else torch.arange(most, device=counts.device) < counts
+        return order[:, :most], valid
 
 
 class MIM(TokenObjective[MaskCorruption]):
     """Masked pre-training on uniformly random patches, one stream, full attention."""
 
+    summary = "masked tokens, uniformly random patches hidden"
+
     def corrupt(self, batch: Batch, generator: torch.Generator) -> MaskCorruption:
         """Hides all but `num_context` patches of every image, uniformly at random."""
         batch_size, device = batch.images.shape[0], batch.images.device
         mask = random_mask(batch_size, self.num_patches, self.num_targets, generator, device)
-        return MaskCorruption.of_equal_counts(mask, self.num_targets)
+        return MaskCorruption.of_known_counts(mask, self.num_targets, equal=True)
 
     def forward(self, batch: Batch, corruption: MaskCorruption, return_logits: bool = False) -> ObjectiveOutput:
         """Cross-entropy of the tokens of all hidden patches; logits are in raster order."""
         token_ids = self.check_tokens(batch)
-        patches = embed_patches(self.backbone, batch.images)
-        patches = torch.where(corruption.mask.unsqueeze(-1), self.mask_token.to(patches.dtype), patches)
-        tokens = torch.cat([prefix_tokens(self.backbone, len(patches)), patches + patch_positions(self.backbone)], dim=1)
-        features = self.run_blocks(enter_blocks(self.backbone, tokens))
+        features = self.run_blocks(self.masked_rows(batch.images, corruption.mask))
         hidden, valid = corruption.hidden_patches()
         logits = self.predict(take(features[:, self.backbone.num_prefix_tokens :], hidden))
         return token_loss(logits, token_ids.gather(1, hidden), hidden, valid=valid, return_logits=return_logits)
 
-    def run_blocks(self, tokens: Tensor) -> Tensor:
-        """The blocks, with timm's activation checkpointing where it is switched on."""
-        if self.backbone.grad_checkpointing:
-            return checkpoint_seq(self.backbone.blocks, tokens)
-        return self.backbone.blocks(tokens)
+    def masked_rows(self, images: Tensor, mask: Tensor) -> Tensor:
+        """What enters the first block: prefix tokens and patches, the hidden ones replaced by the mask token.
+
+        Args:
+            images: (B, 3, H, W), normalised.
+            mask: (B, N_p) bool, True = hidden.
+
+        Returns:
+            (B, P + N_p, D).
+        """
+        patches = embed_patches(self.backbone, images)
+        patches = torch.where(mask.unsqueeze(-1), self.mask_token.to(patches.dtype), patches)
+        tokens = torch.cat([prefix_tokens(self.backbone, len(patches)), patches + patch_positions(self.backbone)], dim=1)
+        return enter_blocks(self.backbone, tokens)
+
+    def run_blocks(self, rows: Tensor, blocks: nn.Sequential | None = None) -> Tensor:
+        """`blocks`, by default the backbone's, with timm's activation checkpointing where it is switched on."""
+        blocks = cast(nn.Sequential, self.backbone.blocks) if blocks is None else blocks
+        return checkpoint_seq(blocks, rows) if self.backbone.grad_checkpointing else blocks(rows)

@@ -18,5 +18,6 @@ from mapet.objectives.permutation import PermutedTokenObjective
 class PIM(PermutedTokenObjective):
     """Permuted pre-training: targets see the context and earlier targets."""
 
+    summary = "tokens in a random order, every target sees only what came before"
     mask_tokens_are_seen = False
     visibility = staticmethod(pim_visibility)
