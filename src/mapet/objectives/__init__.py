@@ -15,6 +15,9 @@ OBJECTIVES: Registry[type[Objective]] = Registry(
         "mim": "mapet.objectives.mim:MIM",
         "pim": "mapet.objectives.pim:PIM",
         "mapet": "mapet.objectives.mapet:MaPeT",
+        "beit": "mapet.objectives.beit:BEiT",
+        "beit_v2": "mapet.objectives.beit_v2:BEiTv2",
+        "cae": "mapet.objectives.cae:CAE",
     },
 )
 

@@ -57,7 +57,7 @@ class BEiTv2(BEiT):
     ) -> None:
         super().__init__(backbone, vocab_size, num_context, filling, min_block)
         depth = len(backbone.blocks)
-        self.early_layers = max(1, round(depth * 3 / 4)) if early_layers is None else early_layers
+        self.early_layers = max(1, min(depth - 1, round(depth * 3 / 4))) if early_layers is None else early_layers
         if backbone.cls_token is None or backbone.num_prefix_tokens != 1:
             raise ModelError(
                 f"BEiT v2 predicts through the class token; this backbone has {backbone.num_prefix_tokens} prefix tokens. Use a "

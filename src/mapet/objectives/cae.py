@@ -18,10 +18,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from mapet.compat import VisionTransformer, checkpoint_seq
+from mapet.compat import VisionTransformer
 from mapet.data.batch import Batch
 from mapet.errors import ModelError, SettingsError, nearest
-from mapet.models.backbone import embed_patches, enter_blocks, final_norm, grid_size, patch_positions, prefix_tokens
+from mapet.models.backbone import grid_size
 from mapet.models.regressor import LayerNorm, Neck, sine_positions
 from mapet.models.weights import init_linears, join_biases, load_strictly
 from mapet.objectives.base import IGNORED, ObjectiveOutput, TokenObjective, token_loss
@@ -29,6 +29,7 @@ from mapet.objectives.block_masks import block_masks
 from mapet.objectives.masking import random_mask
 from mapet.objectives.mim import MaskCorruption
 from mapet.objectives.permutation import take
+from mapet.objectives.visible import encode_some
 
 TEACHERS, MASKS = ("self", "lagging"), ("random", "block")
 
@@ -150,14 +151,6 @@ class CAE(TokenObjective[MaskCorruption]):
             raise ModelError(f"CAE encodes visible patches only, so every image must hide equally many; these hide {counts}.")
         order = corruption.mask.to(torch.int8).argsort(dim=1, stable=True)
         return hidden, order[:, : self.num_patches - hidden.shape[1]]
-
-
-def encode_some(backbone: VisionTransformer, images: Tensor, patches: Tensor) -> Tensor:
-    """The final representations (B, K, D) of some patches (B, K), which see each other and the prefix tokens, nothing else."""
-    embedded = take(embed_patches(backbone, images) + patch_positions(backbone), patches)
-    rows = enter_blocks(backbone, torch.cat([prefix_tokens(backbone, len(images)), embedded], dim=1))
-    rows = checkpoint_seq(backbone.blocks, rows) if backbone.grad_checkpointing else backbone.blocks(rows)
-    return final_norm(backbone)(rows)[:, backbone.num_prefix_tokens :]
 
 
 _NAMES = (
