@@ -38,6 +38,7 @@ DECLARED_OPERATORS = import_torchvision()
 
 import timm  # noqa: E402  (only importable once torchvision is)
 from timm.layers.attention import Attention  # noqa: E402
+from timm.layers.layer_scale import LayerScale  # noqa: E402
 from timm.models import checkpoint_seq  # noqa: E402
 from timm.models.vision_transformer import Block, VisionTransformer  # noqa: E402
 from timm.optim import param_groups_weight_decay  # noqa: E402  # pyright: ignore[reportPrivateImportUsage]
@@ -46,6 +47,7 @@ __all__ = [
     "DECLARED_OPERATORS",
     "Attention",
     "Block",
+    "LayerScale",
     "VisionTransformer",
     "checkpoint_seq",
     "import_torchvision",

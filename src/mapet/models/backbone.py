@@ -66,6 +66,11 @@ def blocks_of(backbone: VisionTransformer) -> Iterable[Block]:
     return cast(Iterable[Block], backbone.blocks)
 
 
+def num_heads(backbone: VisionTransformer) -> int:
+    """Heads of every attention."""
+    return cast(Attention, next(iter(blocks_of(backbone))).attn).num_heads
+
+
 def grid_size(backbone: VisionTransformer) -> tuple[int, int]:
     """Rows and columns of patches in an image."""
     rows, columns = backbone.patch_embed.grid_size  # type: ignore[misc]

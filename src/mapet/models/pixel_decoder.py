@@ -44,7 +44,7 @@ class PixelDecoder(nn.Module):
             raise ModelError(f"A decoder of width {width} with {num_heads} heads and {depth} blocks cannot be built.")
         self.bridge = nn.Linear(width_in, width, bias=False)
         self.mask_token = nn.Parameter(torch.empty(1, 1, width))
-        make = partial(Block, width, num_heads, qkv_bias=True, norm_layer=LayerNorm)
+        make = partial(Block, width, num_heads, qkv_bias=True, norm_layer=LayerNorm)  # pyright: ignore[reportArgumentType]
         self.blocks = nn.Sequential(*(make() for _ in range(depth)))
         self.norm = LayerNorm(width)
         self.head = nn.Linear(width, values)

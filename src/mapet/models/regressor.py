@@ -53,7 +53,7 @@ class Neck(nn.Module):
             raise ModelError(f"A width of {width} cannot be shared by {num_heads} heads. Give a number of heads that divides it.")
         self.regressor = nn.ModuleList(RegressorBlock(width, num_heads, layer_scale) for _ in range(regressor_depth))
         self.regressor_norm = LayerNorm(width)
-        make = partial(Block, width, num_heads, qkv_bias=True, init_values=layer_scale, norm_layer=LayerNorm)
+        make = partial(Block, width, num_heads, qkv_bias=True, init_values=layer_scale, norm_layer=LayerNorm)  # pyright: ignore[reportArgumentType]
         self.decoder = nn.ModuleList(make() for _ in range(decoder_depth))
         self.decoder_norm = LayerNorm(width)
 

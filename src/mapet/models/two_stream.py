@@ -5,7 +5,7 @@ its permutation once makes the masks the same for every sample, head, layer and 
 
     open rows     context, and for MaPeT the mask tokens: every one sees all of them, with no mask at all
     contents      the target patches, in the order of the permutation: the content stream
-    queries       one for every target, in the same order: the query stream, whose outputs predict
+    queries       one for every target that is predicted, in the same order: the query stream, whose outputs predict
 
 and one boolean matrix `visible` of shape (contents + queries, open rows + contents) says which keys the last two groups see.
 Keys and values come from open rows and contents only: nothing ever reads a query. In the last block only the queries are used,
@@ -71,12 +71,12 @@ def two_stream(
         blocks: The blocks of a timm VisionTransformer.
         open_rows: (B, O, D) prefix, context and mask tokens; they attend to each other.
         contents: (B, T, D) target patches in the order of the permutation.
-        queries: (B, T, D) one query for every target, in the same order.
-        visible: (2T, O + T) bool from `mapet_visibility` or `pim_visibility`.
+        queries: (B, Q, D) one query for every target, or every one of the last Q, in the same order.
+        visible: (T + Q, O + T) bool from `mapet_visibility` or `pim_visibility`, perhaps without the first queries.
         checkpointing: Recompute each block in the backward pass instead of keeping its activations.
 
     Returns:
-        (B, T, D) outputs of the queries, before the final norm.
+        (B, Q, D) outputs of the queries, before the final norm.
     """
     rows = torch.cat([open_rows, contents, queries], dim=1)
     num_open, num_queries = open_rows.shape[1], queries.shape[1]

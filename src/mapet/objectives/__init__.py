@@ -18,6 +18,12 @@ OBJECTIVES: Registry[type[Objective]] = Registry(
         "beit": "mapet.objectives.beit:BEiT",
         "beit_v2": "mapet.objectives.beit_v2:BEiTv2",
         "cae": "mapet.objectives.cae:CAE",
+        "mask_pixels": "mapet.objectives.mask_pixels:MaskPixels",
+        "zoomed_in": "mapet.objectives.zoomed_in:ZoomedIn",
+        "zoomed_out": "mapet.objectives.zoomed_out:ZoomedOut",
+        "distorted": "mapet.objectives.distorted:Distorted",
+        "blurred": "mapet.objectives.blurred:Blurred",
+        "decolorized": "mapet.objectives.decolorized:Decolorized",
     },
 )
 

@@ -33,7 +33,7 @@ class BEiT(MIM):
         vocab_size: Number of visual tokens.
         num_context: Number of patches that stay visible, or their share; by default 121 of 196.
         filling: What completes a mask when no rectangle fits any more; see `block_masks`.
-        min_block: Smallest target area of a rectangle, in patches.
+        min_block: Smallest target area of a rectangle, in patches; by default 16 of 196.
     """
 
     summary = "masked tokens, blocks of patches hidden"
@@ -44,7 +44,7 @@ class BEiT(MIM):
         vocab_size: int,
         num_context: float | None = None,
         filling: str = "top-up",
-        min_block: int = 16,
+        min_block: int | None = None,
     ) -> None:
         super().__init__(backbone, vocab_size, 1 - HIDDEN_SHARE if num_context is None else num_context)
         self.filling, self.min_block = filling, min_block

@@ -17,13 +17,14 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from mapet.compat import VisionTransformer
+from mapet.compat import LayerScale, VisionTransformer
 from mapet.data.batch import Batch
 from mapet.errors import ModelError
-from mapet.models.backbone import final_norm
+from mapet.models.backbone import blocks_of, final_norm
 from mapet.models.weights import init_linears, join_biases, load_strictly
 from mapet.objectives.base import ObjectiveOutput, token_loss
 from mapet.objectives.beit import BEiT, released_name
+from mapet.objectives.encoding import masked_rows, run_blocks
 from mapet.objectives.mim import MaskCorruption
 from mapet.objectives.permutation import take
 
@@ -36,7 +37,7 @@ class BEiTv2(BEiT):
         vocab_size: Number of visual tokens.
         num_context: Number of patches that stay visible, or their share; by default 121 of 196.
         filling: What completes a mask when no rectangle fits any more; see `block_masks`.
-        min_block: Smallest target area of a rectangle, in patches.
+        min_block: Smallest target area of a rectangle, in patches; by default 16 of 196.
         early_layers: After how many blocks the early patches are taken; by default three quarters of them (9 of 12).
         head_layers: Number of further blocks.
         shared_head: Whether norm and head of the two losses are the same.
@@ -50,13 +51,13 @@ class BEiTv2(BEiT):
         vocab_size: int,
         num_context: float | None = None,
         filling: str = "top-up",
-        min_block: int = 16,
+        min_block: int | None = None,
         early_layers: int | None = None,
         head_layers: int = 2,
         shared_head: bool = True,
     ) -> None:
         super().__init__(backbone, vocab_size, num_context, filling, min_block)
-        depth = len(backbone.blocks)
+        depth = len([*blocks_of(backbone)])
         self.early_layers = max(1, min(depth - 1, round(depth * 3 / 4))) if early_layers is None else early_layers
         if backbone.cls_token is None or backbone.num_prefix_tokens != 1:
             raise ModelError(
@@ -68,16 +69,18 @@ class BEiTv2(BEiT):
                 f"early_layers is {self.early_layers} and head_layers {head_layers}; with {depth} blocks, early_layers lies "
                 f"between 1 and {depth - 1}, and head_layers is at least 1."
             )
-        self.head_blocks = nn.Sequential(*(_fresh_copy(backbone.blocks[-1]) for _ in range(head_layers)))
+        self.head_blocks = nn.Sequential(*(_fresh_copy([*blocks_of(backbone)][-1]) for _ in range(head_layers)))
         self.head_norm = None if shared_head else _fresh_copy(final_norm(backbone))
         self.second_head = None if shared_head else _fresh_copy(self.head)
 
     def forward(self, batch: Batch, corruption: MaskCorruption, return_logits: bool = False) -> ObjectiveOutput:
         """Sum of both cross-entropies over all hidden patches; logits are the last block's, in raster order."""
         token_ids = self.check_tokens(batch)
-        early = self.run_blocks(self.masked_rows(batch.images, corruption.mask), self.backbone.blocks[: self.early_layers])
-        last = self.run_blocks(early, self.backbone.blocks[self.early_layers :])
-        through_class = self.run_blocks(torch.cat([last[:, :1], early[:, 1:]], dim=1), self.head_blocks)
+        rows = masked_rows(self.backbone, batch.images, corruption.mask, self.mask_token)
+        blocks = [*blocks_of(self.backbone)]
+        early = run_blocks(self.backbone, rows, blocks[: self.early_layers])
+        last = run_blocks(self.backbone, early, blocks[self.early_layers :])
+        through_class = run_blocks(self.backbone, torch.cat([last[:, :1], early[:, 1:]], dim=1), self.head_blocks)
         hidden, valid = corruption.hidden_patches()
         targets = token_ids.gather(1, hidden)
         first = token_loss(self.predict(take(last[:, 1:], hidden)), targets, hidden, valid=valid, return_logits=return_logits)
@@ -113,6 +116,6 @@ def _fresh_copy(module: nn.Module) -> nn.Module:
     fresh = copy.deepcopy(module)
     init_linears(fresh)
     for part in fresh.modules():
-        if isinstance(part, nn.LayerNorm) or hasattr(part, "gamma"):
+        if isinstance(part, nn.LayerNorm | LayerScale):
             part.reset_parameters()
     return fresh

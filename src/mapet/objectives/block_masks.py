@@ -23,6 +23,7 @@ from mapet.errors import SettingsError, nearest
 
 FILLINGS = ("under-fill", "top-up", "blocks")
 ATTEMPTS = 10
+SMALLEST_SHARE = 16 / 196
 LONGEST_ASPECT = 1 / 0.3
 # Rectangles after which every image is finished: of 100,000 images with 75, 98 or 118 of 196 hidden, none was left.
 ROUNDS = {"under-fill": 20, "top-up": 20, "blocks": 40}
@@ -36,7 +37,7 @@ def block_masks(
     device: torch.device | str,
     *,
     filling: str = "top-up",
-    min_block: int = 16,
+    min_block: int | None = None,
 ) -> Tensor:
     """Block-wise masks of a batch.
 
@@ -47,7 +48,7 @@ def block_masks(
         generator: Source of all draws.
         device: Where the masks are wanted.
         filling: "under-fill", "top-up" or "blocks"; what the last leaves open after `ROUNDS` rectangles is topped up.
-        min_block: Smallest target area of a rectangle, in patches.
+        min_block: Smallest target area of a rectangle, in patches; by default 16 of 196, and as large a share of other grids.
 
     Returns:
         (B, N_p) bool in raster order, True = hidden.
@@ -59,12 +60,13 @@ def block_masks(
         raise SettingsError(f"Block-wise masks cannot be filled by '{filling}'. {nearest(filling, FILLINGS)}")
     if min(grid_size) < 2:
         raise SettingsError(f"A grid of {grid_size[0]} x {grid_size[1]} patches has no room for blocks; 2 x 2 is the smallest.")
+    smallest = max(1, round(SMALLEST_SHARE * grid_size[0] * grid_size[1])) if min_block is None else min_block
     mask = torch.zeros(batch_size, *grid_size, dtype=torch.bool, device=device)
     open_ended = filling == "blocks"
     active = torch.ones(batch_size, 1, 1, dtype=torch.bool, device=device)
     for _ in range(ROUNDS[filling]):
         draws = torch.rand(4, batch_size, ATTEMPTS, generator=generator, device=generator.device).to(device, non_blocking=True)
-        block = _first_that_fits(mask, *draws, num_masked, min_block)
+        block = _first_that_fits(mask, draws, num_masked, smallest)
         active &= block.any(dim=(1, 2), keepdim=True) | open_ended
         mask |= block & active
         if mask.device.type == "cpu" and not bool((active.flatten() & (mask.sum((1, 2)) < num_masked)).any()):
@@ -73,10 +75,9 @@ def block_masks(
     return flat if filling == "under-fill" else _top_up(flat, num_masked, generator)
 
 
-def _first_that_fits(
-    mask: Tensor, area: Tensor, aspect: Tensor, top: Tensor, left: Tensor, num_masked: int, min_block: int
-) -> Tensor:
-    """Of `ATTEMPTS` rectangles an image, given by uniform draws (B, attempts), the first that may be taken: (B, gh, gw) bool."""
+def _first_that_fits(mask: Tensor, draws: Tensor, num_masked: int, min_block: int) -> Tensor:
+    """Of `ATTEMPTS` rectangles an image, given by uniform draws (4, B, attempts), the first that may be taken: (B, gh, gw) bool."""
+    area, aspect, top, left = draws
     rows, columns = mask.shape[1:]
     missing = num_masked - mask.sum(dim=(1, 2)).unsqueeze(1)
     size = min_block + (missing - min_block) * area

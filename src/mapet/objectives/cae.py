@@ -22,14 +22,15 @@ from mapet.compat import VisionTransformer
 from mapet.data.batch import Batch
 from mapet.errors import ModelError, SettingsError, nearest
 from mapet.models.backbone import grid_size
+from mapet.models.backbone import num_heads as heads_of
 from mapet.models.regressor import LayerNorm, Neck, sine_positions
 from mapet.models.weights import init_linears, join_biases, load_strictly
 from mapet.objectives.base import IGNORED, ObjectiveOutput, TokenObjective, token_loss
 from mapet.objectives.block_masks import block_masks
+from mapet.objectives.encoding import encode_some
 from mapet.objectives.masking import random_mask
 from mapet.objectives.mim import MaskCorruption
 from mapet.objectives.permutation import take
-from mapet.objectives.visible import encode_some
 
 TEACHERS, MASKS = ("self", "lagging"), ("random", "block")
 
@@ -74,7 +75,7 @@ class CAE(TokenObjective[MaskCorruption]):
         self.mask_kind, self.alignment = mask, alignment
         own = backbone.embed_dim
         width = own if width is None else width
-        self.neck = Neck(width, num_heads or backbone.blocks[0].attn.num_heads, regressor_depth, decoder_depth, layer_scale)
+        self.neck = Neck(width, num_heads or heads_of(backbone), regressor_depth, decoder_depth, layer_scale)
         self.project = nn.Identity() if width == own else nn.Sequential(nn.Linear(own, width), LayerNorm(width))
         self.mask_token = nn.Parameter(torch.empty(1, 1, width))
         self.head = nn.Linear(width, vocab_size)

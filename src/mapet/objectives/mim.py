@@ -11,15 +11,13 @@ Source: the masked baseline of Baraldi et al., section 3.1 and Table 2: uniforml
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from mapet.compat import checkpoint_seq
 from mapet.data.batch import Batch
-from mapet.models.backbone import embed_patches, enter_blocks, patch_positions, prefix_tokens
 from mapet.objectives.base import ObjectiveOutput, TokenObjective, token_loss
+from mapet.objectives.encoding import masked_rows, run_blocks
 from mapet.objectives.masking import random_mask
 from mapet.objectives.permutation import take
 
@@ -73,27 +71,7 @@ class MIM(TokenObjective[MaskCorruption]):
     def forward(self, batch: Batch, corruption: MaskCorruption, return_logits: bool = False) -> ObjectiveOutput:
         """Cross-entropy of the tokens of all hidden patches; logits are in raster order."""
         token_ids = self.check_tokens(batch)
-        features = self.run_blocks(self.masked_rows(batch.images, corruption.mask))
+        features = run_blocks(self.backbone, masked_rows(self.backbone, batch.images, corruption.mask, self.mask_token))
         hidden, valid = corruption.hidden_patches()
         logits = self.predict(take(features[:, self.backbone.num_prefix_tokens :], hidden))
         return token_loss(logits, token_ids.gather(1, hidden), hidden, valid=valid, return_logits=return_logits)
-
-    def masked_rows(self, images: Tensor, mask: Tensor) -> Tensor:
-        """What enters the first block: prefix tokens and patches, the hidden ones replaced by the mask token.
-
-        Args:
-            images: (B, 3, H, W), normalised.
-            mask: (B, N_p) bool, True = hidden.
-
-        Returns:
-            (B, P + N_p, D).
-        """
-        patches = embed_patches(self.backbone, images)
-        patches = torch.where(mask.unsqueeze(-1), self.mask_token.to(patches.dtype), patches)
-        tokens = torch.cat([prefix_tokens(self.backbone, len(patches)), patches + patch_positions(self.backbone)], dim=1)
-        return enter_blocks(self.backbone, tokens)
-
-    def run_blocks(self, rows: Tensor, blocks: nn.Sequential | None = None) -> Tensor:
-        """`blocks`, by default the backbone's, with timm's activation checkpointing where it is switched on."""
-        blocks = cast(nn.Sequential, self.backbone.blocks) if blocks is None else blocks
-        return checkpoint_seq(blocks, rows) if self.backbone.grad_checkpointing else blocks(rows)

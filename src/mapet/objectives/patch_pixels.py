@@ -11,16 +11,15 @@ FLAT = 1e-6
 
 def patchify(images: Tensor, patch_size: int) -> Tensor:
     """(B, C, H, W) to (B, N_p, p * p * C), pixel after pixel, channels last."""
-    batch, channels = images.shape[:2]
     tiles = images.unflatten(2, (-1, patch_size)).unflatten(4, (-1, patch_size))
-    return tiles.permute(0, 2, 4, 3, 5, 1).reshape(batch, -1, patch_size * patch_size * channels)
+    return tiles.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
 
 
 def unpatchify(patches: Tensor, grid_size: tuple[int, int], patch_size: int) -> Tensor:
     """(B, N_p, p * p * C) to (B, C, H, W)."""
     rows, columns = grid_size
-    tiles = patches.view(len(patches), rows, columns, patch_size, patch_size, -1)
-    return tiles.permute(0, 5, 1, 3, 2, 4).reshape(len(patches), -1, rows * patch_size, columns * patch_size)
+    tiles = patches.unflatten(1, (rows, columns)).unflatten(3, (patch_size, patch_size, patches.shape[2] // patch_size**2))
+    return tiles.permute(0, 5, 1, 3, 2, 4).flatten(4).flatten(2, 3)
 
 
 def normalised_patches(pixels: Tensor, patch_size: int) -> Tensor:

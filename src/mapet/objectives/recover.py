@@ -26,10 +26,10 @@ from mapet.models.backbone import grid_size, patch_positions, patch_size
 from mapet.models.pixel_decoder import PixelDecoder, sinusoid_table
 from mapet.models.weights import join_biases, load_strictly
 from mapet.objectives.base import ObjectiveOutput
+from mapet.objectives.encoding import encode_some
 from mapet.objectives.masking import count_of, random_mask
 from mapet.objectives.patch_pixels import normalised_patches
 from mapet.objectives.pixels import PixelObjective
-from mapet.objectives.visible import encode_some
 
 
 @dataclass(frozen=True)

@@ -59,7 +59,8 @@ class ZoomedIn(Recover[Degradation]):
         centre = (patchify(self._centre(enlarged), self.patch_size) - seen).square().mean(dim=2)
         whole = self._enlarged(normalised_patches(area_resize(view, self.image_size), self.patch_size))
         error = (enlarged - whole).square()
-        return WEIGHTS[0] * centre, WEIGHTS[1] * sum(strip.mean(dim=(1, 2, 3)) for strip in self._strips(error))
+        edge = torch.stack([strip.mean(dim=(1, 2, 3)) for strip in self._strips(error)]).sum(dim=0)
+        return WEIGHTS[0] * centre, WEIGHTS[1] * edge
 
     def _centre(self, images: Tensor) -> Tensor:
         inside = slice(self.edge, -self.edge)
