@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from mapet.models.backbone import create_backbone
     from mapet.objectives import create_objective
     from mapet.token_store.read import TokenStore
-    from mapet.tokenizers.base import load_tokenizer
+    from mapet.tokenizers.load import load_tokenizer
 
 __version__ = "0.1.0"
 
@@ -20,7 +20,7 @@ _PUBLIC = {
     "TokenStore": "mapet.token_store.read",
     "create_backbone": "mapet.models.backbone",
     "create_objective": "mapet.objectives",
-    "load_tokenizer": "mapet.tokenizers.base",
+    "load_tokenizer": "mapet.tokenizers.load",
     "open_source": "mapet.data.sources",
 }
 

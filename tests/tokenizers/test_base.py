@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from mapet.errors import TokenizerError
-from mapet.tokenizers.base import Tokenizer, load_tokenizer
+from mapet.tokenizers.base import Tokenizer
 from mapet.tokenizers.feature_kmeans import FeatureKMeans
 from mapet.tokenizers.features import create_features
+from mapet.tokenizers.load import load_tokenizer
 from mapet.tokenizers.pixel_features import PixelFeatures
 from mapet.tokenizers.random_projection import RandomProjection
 

@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from mapet.errors import SettingsError, TokenizerError
+from mapet.errors import TokenizerError
 from mapet.registry import Registry
-from mapet.runtime.files import atomic_directory, recover, write_json
+from mapet.runtime.files import atomic_directory, write_json
 from mapet.tokenizers.nearest import full_float32
 
 FORMAT = 1
@@ -37,6 +36,8 @@ class Tokenizer(nn.Module, ABC):
 
     kind: ClassVar[str]
     code_version: ClassVar[int] = 1
+    # How images are brought to `image_size`: "bicubic" or "lanczos", both Pillow's.
+    interpolation: ClassVar[str] = "bicubic"
 
     def __init__(self, vocab_size: int, grid_size: tuple[int, int], image_size: int) -> None:
         super().__init__()
@@ -46,7 +47,7 @@ class Tokenizer(nn.Module, ABC):
     @property
     def preprocess(self) -> dict[str, Any]:
         """What `encode` expects of its images."""
-        return {"image_size": self.image_size, "color": "RGB", "range": [0.0, 1.0]}
+        return {"image_size": self.image_size, "resize": self.interpolation, "color": "RGB", "range": [0.0, 1.0]}
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
@@ -89,8 +90,7 @@ class Tokenizer(nn.Module, ABC):
             TokenizerError: `directory` holds something other than a tokenizer.
         """
         directory = Path(directory)
-        if directory.exists() and not (directory / DESCRIPTION_FILE).exists() and (directory.is_file() or any(directory.iterdir())):
-            raise TokenizerError(f"{directory} exists and is not a tokenizer; it is left alone. Give another folder to --out.")
+        refuse_other_content(directory)
         with atomic_directory(directory) as partial:
             if state := self.state_dict():
                 save_file({name: tensor.contiguous() for name, tensor in state.items()}, partial / WEIGHTS_FILE)
@@ -129,9 +129,17 @@ TOKENIZERS: Registry[type[Tokenizer]] = Registry(
     "tokenizer",
     {
         "feature_kmeans": "mapet.tokenizers.feature_kmeans:FeatureKMeans",
+        "vq_kd": "mapet.tokenizers.vq_kd:VQKD",
+        "dall_e": "mapet.tokenizers.dall_e:DallE",
         "random_projection": "mapet.tokenizers.random_projection:RandomProjection",
     },
 )
+
+
+def refuse_other_content(directory: Path) -> None:
+    """Raises a TokenizerError where `directory` holds something other than a tokenizer, which saving one there would replace."""
+    if directory.exists() and not (directory / DESCRIPTION_FILE).exists() and (directory.is_file() or any(directory.iterdir())):
+        raise TokenizerError(f"{directory} exists and is not a tokenizer; it is left alone. Give another folder to --out.")
 
 
 def _diagnosis(low: float, high: float) -> str:
@@ -143,51 +151,3 @@ def _diagnosis(low: float, high: float) -> str:
     if low >= -3 and high <= 3:
         return "they look ImageNet-normalised. Tokenise first and normalise for the backbone afterwards."
     return "no scale that we know. Bring them to [0, 1]."
-
-
-def load_tokenizer(path: Path | str) -> Tokenizer:
-    """The tokenizer saved at `path`, checked against its fingerprint, in evaluation mode on the CPU.
-
-    Raises:
-        TokenizerError: There is none, it is damaged or incomplete, or it was written by another version.
-    """
-    path = recover(path)
-    description = _read_description(path)
-    try:
-        kind = TOKENIZERS.get(description["kind"])
-        if not issubclass(kind, Tokenizer):
-            raise TokenizerError(f"{path} names '{description['kind']}', which is not a tokenizer.")
-        tokenizer = kind.from_settings(description["settings"])
-        if tokenizer.state_dict():
-            tokenizer.load_state_dict(load_file(path / WEIGHTS_FILE))
-    except (SettingsError, KeyError, TypeError, ValueError, RuntimeError, OSError, SafetensorError) as error:
-        reason = str(error).strip().partition("\n")[0].rstrip(":.")
-        raise TokenizerError(f"The tokenizer at {path} is damaged or incomplete: {reason}. Fit or copy it again.") from error
-    tokenizer.fit_report = description.get("fit_report", {})
-    tokenizer.eval().requires_grad_(False)
-    if tokenizer.fingerprint != description.get("fingerprint"):
-        raise TokenizerError(
-            f"The tokenizer at {path} is not the one that was saved: its fingerprint is {tokenizer.fingerprint[:12]}, "
-            f"tokenizer.json says {str(description.get('fingerprint'))[:12]}. Its files were changed, "
-            "or this version computes other tokens. Fit it again."
-        )
-    return tokenizer
-
-
-def _read_description(path: Path) -> dict[str, Any]:
-    """The content of tokenizer.json, as far as it can be judged without its weights."""
-    if not path.is_dir():
-        raise TokenizerError(f"There is no tokenizer at {path}. Give a folder made by `mapet tokenizer fit DATA --out FOLDER`.")
-    file = path / DESCRIPTION_FILE
-    if not file.is_file():
-        raise TokenizerError(
-            f"{path} is not a tokenizer: it holds no {DESCRIPTION_FILE}. Give a folder made by `mapet tokenizer fit`."
-        )
-    try:
-        description = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise TokenizerError(f"{file} is damaged: {error}. Fit or copy the tokenizer again.") from error
-    if not isinstance(description, dict) or description.get("format") != FORMAT:
-        found = description.get("format") if isinstance(description, dict) else None
-        raise TokenizerError(f"{file} has format {found}; this version of mapet reads format {FORMAT}. Fit the tokenizer again.")
-    return description
