@@ -68,6 +68,23 @@ def test_links_are_followed_but_not_for_ever(tmp_path):
     assert names(FolderImages(tmp_path / "data")) == ["cat/linked/1.png", "dog/1.png"]
 
 
+def test_links_that_lead_nowhere_are_unreadable_images(tmp_path):
+    write_images(tmp_path, "flat/a.png classes/cat/1.png classes/dog/1.png")
+    for folder in (tmp_path / "flat", tmp_path / "classes" / "dog"):
+        (folder / "loop.png").symlink_to("loop.png")
+        (folder / "lost.png").symlink_to("nowhere.png")
+        (folder / "folder.png").mkdir()
+    (tmp_path / "classes" / "dog" / "folder.png").rmdir()
+    (tmp_path / "flat" / "circle").symlink_to("circle")
+    for root, inside in ((tmp_path / "flat", ["a.png", "loop.png", "lost.png"]), (tmp_path / "classes", None)):
+        source = FolderImages(root)
+        assert names(source)[-2:] == [f"{'dog/' if inside is None else ''}{name}.png" for name in ("loop", "lost")]
+        assert inside is None or names(source) == inside
+        for index in range(len(source) - 2, len(source)):
+            with pytest.raises(UnreadableImageError, match=r"cannot be opened: (Too many levels of symbolic links|No such file)"):
+                source.read(index)
+
+
 def test_vanished_file_is_unreadable(tmp_path):
     write_images(tmp_path, "a.png b.png")
     source = FolderImages(tmp_path)

@@ -5,7 +5,7 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
-from mapet.data.parquet import ParquetImages, split_files
+from mapet.data.parquet import ParquetImages
 from mapet.errors import DataError, StorageError, UnreadableImageError
 from tests.data.images import png
 
@@ -62,11 +62,11 @@ def test_all_labels_missing_means_unlabelled(tmp_path):
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
-        ({"picture": images(0, 1), "label": [0]}, r"no image column: .*image or img, found picture \(binary\), label \(int64\)"),
+        ({"picture": images(0, 1), "label": [0]}, r"no image column: .*image or img .*found picture \(binary\), label \(int64\)"),
         ({"image": ["a.png"]}, r"column 'image' .* must hold encoded images .*found image \(string\)"),
         ({"image": images(0, 1), "label": ["cat"]}, r"column 'label' .* must hold integers .*label \(string\)"),
-        ({"image": images(0, 2), "label": [0, -1]}, "row 1 has the label -1; allowed: 0 or more"),
-        ({"image": images(0, 2), "label": [0, None]}, "row 1 has the label -1; allowed: 0 or more"),
+        ({"image": images(0, 2), "label": [0, -1]}, r"row 1 has no label \(-1\); allowed: 0 or more"),
+        ({"image": images(0, 2), "label": [0, None]}, r"row 1 has no label \(-1\); allowed: 0 or more"),
         ({"image": images(0, 0)}, "holds no rows"),
     ],
     ids=["no_image", "strings", "string_labels", "negative", "null", "empty"],
@@ -109,20 +109,30 @@ def test_cache_that_cannot_be_written(tmp_path, monkeypatch):
         ParquetImages([write(tmp_path / "a.parquet", image=images(0, 1))])
 
 
-def test_files_named_after_splits(tmp_path):
-    for name in ("train-1", "train-0", "test", "validation-0"):
-        (tmp_path / f"{name}.parquet").touch()
-    assert [[file.stem for file in group] for group in split_files(tmp_path)] == [
-        ["train-0", "train-1"],
-        ["validation-0"],
-        ["test"],
-    ]
-    (tmp_path / "extra.parquet").touch()
-    with pytest.raises(DataError, match=r"holds extra\.parquet beside files named after splits"):
-        split_files(tmp_path)
+def test_any_one_column_of_the_hubs_types_is_found(tmp_path):
+    rows = [{"bytes": png(0), "path": "photos/a.png"}]
+    features = datasets.Features({"photo": datasets.Image(), "kind": datasets.ClassLabel(names=["no", "yes"])})
+    datasets.Dataset.from_dict({"photo": rows, "kind": [1]}, features=features).to_parquet(tmp_path / "a.parquet")
+    source = ParquetImages([tmp_path / "a.parquet"])
+    assert source.read(0) == png(0)
+    assert source.describe(0) == "a.parquet row 0 (a.png)"
+    assert source.labels is not None
+    assert (source.classes, source.labels.tolist()) == (("no", "yes"), [1])
 
 
-def test_files_not_named_after_splits(tmp_path):
-    for name in ("train-0", "training", "tester"):
-        (tmp_path / f"{name}.parquet").touch()
-    assert split_files(tmp_path) == []
+def test_two_columns_of_images_are_not_chosen_from(tmp_path):
+    features = datasets.Features({"before": datasets.Image(), "after": datasets.Image()})
+    rows = [{"bytes": png(0), "path": None}]
+    datasets.Dataset.from_dict({"before": rows, "after": rows}, features=features).to_parquet(tmp_path / "a.parquet")
+    with pytest.raises(DataError, match=r"has no image column: .*one column of the Hub's type Image.*before.*after"):
+        ParquetImages([tmp_path / "a.parquet"])
+
+
+def test_parquet_does_not_lead_to_other_files(tmp_path):
+    (tmp_path / "a.png").write_bytes(png(0))
+    rows = pyarrow.array(
+        [{"bytes": None, "path": str(tmp_path / "a.png")}],
+        pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())]),
+    )
+    with pytest.raises(UnreadableImageError, match="holds no bytes"):
+        ParquetImages([write(tmp_path / "a.parquet", img=rows)]).read(0)

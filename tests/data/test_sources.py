@@ -15,6 +15,7 @@ from mapet.data.digits import DigitImages
 from mapet.data.sources import (
     HELD_OUT_SHARE,
     ImageSource,
+    absolute_location,
     hold_out,
     open_source,
     open_splits,
@@ -203,6 +204,14 @@ def test_locations_that_do_not_exist(tmp_path):
     write_images(tmp_path, "a.png")
     with pytest.raises(DataError, match=r"is a single file\. Give the folder"):
         open_source(tmp_path / "a.png")
+
+
+def test_locations_stay_what_they_are_in_another_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("digits", "hf://datasets/owner/name", "tests.data.test_sources:open_one_image", str(tmp_path / "a")):
+        assert absolute_location(name) == name
+    assert absolute_location("./digits") == str(tmp_path / "digits")
+    assert absolute_location("shards/train-{00..12}.tar") == str(tmp_path / "shards" / "train-{00..12}.tar")
 
 
 def test_subset_keeps_the_order_given(tmp_path):

@@ -8,7 +8,12 @@ from typing import Annotated
 import typer
 
 Data = Annotated[
-    str, typer.Argument(metavar="DATA", help="Folder of images (flat or one folder a class), Parquet file or folder, or 'digits'.")
+    str,
+    typer.Argument(
+        metavar="DATA",
+        help="Folder of images (flat or one folder a class), Parquet or tar files (WebDataset; a folder, a file or a quoted "
+        "pattern), CSV list, hf://datasets/OWNER/NAME, or 'digits'.",
+    ),
 ]
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory: the --out of `mapet pretrain`.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]

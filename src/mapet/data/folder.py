@@ -45,9 +45,9 @@ class FolderImages:
 
     @staticmethod
     def loose_images(root: Path) -> list[str]:
-        """The names of the images directly in `root`, sorted."""
+        """The names of the images directly in `root`, sorted; a link that leads nowhere counts, so that it is named when read."""
         with os.scandir(root) as entries:
-            return sorted(entry.name for entry in entries if is_image_name(entry.name) and entry.is_file())
+            return sorted(entry.name for entry in entries if is_image_name(entry.name) and _is_file_or_lost(entry))
 
     def _take_classes(self, by_folder: dict[str, list[str]], classes: tuple[str, ...] | None) -> None:
         empty = [name for name, files in by_folder.items() if not files]
@@ -87,10 +87,7 @@ class FolderImages:
 
     def read(self, index: int) -> bytes:
         """The content of one file."""
-        try:
-            return (self._root / self._files[index]).read_bytes()
-        except OSError as error:
-            raise UnreadableImageError(f"the file cannot be opened: {error.strerror}") from error
+        return read_file(self._root / self._files[index])
 
     def describe(self, index: int) -> str:
         """The file's path."""
@@ -100,6 +97,19 @@ class FolderImages:
 def is_image_name(name: str) -> bool:
     """Whether a file of that name counts as an image: by its suffix, in any case, and not hidden."""
     return name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
+
+
+def read_file(path: Path) -> bytes:
+    """The content of a file; raises UnreadableImageError where it cannot be had."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UnreadableImageError(f"the file cannot be opened: {error.strerror}") from error
+
+
+def holds_images(root: Path) -> bool:
+    """Whether there is any image file in `root` or below it."""
+    return bool(FolderImages.loose_images(root)) or any(True for folder in visible_folders(root) for _ in _walk(folder))
 
 
 def visible_folders(root: Path) -> list[Path]:
@@ -125,6 +135,11 @@ def _walk(folder: Path) -> Iterator[str]:
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         prefix = Path(current).relative_to(folder)
         yield from (str(prefix / name) for name in sorted(files) if is_image_name(name))
+
+
+def _is_file_or_lost(entry: os.DirEntry[str]) -> bool:
+    """Unlike `entry.is_file`, has an answer for links in a circle."""
+    return os.path.isfile(entry.path) or (entry.is_symlink() and not os.path.exists(entry.path))  # noqa: PTH110, PTH113
 
 
 def _few(names: tuple[str, ...] | dict[str, list[str]]) -> str:

@@ -1,8 +1,9 @@
 """Where images come from: one protocol, and one function that opens whatever a user names.
 
-A location is `digits`, a folder of images, a Parquet file, a folder of Parquet files, a folder with train/ and val/ (or
-validation/, or test/) subfolders, or `package.module:factory`. A sample is known by its content (`sample_key`), never by its name
-or position.
+A location is `digits`; a folder of images, of Parquet files, of tars (WebDataset), of `save_to_disk`, or with train/ and val/ (or
+validation/, or test/) in it; a single .parquet, .tar or .csv file; a pattern such as shards/train-{0000..0127}.tar; an address
+`hf://datasets/OWNER/NAME`; or `package.module:factory`. A sample is known by its content (`sample_key`), never by its name or
+position.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ from typing import Protocol
 
 import numpy as np
 
-from mapet.data.folder import FolderImages, split_folders, visible_folders
-from mapet.data.parquet import ParquetImages, split_files
+from mapet.data.hub import PREFIX
+from mapet.data.locations import open_location
 from mapet.errors import DataError, UnreadableImageError, nearest
 from mapet.registry import Registry
 from mapet.runtime.progress import progress, say
@@ -131,6 +132,14 @@ def open_splits(location: str | Path) -> tuple[ImageSource, ImageSource]:
     return _part(both, "train"), _part(both, "test")
 
 
+def absolute_location(location: str | Path) -> str:
+    """`location` as it is understood from any working folder: paths and patterns made absolute, names and addresses as they are."""
+    name = str(location)
+    if name in SOURCES or name.startswith(PREFIX) or _is_factory(name):
+        return name
+    return str(Path(name).absolute())
+
+
 def _is_factory(location: str | Path) -> bool:
     """Whether it is the `package.module:factory` of a user."""
     name = str(location)
@@ -139,17 +148,16 @@ def _is_factory(location: str | Path) -> bool:
 
 def _open_location(location: str | Path) -> list[ImageSource]:
     """The splits at `location`, training part first, best held-out part second; one part if it is not split."""
-    name, path = str(location), Path(location)
+    name = str(location)
     if name in SOURCES:
         return [SOURCES.get(name)()]
-    if not path.exists():
+    parts = open_location(location)
+    if parts is None:
         raise DataError(
-            f"There is no file or folder {path}. Give a folder of images, a Parquet file, or the name of an embedded set. "
-            f"{nearest(name, SOURCES)}"
+            f"There is no file or folder {location}. Give a folder of images, Parquet or tar files, hf://datasets/OWNER/NAME, or "
+            f"the name of an embedded set. {nearest(name, SOURCES)}"
         )
-    if path.is_file() and path.suffix.lower() != ".parquet":
-        raise DataError(f"{path} is a single file. Give the folder that holds the images, or a .parquet file.")
-    return [ParquetImages([path], name)] if path.is_file() else _open_parts(path, name)
+    return parts
 
 
 def _train_and_test(parts: list[ImageSource]) -> tuple[ImageSource, ImageSource]:
@@ -165,34 +173,6 @@ def _part(both: tuple[ImageSource, ImageSource], split: str) -> ImageSource:
             "by content). Add images, or sort them into train/ and val/ folders."
         )
     return part
-
-
-def _open_parts(path: Path, location: str) -> list[ImageSource]:
-    """The splits in a folder, training part first, best held-out part second; one part if it is not split."""
-    if files := split_files(path):
-        return [ParquetImages(group, location) for group in files]
-    if folders := split_folders(path):
-        train = _open_whole(folders[0], location)
-        return [train, *(_open_whole(folder, location, train.classes) for folder in folders[1:])]
-    if (only := _only_folder(path)) is not None:
-        return _open_parts(only, location)
-    return [_open_whole(path, location)]
-
-
-def _open_whole(path: Path, location: str, classes: tuple[str, ...] | None = None) -> ImageSource:
-    if files := sorted(path.glob("*.parquet")):
-        return ParquetImages(files, location)
-    only = _only_folder(path)
-    if only is not None and only.name not in (classes or ()):
-        return _open_whole(only, location, classes)
-    return FolderImages(path, location, classes)
-
-
-def _only_folder(path: Path) -> Path | None:
-    """The single folder in `path` if there is nothing else to use: it stands for `path`, as one class would say nothing."""
-    folders = visible_folders(path)
-    alone = len(folders) == 1 and not FolderImages.loose_images(path) and not any(path.glob("*.parquet"))
-    return folders[0] if alone else None
 
 
 def hold_out(source: ImageSource) -> tuple[ImageSource, ImageSource]:

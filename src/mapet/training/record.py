@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mapet.config.settings import PretrainSettings
-from mapet.data.sources import SOURCES
+from mapet.data.sources import absolute_location
 from mapet.errors import CheckpointError
 from mapet.runtime.files import write_json
 from mapet.runtime.run_directory import RunDirectory
@@ -47,7 +47,7 @@ class RunRecord:
         if self._begun:
             _refuse_other_science(run, before, settings)
         self.config: dict[str, Any] = {
-            "data": str(Path(data).absolute()) if Path(data).exists() and data not in SOURCES else data,
+            "data": absolute_location(data),
             "tokenizer": _absolute(tokenizer) or before.get("tokenizer"),
             "tokens": _absolute(tokens) or before.get("tokens"),
             "tokenizer_fingerprint": before.get("tokenizer_fingerprint"),
@@ -107,7 +107,8 @@ def _is_begun(run: RunDirectory) -> bool:
 
 
 def _absolute(path: str | Path | None) -> str | None:
-    return None if path is None else str(Path(path).absolute())
+    """A path that holds from any working folder; a name such as "k-clip", where nothing lies at it, as it is."""
+    return None if path is None else str(Path(path).absolute() if Path(path).exists() else path)
 
 
 def _refuse_other_science(run: RunDirectory, before: dict[str, Any], settings: PretrainSettings) -> None:

@@ -1,0 +1,182 @@
+"""Data sets of the Hugging Face Hub, and folders of `save_to_disk`: through `datasets`, which fetches once and keeps a cache.
+
+A location is `hf://datasets/OWNER/NAME` or `hf://OWNER/NAME`, with `@REVISION` (a commit, tag or branch) and `/CONFIG` behind it as
+needed. For the columns see `rows`. Where the Hub is not reached, `datasets` takes whatever revision its cache holds: here only if
+no other one was asked for.
+"""
+
+from __future__ import annotations
+
+import errno
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mapet.data.rows import RowImages, find_columns, silent_datasets
+from mapet.errors import DataError, StorageError
+from mapet.runtime.progress import say
+
+if TYPE_CHECKING:
+    from datasets import Dataset, DatasetBuilder, DatasetDict
+
+PREFIX = "hf://"
+TRAIN = "train"
+HELD_OUT = ("val", "valid", "validation", "test")
+_FORM = re.compile(
+    r"hf://(?:datasets/)?(?P<name>(?!datasets/)[\w.-]+/[\w.-]+)"
+    r"(?:@(?P<revision>refs/convert/[\w.-]+|refs/pr/\d+|[^/@]+))?(?:/(?P<config>[\w.-]+))?/?"
+)
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
+
+
+@dataclass(frozen=True)
+class HubAddress:
+    """A data set on the Hub.
+
+    Args:
+        name: OWNER/NAME.
+        revision: A commit, tag or branch; by default the newest.
+        config: Which of its configurations, where it has several.
+    """
+
+    name: str
+    revision: str | None
+    config: str | None
+
+    @classmethod
+    def parse(cls, location: str) -> HubAddress:
+        """Reads `hf://datasets/OWNER/NAME@REVISION/CONFIG`."""
+        match = _FORM.fullmatch(location)
+        if match is None:
+            raise DataError(
+                f"'{location}' is no address on the Hub. Write hf://datasets/OWNER/NAME, if needed with @REVISION and /CONFIG "
+                "behind it: hf://datasets/OWNER/NAME@REVISION/CONFIG."
+            )
+        return cls(match["name"], match["revision"], match["config"])
+
+
+def open_hub(location: str) -> list[RowImages]:
+    """The splits of a data set on the Hub, fetched if the cache lacks them: training part first, then those held out.
+
+    Raises:
+        DataError: It cannot be had, or does not hold images in a form that is understood; the message says the way out.
+        StorageError: There is no room for it in the cache.
+    """
+    from datasets import DatasetDict
+
+    address = HubAddress.parse(location)
+    try:
+        builder = _builder(address)
+        builder.download_and_prepare()
+        splits = builder.as_dataset()
+    except DataError:
+        raise
+    except Exception as error:  # what its parts raise (network, cache, file formats) comes through `datasets` as it is
+        raise _no_access(location, address, error) from error
+    assert isinstance(splits, DatasetDict)
+    return _parts(splits, address.name, location)
+
+
+def _builder(address: HubAddress) -> DatasetBuilder:
+    """What fetches and unpacks the data set; says which revision it is."""
+    from datasets import load_dataset_builder
+    from datasets.packaged_modules.cache.cache import Cache
+
+    with _quiet_log():
+        builder = load_dataset_builder(f"{PREFIX}datasets/{address.name}", address.config, revision=address.revision)
+    found, asked = str(builder.hash), address.revision
+    if not isinstance(builder, Cache):
+        say(f"{address.name} is taken from the Hub at revision {found}.")
+    elif asked and not (len(asked) >= 7 and found.startswith(asked)):
+        raise DataError(
+            f"The Hub is not reached, and the cache holds {address.name} at the commit {found}, which cannot be told to be "
+            f"'{asked}'. Write {PREFIX}datasets/{address.name}@{found} for what is there, or try again with a connection."
+        )
+    else:
+        say(f"The Hub is not reached: {address.name} is taken from the cache, at revision {found}.")
+    return builder
+
+
+@contextmanager
+def _quiet_log() -> Iterator[None]:
+    """No warnings of `datasets` about what it took from the cache: that is said here."""
+    from datasets.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+
+
+def _no_access(location: str, address: HubAddress, error: Exception) -> DataError | StorageError:
+    from datasets import config
+    from datasets.exceptions import DatasetNotFoundError
+
+    reason = error.__cause__ if isinstance(error.__cause__, OSError) else error
+    if isinstance(reason, OSError) and reason.errno in _NO_ROOM:
+        return StorageError(
+            f"Cannot keep {location} in the cache {config.HF_DATASETS_CACHE}: {reason.strerror}. Make room there, or set HF_HOME "
+            "to another folder."
+        )
+    download = f"`hf download {address.name} --repo-type dataset --local-dir FOLDER`"
+    words = f"Cannot open {location}: {' '.join(str(error).split()).rstrip('.!') or type(error).__name__}."
+    if isinstance(error, DatasetNotFoundError):
+        return DataError(
+            f"{words} Check owner and name. If it is private or gated, ask for access on its page and run `hf auth login` once."
+        )
+    if isinstance(error, ConnectionError):
+        return DataError(
+            f"{words} Neither is it in the cache ({config.HF_DATASETS_CACHE}; moved by HF_HOME). Where there is a connection, run "
+            f"{download}, bring FOLDER here and give it in place of the address."
+        )
+    if isinstance(error, ValueError) and "onfig" in str(error):
+        return DataError(f"{words} Write the configuration behind the address: {PREFIX}datasets/{address.name}/CONFIG.")
+    return DataError(f"{words} If its files are images, Parquet or tars, run {download} and give FOLDER.")
+
+
+def is_saved(folder: Path) -> bool:
+    """Whether `save_to_disk` wrote this folder."""
+    return (folder / "dataset_dict.json").is_file() or all(
+        (folder / name).is_file() for name in ("dataset_info.json", "state.json")
+    )
+
+
+def open_saved(folder: Path, location: str) -> list[RowImages]:
+    """The splits in a folder that `Dataset.save_to_disk` or `DatasetDict.save_to_disk` wrote.
+
+    Raises:
+        DataError: The folder is damaged, or does not hold images in a form that is understood.
+    """
+    from datasets import Dataset, load_from_disk
+
+    try:
+        with silent_datasets():
+            saved = load_from_disk(str(folder))
+    except Exception as error:  # Arrow, JSON and the file system come through `datasets` as they are
+        raise DataError(
+            f"{folder} looks like a folder of `save_to_disk`, but cannot be read (damaged, incomplete, or without rows): {error}"
+        ) from error
+    return [_rows(saved, folder.name, location)] if isinstance(saved, Dataset) else _parts(saved, folder.name, location)
+
+
+def _parts(splits: DatasetDict, title: str, location: str) -> list[RowImages]:
+    """`train` and what is held out, in the order validation, test; or the only split."""
+    names = {str(name): dataset for name, dataset in splits.items()}
+    used = [name for name in (TRAIN, *HELD_OUT) if name in names] if TRAIN in names else [*names]
+    if TRAIN not in names and len(names) != 1:
+        raise DataError(
+            f"{location} has the splits {', '.join(names) or '(none)'}, but none called '{TRAIN}'. In Python, "
+            "`datasets.load_dataset(...)[SPLIT].save_to_disk(FOLDER)` writes one of them; then give FOLDER."
+        )
+    if left := [name for name in names if name not in used]:
+        say(f"{location}: used are {', '.join(used)}; left out: {', '.join(left)}.")
+    return [_rows(names[name], f"{title} {name}", location) for name in used]
+
+
+def _rows(dataset: Dataset, title: str, location: str) -> RowImages:
+    return RowImages(dataset, find_columns(dataset.features.arrow_schema, title), title, location, follow_paths=True)

@@ -1,0 +1,52 @@
+import numpy as np
+import pytest
+
+from mapet.data.labels import checked_labels, listed_classes, number_labels
+from mapet.errors import DataError
+
+
+def numbered(texts: list[str], classes: tuple[str, ...] | None = None) -> tuple[list[int] | None, tuple[str, ...] | None]:
+    labels, names = number_labels(texts, classes, lambda index: f"image {index}")
+    assert labels is None or labels.dtype == np.int64
+    return None if labels is None else labels.tolist(), names
+
+
+def test_numbers_stay_and_names_are_numbered():
+    assert numbered(["10", "2", "0"]) == ([10, 2, 0], None)
+    assert numbered(["1", "0"], ("cat", "dog")) == ([1, 0], ("cat", "dog"))
+    assert numbered(["dog", "cat", "dog"]) == ([1, 0, 1], ("cat", "dog"))
+    assert numbered(["dog", "dog"], ("eel", "cat", "dog")) == ([2, 2], ("eel", "cat", "dog"))
+
+
+@pytest.mark.parametrize("texts", [[], ["", ""], ["-1", "-1"], ["-1", ""]])
+def test_no_labels(texts):
+    assert numbered(texts) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("texts", "classes", "message"),
+    [
+        (["0", ""], None, r"image 1 has no label \(-1\); allowed: 0 or more\. Label all images so, or none"),
+        (["cat", ""], None, r"image 1 has no label \(-1\); allowed: 0 to 0"),
+        (["0", "-2"], None, r"image 1 has the label -2; allowed: 0 or more"),
+        (["0", "2"], ("cat", "dog"), r"image 1 has the label 2; allowed: 0 to 1, as there are 2 class names"),
+        (["cat", "cow"], ("cat", "dog"), r"image 1 is labelled 'cow', which is none of the 2 classes known \(cat, dog\)"),
+    ],
+)
+def test_labels_that_do_not_fit(texts, classes, message):
+    with pytest.raises(DataError, match=message):
+        numbered(texts, classes)
+
+
+def test_unknown_is_known_for_arrays_too():
+    assert checked_labels(np.array([-1, -1]), ("cat",), str) is None
+    assert checked_labels(np.array([0, 0]), ("cat",), str) is not None
+
+
+def test_listed_classes(tmp_path):
+    assert listed_classes(tmp_path) is None
+    (tmp_path / "classes.txt").write_text("cat\n\n n02  dog, hound \r\n")
+    assert listed_classes(tmp_path) == ("cat", "n02 dog, hound")
+    (tmp_path / "labels.txt").write_bytes(b"caf\xe9\n")
+    with pytest.raises(DataError, match=r"labels\.txt holds class names in another encoding than UTF-8"):
+        listed_classes(tmp_path)
