@@ -68,6 +68,9 @@ def test_an_unknown_key_near_a_known_one_is_a_question() -> None:
         ("mechanics.workers", -1),
         ("mechanics.checkpoint_every", 0),
         ("mechanics", "fast"),
+        ("view.name", "random"),
+        ("view.count", 0),
+        ("view.scale", [0.9, 0.2]),
     ],
 )
 def test_values_that_are_not_allowed_are_shown_with_their_name(name: str, value: object) -> None:
@@ -98,7 +101,8 @@ def test_the_hash_of_the_science_changes_with_every_science_setting(name: str) -
     changed = {
         int: lambda: value + 1,
         float: lambda: value * 0.5 if value else 0.25,
-        str: lambda: "bf16" if value == "fp32" else value + "x",
+        bool: lambda: not value,
+        str: lambda: {"fp32": "bf16", "fixed": "online"}.get(value, value + "x"),
         tuple: lambda: [entry * 0.5 for entry in value],
         dict: lambda: {**value, "more": 1},
         type(None): lambda: 2.0,

@@ -1,6 +1,7 @@
 import os
 import signal
 from collections.abc import Iterable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -34,6 +35,12 @@ def test_order_is_a_function_of_the_step():
     whole = steps(20, 4, 7, 0, 15)
     assert [steps(20, 4, 7, step, step + 1)[0] for step in range(15)] == whole
     assert steps(20, 4, 8, 0, 15) != whole
+
+
+def test_steps_know_their_epoch():
+    batches = step_batches(20, 4, 7, 3, 13)
+    assert [epoch for epoch, _ in batches.with_epochs()] == [0, 0] + [1] * 5 + [2] * 3
+    assert [indices for _, indices in batches.with_epochs()] == [*batches]
 
 
 def test_ranks_share_the_same_global_batch():
@@ -104,6 +111,9 @@ def test_batches_are_pinned_on_request(monkeypatch):
     assert torch.equal(pinned.images, batch.images + 1)
     assert torch.equal(pinned.labels, batch.labels + 1)
     assert pinned.keys == batch.keys
+    assert pinned.tokenizer_images is None
+    both = replace(batch, tokenizer_images=batch.images).pin_memory()
+    assert torch.equal(both.tokenizer_images, batch.images + 1)
     for wanted in (False, True):
         assert make_loader(source, FixedView(8), [[30, 4]], workers=0, pin_memory=wanted).pin_memory is wanted
     source.labels = None

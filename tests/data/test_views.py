@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from mapet.data.views import IMAGENET_MEAN, IMAGENET_STD, AugmentedView, EvaluationView, FixedView, normalise
+from mapet.data.crops import Region, draw_region
+from mapet.data.views import IMAGENET_MEAN, IMAGENET_STD, AugmentedView, EvaluationView, FixedView, Rendering, normalise
 from mapet.errors import SettingsError
 from tests.data.images import random_image
 
@@ -44,9 +46,27 @@ def test_evaluation_resizes_to_the_floor_of_size_over_fraction():
     assert torch.equal(whole(random_image(0, 12, 12)), FixedView(12)(random_image(0, 12, 12)))
 
 
-def test_fixed_view_is_described_without_its_size():
-    assert FixedView(24).describe() == FixedView(48).describe()
-    assert json.loads(json.dumps(FixedView(24).describe()))["name"] == "fixed"
+@pytest.mark.parametrize("interpolation", ["bicubic", "lanczos"])
+def test_a_rendering_shows_its_region_and_nothing_else(interpolation):
+    pixels = np.full((40, 30, 3), 255, np.uint8)
+    pixels[10:20, 5:25] = np.random.default_rng(0).integers(0, 100, (10, 20, 3))
+    seen = Rendering(24, interpolation)(Image.fromarray(pixels), Region(5, 10, 25, 20))
+    alone = Image.fromarray(pixels[10:20, 5:25]).resize((24, 24), Image.Resampling[interpolation.upper()])
+    assert torch.equal(seen, torch.from_numpy(np.array(alone)).permute(2, 0, 1))
+    assert seen.max() < 150
+
+
+def test_a_mirrored_region_has_the_mirrored_pixels():
+    image, region = random_image(0, 40, 30), Region(3, 4, 33, 25)
+    for rendering in (Rendering(16), Rendering(31, "lanczos")):
+        assert torch.equal(rendering(image, replace(region, flip=True)), rendering(image, region).flip(2))
+    assert not torch.equal(Rendering(31, "lanczos")(image, region), Rendering(31)(image, region))
+
+
+def test_the_fixed_view_has_a_filter():
+    image = random_image(0, 40, 30)
+    assert torch.equal(FixedView(16)(image), Rendering(16)(image, Region(5, 0, 35, 30)))
+    assert torch.equal(FixedView(16, "lanczos")(image), Rendering(16, "lanczos")(image, Region(5, 0, 35, 30)))
 
 
 def test_augmented_view_is_a_function_of_image_and_seed():
@@ -57,25 +77,10 @@ def test_augmented_view_is_a_function_of_image_and_seed():
     assert torch.equal(state, torch.random.get_rng_state())
 
 
-def test_augmented_boxes_follow_the_scale_and_the_aspect_ratio():
-    view = AugmentedView(16, scale=(0.2, 0.9))
-    generator = torch.Generator().manual_seed(0)
-    boxes = np.array([view.draw_box(400, 300, generator) for _ in range(2000)])
-    widths, heights = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
-    areas, ratios = widths * heights / 120_000, widths / heights
-    assert (boxes[:, :2].min(), boxes[:, 2].max(), boxes[:, 3].max()) == (0, 400, 300)
-    assert 0.195 < areas.min() < 0.21
-    assert 0.8 < areas.max() < 0.905
-    assert 0.74 < ratios.min() < 0.76
-    assert 1.31 < ratios.max() < 1.35
-    small = areas < 0.5  # large boxes of a wide shape often do not fit and are drawn again
-    assert abs(np.log(ratios[small]).mean()) < 0.02
-
-
-def test_augmented_falls_back_to_the_central_part():
-    view = AugmentedView(16, scale=(1.0, 1.0))
-    assert view.draw_box(300, 10, torch.Generator().manual_seed(0)) == (143, 0, 156, 10)
-    assert view.draw_box(10, 300, torch.Generator().manual_seed(0)) == (0, 143, 10, 156)
+def test_augmented_view_shows_random_regions_of_the_image():
+    image, generator = random_image(0, 40, 30), torch.Generator().manual_seed(7)
+    expected = Rendering(16)(image, draw_region(40, 30, generator, (0.3, 0.5)))
+    assert torch.equal(AugmentedView(16, (0.3, 0.5))(image, 7), expected)
 
 
 def test_augmented_flips_half_of_the_time():
@@ -100,3 +105,5 @@ def test_settings_out_of_range():
         EvaluationView(24, 1.5)
     with pytest.raises(SettingsError, match=r"scale is \(0\.5, 0\.2\); allowed"):
         AugmentedView(24, (0.5, 0.2))
+    with pytest.raises(SettingsError, match=r"no interpolation 'bilinear'.*bicubic, lanczos"):
+        FixedView(24, "bilinear")

@@ -24,9 +24,11 @@ from tests.training.tiny import LOCATION, tiny_settings, tiny_tokenizer
 
 STEPS = 20
 SLOWER = 0.01
+STORED = {"name": "stored", "count": 3}
+ONLINE = {"name": "online"}
 
 
-def fork(out: Path, workers: int, prepare: Callable[[], None] = lambda: None) -> int:
+def fork(out: Path, workers: int, prepare: Callable[[], None] = lambda: None, view: dict | None = None) -> int:
     """Starts (or continues) the run `out` in a child; returns its process number."""
     process = os.fork()
     if process:
@@ -34,7 +36,8 @@ def fork(out: Path, workers: int, prepare: Callable[[], None] = lambda: None) ->
     code = 1
     try:
         prepare()
-        settings = tiny_settings(training__steps=STEPS, mechanics__workers=workers, mechanics__checkpoint_every=4)
+        changes = {"mechanics__workers": workers, "mechanics__checkpoint_every": 4, "view": view or {}}
+        settings = tiny_settings(training__steps=STEPS, **changes)
         pretrain.pretrain(LOCATION, settings, out, tokenizer=out.parent / "tokenizer")
         code = 0
     except MapetError as error:
@@ -48,9 +51,9 @@ def ended(process: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
 
 
-def send_at(out: Path, after_steps: int, delay: float, workers: int, number: int) -> int:
+def send_at(out: Path, after_steps: int, delay: float, workers: int, number: int, view: dict | None = None) -> int:
     """Sends a signal `delay` seconds after so many steps were logged."""
-    process = fork(out, workers)
+    process = fork(out, workers, view=view)
     metrics = out / "metrics.jsonl"
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and (not metrics.is_file() or metrics.read_text().count("\n") < after_steps):
@@ -101,6 +104,11 @@ def main(folder: Path) -> None:
         name = out.name
         ends[name] = [send_at(out, kill, chance.uniform(0, 0.02), workers, signal.SIGKILL) for kill in kills]
         ends[name].append(ended(fork(out, workers)))
+    for view in (STORED, ONLINE):
+        name = str(view["name"])
+        ends[f"whole-{name}"] = [ended(fork(folder / f"whole-{name}", 0, view=view))]
+        ends[name] = [send_at(folder / name, kill, 0.005, 2, signal.SIGKILL, view) for kill in (3, 12)]
+        ends[name].append(ended(fork(folder / name, 0, view=view)))
     saving = folder / "saving"
     ends["saving"] = [ended(fork(saving, 0, die_while_saving)), ended(fork(saving, 0, die_before_the_checkpoint_is_in_place))]
     ends["left over"] = [len(list((saving / "checkpoints").glob(".*.partial")))]

@@ -32,11 +32,11 @@ class CountingTokenizer(RandomProjection):
         return super().tokens(images)
 
 
-def write_images(folder: Path, count: int, first: int = 0) -> Path:
-    """`count` different 8 x 8 PNGs, 0000.png onwards, the same for the same number."""
+def write_images(folder: Path, count: int, first: int = 0, size: tuple[int, int] = (8, 8)) -> Path:
+    """`count` different PNGs of `size` (height, width), 0000.png onwards, the same for the same number."""
     folder.mkdir(parents=True, exist_ok=True)
     for number in range(first, first + count):
-        pixels = np.random.default_rng(number).integers(0, 256, (8, 8, 3), np.uint8)
+        pixels = np.random.default_rng(number).integers(0, 256, (*size, 3), np.uint8)
         Image.fromarray(pixels).save(folder / f"{number:04d}.png")
     return folder
 
@@ -49,6 +49,19 @@ def build(folder: Path, path: Path, tokenizer: RandomProjection | None = None, l
     """The store of all images of `folder`, in batches of 4."""
     tokenizer = tokenizer or CountingTokenizer()
     return build_store(images_of(folder), tokenizer, path, batch_size=4, unreadable=UnreadableImages(limit), **options)
+
+
+def change_one_pixel(file: Path) -> None:
+    """By one level of red."""
+    image = Image.open(file).copy()
+    red, green, blue = image.getpixel((3, 3))
+    image.putpixel((3, 3), (red ^ 1, green, blue))
+    image.save(file)
+
+
+def contents(store: TokenStore) -> dict[bytes, list]:
+    """The tokens of every key."""
+    return dict(zip(store.keys.tolist(), store.ids.tolist(), strict=True))
 
 
 def expected_ids(file: Path, tokenizer: RandomProjection) -> np.ndarray:

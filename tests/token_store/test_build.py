@@ -21,7 +21,7 @@ from mapet.errors import DataError, FailedRunError, StorageError, TokenizerError
 from mapet.token_store import build as build_module
 from mapet.token_store.build import build_store
 from mapet.token_store.read import TokenStore
-from tests.token_store.planted import CountingTokenizer, build, images_of, write_images
+from tests.token_store.planted import CountingTokenizer, build, contents, images_of, write_images
 
 
 @pytest.fixture
@@ -33,10 +33,6 @@ def folder(tmp_path: Path) -> Path:
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(build_module, "CHUNK", 8)
     monkeypatch.setattr(build_module, "SECONDS_BETWEEN_POLLS", 0.01)
-
-
-def contents(store: TokenStore) -> dict[bytes, list]:
-    return dict(zip(store.keys.tolist(), store.ids.tolist(), strict=True))
 
 
 def leftovers(folder: Path) -> list[str]:

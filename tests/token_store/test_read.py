@@ -8,16 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
+from mapet.data.crops import FixedCrop
 from mapet.data.folder import FolderImages
 from mapet.data.loader import UnreadableImages
 from mapet.data.sources import sample_key, subset, with_keys
-from mapet.data.views import FixedView
 from mapet.errors import TokenStoreError, UnreadableImageError
 from mapet.token_store.build import build_store
 from mapet.token_store.read import TokenStore
-from tests.token_store.planted import CountingTokenizer, build, expected_ids, images_of, write_images
+from tests.token_store.planted import CountingTokenizer, build, change_one_pixel, expected_ids, images_of, write_images
 
 
 @pytest.fixture
@@ -28,13 +27,6 @@ def folder(tmp_path: Path) -> Path:
 @pytest.fixture
 def store(folder: Path, tmp_path: Path) -> TokenStore:
     return build(folder, tmp_path / "store")
-
-
-def change_one_pixel(file: Path) -> None:
-    image = Image.open(file).copy()
-    red, green, blue = image.getpixel((3, 3))
-    image.putpixel((3, 3), (red ^ 1, green, blue))
-    image.save(file)
 
 
 def rewrite_header(store: TokenStore, **changes) -> None:
@@ -69,7 +61,7 @@ def test_opens_with_what_it_was_built_with(store: TokenStore) -> None:
     assert opened.ids.dtype == np.uint16
     assert isinstance(opened.ids, np.memmap)
     assert opened.keys.tolist() == sorted(set(opened.keys.tolist()))
-    opened.check(tokenizer.fingerprint, FixedView(8).describe(), (2, 2), 50)
+    opened.check(tokenizer.fingerprint, FixedCrop().describe(), (2, 2), 50)
 
 
 def test_large_vocabularies_are_stored_in_32_bits(folder: Path, tmp_path: Path) -> None:
@@ -132,10 +124,10 @@ def test_a_flipped_bit_is_found_on_request(store: TokenStore, name: str) -> None
 
 
 def test_other_versions_and_foreign_folders_are_refused(store: TokenStore, tmp_path: Path) -> None:
-    rewrite_header(store, version=0)
-    with pytest.raises(TokenStoreError, match="format version 0; this mapet reads version 1"):
+    rewrite_header(store, version=1)
+    with pytest.raises(TokenStoreError, match=r"format version 1; this mapet reads version 2.*mapet tokenize"):
         TokenStore.open(store.path)
-    rewrite_header(store, version=1, format="something else")
+    rewrite_header(store, version=2, format="something else")
     with pytest.raises(TokenStoreError, match="belongs to something else"):
         TokenStore.open(store.path)
     with pytest.raises(TokenStoreError, match=r"has no header\.json"):

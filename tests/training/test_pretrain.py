@@ -254,14 +254,6 @@ def test_tokens_of_another_grid_are_refused(tmp_path: Path, tokens: Path) -> Non
         )
 
 
-def test_tokens_of_another_view_are_refused(tmp_path: Path, monkeypatch) -> None:
-    with monkeypatch.context() as patch:
-        patch.setattr("mapet.data.views.FixedView.describe", lambda _: {"name": "other"})
-        build_store(TinyImages(LOCATION, 40, seed=0), tiny_tokenizer(), tmp_path / "tokens", unreadable=UnreadableImages())
-    with pytest.raises(TokenStoreError, match="tokens of the view"):
-        start(tmp_path / "run", tokens=tmp_path / "tokens")
-
-
 def test_inputs_that_are_not_there_are_refused(tmp_path: Path) -> None:
     with pytest.raises(TokenStoreError):
         start(tmp_path / "run", tokens=tmp_path / "none")

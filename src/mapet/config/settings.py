@@ -16,6 +16,7 @@ from mapet.errors import SettingsError, nearest
 
 _Beta = Annotated[float, Field(ge=0, lt=1)]
 _Positive = Annotated[float, Field(gt=0)]
+_Share = Annotated[float, Field(gt=0, le=1)]
 
 
 class Section(BaseModel):
@@ -46,6 +47,26 @@ class ObjectiveSettings(Section):
     options: dict[str, Any] = {}
 
 
+class ViewSettings(Section):
+    """Which part of an image is seen, by tokenizer and backbone alike; a view ignores what it does not have."""
+
+    name: Literal["fixed", "stored", "online"] = Field(
+        default="fixed",
+        description="fixed: the central square; stored: random crops whose tokens are stored; online: a new crop in every epoch",
+    )
+    count: int = Field(default=4, ge=1, description="stored crops an image, shown in turn")
+    scale: tuple[_Share, _Share] = Field(default=(0.2, 1.0), description="smallest and largest share of the area of a random crop")
+    flip: bool = Field(default=True, description="mirror half of the random crops")
+    seed: int = Field(default=0, description="of the stored crops, which several runs can share; others follow the run's")
+
+    @field_validator("scale")
+    @classmethod
+    def _smaller_first(cls, scale: tuple[float, float]) -> tuple[float, float]:
+        if scale[0] > scale[1]:
+            raise ValueError("give the smaller share first")
+        return scale
+
+
 class TokenizerSettings(Section):
     """How visual tokens are made where no tokenizer is given: k-means over features of patches."""
 
@@ -55,8 +76,8 @@ class TokenizerSettings(Section):
     features: str = "coates"
     options: dict[str, Any] = {}
     vocab_size: int = Field(default=512, ge=2)
-    num_points: int = Field(default=200_000, ge=1)
-    max_images: int = Field(default=20_000, ge=1)
+    num_points: int = Field(default=200_000, ge=1, description="patches whose features are clustered, about")
+    max_images: int | None = Field(default=20_000, ge=1, description="images that they are taken from; null takes all")
     iterations: int = Field(default=20, ge=1)
     restarts: int = Field(default=3, ge=1)
 
@@ -105,6 +126,9 @@ class Mechanics(Section):
     checkpoint_every: int = Field(default=500, ge=1, description="optimizer steps between checkpoints")
     keep_checkpoints: int = Field(default=2, ge=1)
     log_every: int = Field(default=10, ge=1, description="optimizer steps between entries of metrics.jsonl")
+    memory: float = Field(
+        default=4.0, ge=0, description="GiB of main memory for features that are clustered; more are read from disk in every pass"
+    )
     max_unreadable: int = Field(default=0, ge=0, description="unreadable images that are skipped before the run is refused")
 
 
@@ -115,6 +139,7 @@ class PretrainSettings(Section):
     image_size: int = Field(default=224, ge=1)
     backbone: BackboneSettings = BackboneSettings()
     objective: ObjectiveSettings = ObjectiveSettings()
+    view: ViewSettings = ViewSettings()
     tokenizer: TokenizerSettings = TokenizerSettings()
     training: TrainingSettings
     mechanics: Mechanics = Mechanics()

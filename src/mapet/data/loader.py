@@ -9,8 +9,10 @@ from __future__ import annotations
 import signal
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -46,11 +48,13 @@ class LoadedBatch:
     """The readable samples of one batch, in the order asked for; B may be smaller than asked, or 0.
 
     Args:
-        images: (B, 3, H, W) uint8.
+        images: (B, 3, H, W) uint8; where an image is seen in V crops, (B * V, 3, H, W), those of an image behind each other.
         keys: B sample keys.
         labels: (B,) int64, or None where the source has none.
         indices: (B,) int64 positions in the source.
         unreadable: What was skipped.
+        crops: The numbers of the V crops.
+        tokenizer_images: The same regions as `images` as the tokenizer sees them, (B * V, 3, T, T) uint8, where they are wanted.
     """
 
     images: Tensor
@@ -58,11 +62,14 @@ class LoadedBatch:
     labels: Tensor | None
     indices: Tensor
     unreadable: list[UnreadableImage]
+    crops: tuple[int, ...] = (0,)
+    tokenizer_images: Tensor | None = None
 
     def pin_memory(self) -> LoadedBatch:
         """The same in page-locked memory, from where a CUDA device copies in the background; torch's DataLoader calls it."""
-        labels = None if self.labels is None else self.labels.pin_memory()
-        return replace(self, images=self.images.pin_memory(), labels=labels)
+        optional = {"labels": self.labels, "tokenizer_images": self.tokenizer_images}
+        pinned = {name: None if tensor is None else tensor.pin_memory() for name, tensor in optional.items()}
+        return replace(self, images=self.images.pin_memory(), **pinned)
 
 
 class UnreadableImages:
@@ -130,13 +137,17 @@ class StepBatches:
         return len(self._steps)
 
     def __iter__(self) -> Iterator[list[int]]:
+        return (indices for _, indices in self.with_epochs())
+
+    def with_epochs(self) -> Iterator[tuple[int, list[int]]]:
+        """The epoch and the sample indices of every step."""
         epoch, order = -1, torch.empty(0, dtype=torch.int64)
         for step in self._steps:
             if step // self.steps_per_epoch != epoch:
                 epoch = step // self.steps_per_epoch
                 order = torch.randperm(self._length, generator=seeded_generator(self._seed, "order", epoch))
             start = step % self.steps_per_epoch * self._batch_size
-            yield order[start : start + self._batch_size][self._share].tolist()
+            yield epoch, order[start : start + self._batch_size][self._share].tolist()
 
 
 def step_batches(
@@ -168,6 +179,47 @@ def sequential_batches(length: int, batch_size: int) -> list[list[int]]:
     return [list(range(start, min(start + batch_size, length))) for start in range(0, length, batch_size)]
 
 
+class Samples:
+    """Reads and decodes the images of a batch, once and one after the other; `batch` then tells what could be read.
+
+    Args:
+        source: Where the images come from.
+        indices: Their positions.
+    """
+
+    def __init__(self, source: ImageSource, indices: Sequence[int]) -> None:
+        self._source, self._indices = source, indices
+        self._good: list[int] = []
+        self._keys: list[str] = []
+        self._unreadable: list[UnreadableImage] = []
+
+    def __iter__(self) -> Iterator[tuple[Image.Image, str]]:
+        """Yields every readable image, in mode RGB, and its key."""
+        for index in self._indices:
+            key = ""
+            try:
+                content = self._source.read(index)
+                key = sample_key(content)
+                image = decode_image(content)
+            except UnreadableImageError as error:
+                self._unreadable.append(UnreadableImage(index, key, self._source.describe(index), str(error)))
+                continue
+            self._keys.append(key)
+            self._good.append(index)
+            yield image, key
+
+    def batch(self, images: Sequence[Tensor], size: int) -> LoadedBatch:
+        """The batch of what was made of them, uint8 (3, size, size) each."""
+        labels = None if self._source.labels is None else torch.from_numpy(self._source.labels[self._good])
+        indices = torch.tensor(self._good, dtype=torch.int64)
+        return LoadedBatch(stack(images, size), self._keys, labels, indices, self._unreadable)
+
+
+def stack(images: Sequence[Tensor], size: int) -> Tensor:
+    """(B, 3, size, size) uint8; B may be 0."""
+    return torch.stack([*images]) if images else torch.empty(0, 3, size, size, dtype=torch.uint8)
+
+
 class ViewedImages(Dataset[LoadedBatch]):
     """Decodes and views whole batches: item [i, j, ...] is a `LoadedBatch`."""
 
@@ -175,23 +227,9 @@ class ViewedImages(Dataset[LoadedBatch]):
         self._source, self._view, self._seed, self._epoch = source, view, seed, epoch
 
     def __getitem__(self, indices: Sequence[int]) -> LoadedBatch:
-        images, keys, good, unreadable = [], [], [], []
-        for index in indices:
-            key = ""
-            try:
-                content = self._source.read(index)
-                key = sample_key(content)
-                image = decode_image(content)
-            except UnreadableImageError as error:
-                unreadable.append(UnreadableImage(index, key, self._source.describe(index), str(error)))
-                continue
-            images.append(self._view(image, derive_seed(self._seed, "view", self._epoch, key)))
-            keys.append(key)
-            good.append(index)
-        size = self._view.size
-        stacked = torch.stack(images) if images else torch.empty(0, 3, size, size, dtype=torch.uint8)
-        labels = None if self._source.labels is None else torch.from_numpy(self._source.labels[good])
-        return LoadedBatch(stacked, keys, labels, torch.tensor(good, dtype=torch.int64), unreadable)
+        samples = Samples(self._source, indices)
+        images = [self._view(image, derive_seed(self._seed, "view", self._epoch, key)) for image, key in samples]
+        return samples.batch(images, self._view.size)
 
 
 def make_loader(
@@ -214,14 +252,19 @@ def make_loader(
         epoch: Which draw of a random view; the same (seed, epoch, sample) gives the same pixels.
         pin_memory: Where the batches go to a CUDA device: copies need not be waited for then.
     """
+    return in_background(ViewedImages(source, view, seed, epoch), batches, workers, pin_memory)
+
+
+def in_background(dataset: Dataset[LoadedBatch], batches: Iterable[Any], workers: int, pin_memory: bool) -> DataLoader[LoadedBatch]:
+    """The item of `dataset` for each of `batches`, in order, made by worker processes if there are any."""
     return DataLoader(
-        ViewedImages(source, view, seed, epoch),
+        dataset,
         batch_size=None,
         sampler=batches,
         num_workers=workers,
         pin_memory=pin_memory,
         worker_init_fn=_outlive_signals,
-        generator=seeded_generator(seed, "loader"),  # else torch draws from the global generator
+        generator=seeded_generator("loader"),  # else torch draws from the global generator
     )
 
 

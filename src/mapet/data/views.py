@@ -1,25 +1,26 @@
-"""What the model sees of an image: a fixed square, the evaluation crop, or a random crop.
+"""What the model sees of an image: a region of it at some size, the evaluation crop, or a random crop.
 
-A view is called with a PIL image and a seed, and returns uint8 (3, size, size). Views without chance ignore the seed. Bicubic is
-Pillow's, which smooths before it shrinks.
+A view is called with a PIL image and a seed, and returns uint8 (3, size, size). Views without chance ignore the seed. Resizing is
+Pillow's, which smooths before it shrinks. Which region is seen is the business of `mapet.data.crops`.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from mapet.errors import SettingsError
+from mapet.data.crops import Region, central_square, check_scale, draw_region
+from mapet.errors import SettingsError, nearest
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-_ASPECT_RATIOS = (3 / 4, 4 / 3)
-_ATTEMPTS = 10
+_FILTERS = {"bicubic": Image.Resampling.BICUBIC, "lanczos": Image.Resampling.LANCZOS}
 
 
 class View(Protocol):
@@ -32,20 +33,42 @@ class View(Protocol):
         ...
 
 
-class FixedView:
-    """The central square of the shorter side, resized: the view that tokens are stored for (mapet.md, section 4)."""
+@dataclass(frozen=True)
+class Rendering:
+    """How a region becomes pixels; tokenizer and backbone have one each, for the same regions.
 
-    def __init__(self, size: int) -> None:
-        self.size = _positive(size)
+    The region is cut out first, so that nothing outside it is seen, and mirrored last, so that both orientations have the same
+    pixels.
+
+    Args:
+        size: Side of the result in pixels.
+        interpolation: "bicubic" or "lanczos".
+    """
+
+    size: int
+    interpolation: str = "bicubic"
+
+    def __post_init__(self) -> None:
+        _positive(self.size)
+        if self.interpolation not in _FILTERS:
+            raise SettingsError(f"There is no interpolation '{self.interpolation}'. {nearest(self.interpolation, _FILTERS)}")
+
+    def __call__(self, image: Image.Image, region: Region) -> Tensor:
+        """uint8 (3, size, size) of a region of a PIL image in mode RGB."""
+        part = image.crop(region.box).resize((self.size, self.size), _FILTERS[self.interpolation])
+        return _to_tensor(part.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if region.flip else part)
+
+
+class FixedView:
+    """The central square of the shorter side, resized: the view of the paper (mapet.md, section 4)."""
+
+    def __init__(self, size: int, interpolation: str = "bicubic") -> None:
+        self.size = size
+        self._rendering = Rendering(size, interpolation)
 
     def __call__(self, image: Image.Image, seed: int = 0) -> Tensor:
         """uint8 (3, size, size)."""
-        side = min(image.size)
-        return _to_tensor(_resize(_centre_crop(image, side), self.size, self.size))
-
-    def describe(self) -> dict[str, Any]:
-        """What a token store records about this view; the size is the tokenizer's and the model's own."""
-        return {"name": "fixed", "crop": "central square of the shorter side", "resize": "bicubic, antialiased (Pillow)"}
+        return self._rendering(image, central_square(*image.size))
 
 
 class EvaluationView:
@@ -73,35 +96,14 @@ class AugmentedView:
     """
 
     def __init__(self, size: int, scale: tuple[float, float] = (0.08, 1.0)) -> None:
-        if not 0 < scale[0] <= scale[1] <= 1:
-            raise SettingsError(f"scale is {scale}; allowed: two shares of the area, 0 < smallest <= largest <= 1.")
-        self.size, self.scale = _positive(size), scale
+        check_scale(scale)
+        self.size, self.scale = size, scale
+        self._rendering = Rendering(size)
 
     def __call__(self, image: Image.Image, seed: int = 0) -> Tensor:
         """uint8 (3, size, size), a function of the image and the seed."""
-        generator = torch.Generator().manual_seed(seed)
-        box = self.draw_box(image.width, image.height, generator)
-        part = image.crop(box).resize((self.size, self.size), Image.Resampling.BICUBIC)
-        if torch.rand((), generator=generator) < 0.5:
-            part = part.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        return _to_tensor(part)
-
-    def draw_box(self, width: int, height: int, generator: torch.Generator) -> tuple[int, int, int, int]:
-        """left, top, right, bottom: the first of ten draws that fits, or the largest central part of an allowed shape."""
-        draws = torch.rand(_ATTEMPTS, 4, generator=generator, dtype=torch.float64).tolist()
-        low, high = self.scale
-        narrow, wide = (math.log(ratio) for ratio in _ASPECT_RATIOS)
-        for area_draw, ratio_draw, left_draw, top_draw in draws:
-            area = width * height * (low + (high - low) * area_draw)
-            ratio = math.exp(narrow + (wide - narrow) * ratio_draw)
-            w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
-            if 0 < w <= width and 0 < h <= height:
-                left, top = int((width - w + 1) * left_draw), int((height - h + 1) * top_draw)
-                return left, top, left + w, top + h
-        w = max(1, min(width, round(height * _ASPECT_RATIOS[1])))
-        h = max(1, min(height, round(width / _ASPECT_RATIOS[0])))
-        left, top = (width - w) // 2, (height - h) // 2
-        return left, top, left + w, top + h
+        region = draw_region(image.width, image.height, torch.Generator().manual_seed(seed), self.scale)
+        return self._rendering(image, region)
 
 
 def normalise(images: Tensor, mean: tuple[float, ...] = IMAGENET_MEAN, std: tuple[float, ...] = IMAGENET_STD) -> Tensor:

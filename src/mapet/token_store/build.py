@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 import torch
 
-from mapet.data.loader import LoadedBatch, UnreadableImages, make_loader
+from mapet.data.crop_loader import CropBatch, make_crop_loader
+from mapet.data.crops import Crops, FixedCrop
+from mapet.data.loader import LoadedBatch, UnreadableImages
 from mapet.data.sources import ImageSource
-from mapet.data.views import FixedView
-from mapet.errors import FailedRunError, TokenizerError, TokenStoreError
+from mapet.errors import FailedRunError, TokenStoreError
 from mapet.runtime.progress import progress
-from mapet.token_store.format import KEY_DTYPE, TokenSpace, as_json
+from mapet.token_store.encode import encode_for_storing, rendering_for, token_space
+from mapet.token_store.format import KEY_DTYPE, TokenSpace
 from mapet.token_store.keys import belongs_to_rank, image_keys, unreadable_key
-from mapet.token_store.merge import existing_store, finished_store, held_keys, is_complete, merge
+from mapet.token_store.lock import build_lock
+from mapet.token_store.merge import Coverage, existing_store, finished_store, held_keys, merge
 from mapet.token_store.parts import Part, PartFolder
 from mapet.token_store.read import TokenStore
 from mapet.tokenizers.base import Tokenizer
@@ -35,6 +39,7 @@ def build_store(
     tokenizer: Tokenizer,
     path: str | Path,
     *,
+    crops: Crops | None = None,
     batch_size: int = 64,
     workers: int = 0,
     device: torch.device | str = "cpu",
@@ -51,8 +56,9 @@ def build_store(
     Args:
         source: The images; each is read for its key, unless the source knows its keys (`with_keys`), and again to be tokenised.
         tokenizer: What makes the tokens; moved to `device`.
-        path: The folder of the store, new or of the same tokenizer.
-        batch_size: Images per call of the tokenizer.
+        path: The folder of the store, new or of the same tokenizer and view.
+        crops: What is tokenised of an image: one fixed crop, the default, or several stored ones.
+        batch_size: Crops per call of the tokenizer, or those of one image if they are more.
         workers: Processes that decode images; 0 decodes in this one.
         device: Where the tokenizer runs.
         unreadable: Counts the images of this process that cannot be decoded, and refuses too many.
@@ -61,37 +67,33 @@ def build_store(
         world: Number of processes.
 
     Raises:
-        TokenStoreError: `path` holds something else, or tokens of another tokenizer or view, or an image changed meanwhile.
+        TokenStoreError: `path` holds something else, or tokens of another tokenizer or view, or another process builds it, or an
+            image changed meanwhile.
         DataError: Too many images are unreadable, or all.
         FailedRunError: Another process stopped working.
     """
-    path = Path(path)
-    view = FixedView(tokenizer.image_size)
-    space = token_space(tokenizer, view)
-    parts = PartFolder(path, space)
+    path, crops = Path(path), crops or FixedCrop()
+    space = token_space(tokenizer, crops)
     wanted: dict[str, int] = {}
     for index, key in enumerate(image_keys(source)):
         wanted.setdefault(key, index)
-    tokenised = {key for part in parts.read_all() for key in part.texts()}
-    store = existing_store(path, space)  # after the parts: another rank removes those only once the store has them
-    tokenised |= held_keys(store, wanted)
-    todo = {key: at for key, at in wanted.items() if key not in tokenised and belongs_to_rank(key, rank, world)}
-    if todo:
-        pinned = torch.device(device).type == "cuda"
-        loader = make_loader(source, view, _batches(list(todo.values()), batch_size), workers, pin_memory=pinned)
-        done = _tokenise(loader, len(todo), tokenizer, space, parts, device, unreadable)
-        _refuse_changed(source, [at for key, at in todo.items() if key not in done])
-    if rank == 0:
-        _wait(lambda: is_complete(wanted, store, parts) or None, parts)
-        return merge(path, space, store, parts, wanted)
-    return _wait(lambda: finished_store(path, wanted), parts)
-
-
-def token_space(tokenizer: Tokenizer, view: FixedView) -> TokenSpace:
-    """What the ids of `tokenizer` mean when it looks at images through `view`."""
-    rows, columns = tokenizer.grid_size
-    settings = as_json({"kind": tokenizer.kind, **tokenizer.settings()})
-    return TokenSpace(tokenizer.fingerprint, settings, as_json(view.describe()), (rows, columns), tokenizer.vocab_size)
+    with build_lock(path) if rank == 0 else nullcontext():
+        parts = PartFolder(path, space)
+        tokenised = {key for part in parts.read_all() for key in part.texts()}
+        store = existing_store(path, space)  # after the parts: another rank removes those only once the store has them
+        tokenised |= held_keys(store, wanted)
+        todo = {key: at for key, at in wanted.items() if key not in tokenised and belongs_to_rank(key, rank, world)}
+        if todo:
+            batches = _batches([*todo.values()], batch_size, crops.count)
+            pinned = torch.device(device).type == "cuda"
+            loader = make_crop_loader(source, crops, batches, rendering_for(tokenizer), workers=workers, pin_memory=pinned)
+            done = _tokenise(loader, len(todo), tokenizer, space, parts, device, unreadable)
+            _refuse_changed(source, [at for key, at in todo.items() if key not in done])
+        if rank == 0:
+            coverage = Coverage(wanted, store, parts)
+            _wait(lambda: coverage.is_complete() or None, parts)
+            return merge(path, space, store, parts, wanted)
+        return _wait(lambda: finished_store(path, wanted), parts)
 
 
 class _PartWriter:
@@ -135,29 +137,18 @@ def _tokenise(
 ) -> set[str]:
     """Tokenises everything in `loader` into parts and returns the keys covered, unreadable images included."""
     tokenizer.to(device).eval()
+    views = space.num_views or 1
     began = time.monotonic()
-    with progress("Tokenising", images) as bar, _PartWriter(parts) as writer, torch.inference_mode():
+    with progress("Tokenising", images * views) as bar, _PartWriter(parts) as writer, torch.inference_mode():
         for batch in loader:
             failed = {unreadable_key(i.key, i.description): f"{i.description}: {i.reason}" for i in batch.unreadable}
-            writer.add(Part(np.array(batch.keys, KEY_DTYPE), _encode(tokenizer, batch, space, device), failed))
+            ids = encode_for_storing(tokenizer, batch.images, device, space.dtype)
+            writer.add(Part(np.array(batch.keys, KEY_DTYPE), ids.reshape(len(batch.keys), *space.row_shape), failed))
             unreadable.record(batch.unreadable)
-            bar.advance(len(batch.keys) + len(failed))
-            bar.note(f"{bar.done / max(time.monotonic() - began, 1e-9):,.0f} images/s")
+            bar.advance((len(batch.keys) + len(failed)) * views)
+            rate = bar.done / views / max(time.monotonic() - began, 1e-9)
+            bar.note(f"{rate:,.0f} images/s" + (f", {views} views each" if space.num_views else ""))
     return writer.written
-
-
-def _encode(tokenizer: Tokenizer, batch: LoadedBatch, space: TokenSpace, device: torch.device | str) -> np.ndarray:
-    """The tokens (B, gh, gw) of a batch in the type of the store; ids that would not survive storing are refused."""
-    shape = (len(batch.keys), *space.grid_size)
-    if not batch.keys:
-        return np.zeros(shape, space.dtype)
-    ids = tokenizer.encode(batch.images.to(device, non_blocking=True).float() / 255).cpu().numpy()
-    if ids.shape != shape or ids.min() < 0 or ids.max() >= space.vocab_size:
-        raise TokenizerError(
-            f"The tokenizer '{tokenizer.kind}' gave ids {ids.min()} to {ids.max()} of shape {ids.shape}, but announces a "
-            f"vocabulary of {space.vocab_size} and the shape {shape}. Correct its `encode`, or its `vocab_size` and `grid_size`."
-        )
-    return ids.astype(space.dtype)
 
 
 def _wait(ready: Callable[[], T | None], parts: PartFolder) -> T:
@@ -184,5 +175,8 @@ def _refuse_changed(source: ImageSource, indices: list[int]) -> None:
         )
 
 
-def _batches(indices: list[int], batch_size: int) -> list[list[int]]:
-    return [indices[first : first + batch_size] for first in range(0, len(indices), batch_size)]
+def _batches(indices: list[int], batch_size: int, count: int | None) -> list[CropBatch]:
+    """All crops of an image come together, so that it is decoded once."""
+    numbers = tuple(range(count or 1))
+    images = max(1, batch_size // len(numbers))
+    return [CropBatch(indices[first : first + images], numbers) for first in range(0, len(indices), images)]

@@ -3,7 +3,8 @@
     STORE/
       header.json   format version, tokenizer, view, grid, vocabulary, unreadable images, SHA-256 of both arrays
       keys.npy      (rows,) S32, ascending: the content hash of every image
-      ids.npy       (rows, gh, gw) uint16, or int32 above 65,536 codes: the visual tokens, in the order of the keys
+      ids.npy       (rows, gh, gw) uint16, or int32 above 65,536 codes: the visual tokens, in the order of the keys;
+                    (rows, K, gh, gw) where tokens of K crops of every image are stored
 
 Both arrays are memory-mapped, so a store of any size opens at once and is shared between processes.
 """
@@ -18,12 +19,13 @@ from typing import Any
 
 import numpy as np
 
+from mapet.data.crops import Crops, crops_from
 from mapet.data.sources import KEY_LENGTH
-from mapet.errors import TokenStoreError
+from mapet.errors import SettingsError, TokenStoreError
 from mapet.runtime.files import sha256, write_json
 
 FORMAT = "mapet token store"
-VERSION = 1
+VERSION = 2
 HEADER, KEYS, IDS = "header.json", "keys.npy", "ids.npy"
 KEY_DTYPE = np.dtype(f"S{KEY_LENGTH}")
 LARGEST_UINT16_VOCABULARY = 65_536
@@ -36,8 +38,8 @@ class TokenSpace:
     Args:
         tokenizer_fingerprint: SHA-256 in hex over everything that makes the tokenizer.
         tokenizer: Its settings, for people.
-        view: What is done to an image before it is tokenised, as the view describes itself.
-        grid_size: Tokens an image, (rows, columns).
+        view: Which part of an image is tokenised, as `Crops.describe` says it. At which size is the tokenizer's own.
+        grid_size: Tokens of what is seen, (rows, columns).
         vocab_size: Ids are 0 to `vocab_size - 1`.
     """
 
@@ -46,6 +48,21 @@ class TokenSpace:
     view: dict[str, Any]
     grid_size: tuple[int, int]
     vocab_size: int
+
+    @property
+    def crops(self) -> Crops:
+        """The view, as something that can be looked through."""
+        return crops_from(self.view)
+
+    @property
+    def num_views(self) -> int | None:
+        """Crops that are stored of every image; None where the one view of an image has no axis of its own."""
+        return self.view.get("count")
+
+    @property
+    def row_shape(self) -> tuple[int, ...]:
+        """Of the tokens of an image: (gh, gw), or (K, gh, gw)."""
+        return self.grid_size if self.num_views is None else (self.num_views, *self.grid_size)
 
     @property
     def dtype(self) -> np.dtype:
@@ -93,7 +110,7 @@ def read_header(folder: Path) -> Header:
     if content.get("version") != VERSION:
         raise TokenStoreError(
             f"The token store {folder} has format version {content.get('version')}; this mapet reads version {VERSION}. "
-            f"Build it again (the old one is replaced): mapet tokenize DATA --tokenizer TOK --out {folder}"
+            f"Build it again (the old one is replaced): {build_command(folder)}"
         )
     try:
         space = content["space"]
@@ -110,8 +127,11 @@ def read_header(folder: Path) -> Header:
             dict(content["unreadable"]),
             {name: str(content["sha256"][name]) for name in (KEYS, IDS)},
         )
+        crops_from(header.space.view)
     except (KeyError, TypeError, ValueError) as error:
         raise damaged(folder, f"{HEADER} lacks or garbles {error}") from error
+    except SettingsError as error:
+        raise damaged(folder, f"{HEADER} is garbled, or of another version. {str(error).rstrip('.')}") from error
     return header
 
 
@@ -119,13 +139,16 @@ def read_arrays(folder: Path, header: Header) -> tuple[np.ndarray, np.ndarray]:
     """Memory-maps both arrays and checks that they are whole and of the size that the header announces.
 
     Returns:
-        The keys (rows,) S32 and the token ids (rows, gh, gw).
+        The keys (rows,) S32 and the token ids (rows, gh, gw) or (rows, K, gh, gw).
 
     Raises:
         TokenStoreError: A file is missing, truncated, or of another shape or type.
     """
-    keys = _map_array(folder, KEYS, (header.rows,), KEY_DTYPE)
-    ids = _map_array(folder, IDS, (header.rows, *header.space.grid_size), header.space.dtype)
+    try:
+        keys = _map_array(folder, KEYS, (header.rows,), KEY_DTYPE)
+        ids = _map_array(folder, IDS, (header.rows, *header.space.row_shape), header.space.dtype)
+    except _DamagedFileError as error:
+        raise damaged(folder, str(error), header.space.crops) from error
     return keys, ids
 
 
@@ -138,20 +161,26 @@ def verify_content(folder: Path, header: Header) -> None:
     for name in (KEYS, IDS):
         found = sha256(folder / name)
         if found != header.sha256[name]:
-            raise damaged(folder, f"{name} has the SHA-256 {found[:12]}..., written was {header.sha256[name][:12]}...")
+            what = f"{name} has the SHA-256 {found[:12]}..., written was {header.sha256[name][:12]}..."
+            raise damaged(folder, what, header.space.crops)
 
 
-def damaged(folder: Path, what: str) -> TokenStoreError:
+def damaged(folder: Path, what: str, crops: Crops | None = None) -> TokenStoreError:
     """The error for a store that was complete once and is not any more."""
     return TokenStoreError(
         f"The token store {folder} is damaged: {what}. Copy it again, or build it again (the damaged one is replaced): "
-        f"mapet tokenize DATA --tokenizer TOK --out {folder}"
+        f"{build_command(folder, crops=crops)}"
     )
 
 
-def build_hint(data: str = "DATA", out: str | Path = "STORE") -> str:
+def build_hint(out: str | Path = "STORE") -> str:
     """The command that builds a store, as the end of a message."""
-    return f"To build one: mapet tokenize {data} --tokenizer TOK --out {out}"
+    return f"To build one: {build_command(out)}"
+
+
+def build_command(out: str | Path = "ANOTHER_STORE", data: str = "DATA", crops: Crops | None = None) -> str:
+    """The command that builds a store of these crops, or brings it up to date; of the fixed ones if none are given."""
+    return f"mapet tokenize {data} --tokenizer TOK{crops.options() if crops else ''} --out {out}"
 
 
 def _read_json(folder: Path) -> dict[str, Any]:
@@ -169,18 +198,22 @@ def _read_json(folder: Path) -> dict[str, Any]:
     return content
 
 
+class _DamagedFileError(Exception):
+    """What is wrong with a file, before it is known which command repairs it."""
+
+
 def _map_array(folder: Path, name: str, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     path = folder / name
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError as error:
-        raise damaged(folder, f"{name} is missing") from error
+        raise _DamagedFileError(f"{name} is missing") from error
     except (OSError, ValueError, EOFError) as error:
-        raise damaged(folder, f"{name} is truncated or no array ({path.stat().st_size:,} bytes)") from error
+        raise _DamagedFileError(f"{name} is truncated or no array ({path.stat().st_size:,} bytes)") from error
     if not isinstance(array, np.memmap) or array.shape != shape or array.dtype != dtype:
         found = f"{array.shape} {array.dtype}" if isinstance(array, np.ndarray) else type(array).__name__
-        raise damaged(folder, f"{name} holds {found}, announced is {shape} {dtype}")
+        raise _DamagedFileError(f"{name} holds {found}, announced is {shape} {dtype}")
     surplus = path.stat().st_size - array.offset - array.nbytes
     if surplus:
-        raise damaged(folder, f"{name} is {surplus:,} bytes longer than announced")
+        raise _DamagedFileError(f"{name} is {surplus:,} bytes longer than announced")
     return array

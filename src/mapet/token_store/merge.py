@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
+from numpy.lib import format as npy
 
-from mapet.errors import DataError, TokenStoreError
+from mapet.errors import DataError, FailedRunError, TokenStoreError
 from mapet.runtime.files import atomic_directory, recover
-from mapet.runtime.progress import say
+from mapet.runtime.progress import progress, say
 from mapet.token_store.format import HEADER, IDS, KEY_DTYPE, KEYS, TokenSpace, write_header
 from mapet.token_store.parts import PartFolder
 from mapet.token_store.read import TokenStore
+
+# Tokens that are held in memory at a time while a store is written.
+BLOCK_BYTES = 2**29
+SILENT_SECONDS = 2.0
+_LOST_PART = "A finished part of the tokens became unreadable. Run the same command again: only what was in it is tokenised again."
 
 
 def existing_store(path: Path, space: TokenSpace) -> TokenStore | None:
@@ -49,12 +55,25 @@ def held_keys(store: TokenStore | None, keys: Iterable[str]) -> set[str]:
     return {key for key, known in zip(listed, store.contains(listed), strict=True) if known}
 
 
-def is_complete(wanted: Collection[str], store: TokenStore | None, parts: PartFolder) -> bool:
-    """Whether store and parts together cover all `wanted` keys, be it by tokens or by a record of why there are none."""
-    covered = held_keys(store, wanted)
-    for part in parts.read_all():
-        covered.update(part.texts(), part.unreadable)
-    return covered.issuperset(wanted)
+class Coverage:
+    """Whether store and parts together cover all wanted keys, be it by tokens or by a record of why there are none.
+
+    Args:
+        wanted: Keys of all images.
+        store: What there was before; None if nothing.
+        parts: Looked at again at each question, as other processes add to them.
+    """
+
+    def __init__(self, wanted: Collection[str], store: TokenStore | None, parts: PartFolder) -> None:
+        self._parts, self._looked_at = parts, set()
+        self._missing = set(wanted) - held_keys(store, wanted)
+
+    def is_complete(self) -> bool:
+        """Looks at the parts that are new since the last time."""
+        for name in set(self._parts.names()) - self._looked_at:
+            self._looked_at.add(name)
+            self._missing -= self._parts.covered(name)
+        return not self._missing
 
 
 def finished_store(path: Path, wanted: Collection[str]) -> TokenStore | None:
@@ -73,6 +92,7 @@ def merge(path: Path, space: TokenSpace, store: TokenStore | None, parts: PartFo
 
     Raises:
         DataError: Not one image could be decoded.
+        FailedRunError: A part became unreadable.
     """
     held = set(store.keys.astype("U").tolist()) if store else set()
     unreadable = dict(store.unreadable) if store else {}
@@ -82,6 +102,8 @@ def merge(path: Path, space: TokenSpace, store: TokenStore | None, parts: PartFo
     unreadable = {key: text for key, text in unreadable.items() if key not in held}
     if not held:
         raise DataError(f"None of the {len(wanted)} images can be decoded, for example {next(iter(unreadable.values()))}.")
+    if not set(wanted) <= held | unreadable.keys():
+        raise FailedRunError(_LOST_PART)
     if store is None or len(held) > len(store) or unreadable != store.unreadable:
         _write_store(path, space, store, parts, np.array(sorted(held), KEY_DTYPE), unreadable)
     parts.remove()
@@ -96,15 +118,40 @@ def _write_store(
     keys: np.ndarray,
     unreadable: dict[str, str],
 ) -> None:
-    # In memory, not through a writable memory map: a full disk kills a process that writes through a map, without a word.
-    ids = np.zeros((len(keys), *space.grid_size), space.dtype)
-    if store is not None:
-        ids[np.searchsorted(keys, store.keys)] = store.ids
-    for part in parts.read_all():
-        rows = np.minimum(np.searchsorted(keys, part.keys), len(keys) - 1)
-        chosen = keys[rows] == part.keys
-        ids[rows[chosen]] = part.ids[chosen]
     with atomic_directory(path) as folder:
         np.save(folder / KEYS, keys)
-        np.save(folder / IDS, ids)
+        # Not through a writable memory map: a full disk kills a process that writes through a map, without a word.
+        with (folder / IDS).open("wb") as file:
+            shape, descr = (len(keys), *space.row_shape), npy.dtype_to_descr(space.dtype)
+            npy.write_array_header_1_0(file, {"descr": descr, "fortran_order": False, "shape": shape})
+            for block in _blocks(space, store, parts, keys):
+                file.write(block.data)
         write_header(folder, space, len(keys), unreadable)
+
+
+def _blocks(space: TokenSpace, store: TokenStore | None, parts: PartFolder, keys: np.ndarray) -> Iterator[np.ndarray]:
+    """The tokens of `keys`, in their order and so many at a time as memory is meant for; one block for nearly every store.
+
+    Every block reads all the parts: they are in any order, and in the cache of the operating system.
+    """
+    rows = max(1, BLOCK_BYTES // (int(np.prod(space.row_shape)) * space.dtype.itemsize))
+    with progress("Writing the store", len(keys), after=SILENT_SECONDS) as bar:
+        for first in range(0, len(keys), rows):
+            wanted = keys[first : first + rows]
+            ids, found = np.zeros((len(wanted), *space.row_shape), space.dtype), np.zeros(len(wanted), bool)
+            if store is not None:
+                _take(ids, found, wanted, store.keys, store.ids)
+            for part in parts.read_all():
+                _take(ids, found, wanted, part.keys, part.ids)
+            if not found.all():
+                raise FailedRunError(_LOST_PART)
+            yield ids
+            bar.advance(len(wanted))
+
+
+def _take(ids: np.ndarray, found: np.ndarray, wanted: np.ndarray, keys: np.ndarray, tokens: np.ndarray) -> None:
+    """Copies the `tokens` of those `keys` that are `wanted`, which is sorted, to their rows in `ids`."""
+    rows = np.minimum(np.searchsorted(wanted, keys), len(wanted) - 1)
+    chosen = np.flatnonzero(wanted[rows] == keys)
+    ids[rows[chosen]] = tokens[chosen]
+    found[rows[chosen]] = True

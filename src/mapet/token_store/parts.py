@@ -1,6 +1,6 @@
 """What an interrupted build leaves behind: finished chunks of tokens beside the place of the store.
 
-    .STORE.parts/<what the tokens mean>/<which images>.npz      keys (n,) S32, ids (n, gh, gw), unreadable (JSON)
+    .STORE.parts/<what the tokens mean>/<which images>.npz      keys (n,) S32, ids (n, gh, gw) or (n, K, gh, gw), unreadable (JSON)
 
 A part says by its content which images it covers, so it stays useful whatever happens to names, order or number of processes,
 and one of another tokenizer is never looked at.
@@ -29,7 +29,7 @@ class Part:
 
     Args:
         keys: (n,) S32, in any order.
-        ids: (n, gh, gw) of the token space's dtype.
+        ids: (n, gh, gw) or (n, K, gh, gw), of the token space's dtype.
         unreadable: Key to description of the images of this part that could not be decoded.
     """
 
@@ -78,8 +78,16 @@ class PartFolder:
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
             path.unlink(missing_ok=True)
             return None
-        expected = (len(part.keys), *self._space.grid_size)
+        expected = (len(part.keys), *self._space.row_shape)
         return part if part.ids.shape == expected and part.keys.dtype == KEY_DTYPE else None
+
+    def covered(self, name: str) -> set[str]:
+        """The keys of the images that the part called `name` is about; cheap, as its tokens are not read."""
+        try:
+            with (self._folder / name).open("rb") as file, np.load(file, allow_pickle=False) as content:
+                return {*content["keys"].astype("U").tolist(), *json.loads(content["unreadable"].tobytes())}
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+            return set()
 
     def read_all(self) -> Iterator[Part]:
         """Every part that is whole, one at a time."""

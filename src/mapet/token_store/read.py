@@ -12,13 +12,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mapet.data.crops import Crops, crops_from
 from mapet.data.sources import KEY_LENGTH, ImageSource
-from mapet.errors import TokenStoreError
+from mapet.errors import SettingsError, TokenStoreError
 from mapet.runtime.files import recover
 from mapet.token_store.format import (
     KEY_DTYPE,
     Header,
     as_json,
+    build_command,
     read_arrays,
     read_header,
     verify_content,
@@ -65,7 +67,8 @@ class TokenStore:
         return bool(self.contains([sample_key])[0])
 
     def __repr__(self) -> str:
-        return f"TokenStore({str(self.path)!r}, {len(self)} images, grid {self.grid_size}, {self.vocab_size} codes)"
+        views = f"{self.num_views} views, " if self.num_views else ""
+        return f"TokenStore({str(self.path)!r}, {len(self)} images, {views}grid {self.grid_size}, {self.vocab_size} codes)"
 
     @property
     def vocab_size(self) -> int:
@@ -74,8 +77,13 @@ class TokenStore:
 
     @property
     def grid_size(self) -> tuple[int, int]:
-        """Tokens an image, (rows, columns)."""
+        """Tokens of what is seen of an image, (rows, columns)."""
         return self.header.space.grid_size
+
+    @property
+    def num_views(self) -> int | None:
+        """Crops of every image whose tokens are stored, numbered from 0; None for the one fixed view."""
+        return self.header.space.num_views
 
     @property
     def tokenizer_fingerprint(self) -> str:
@@ -84,8 +92,13 @@ class TokenStore:
 
     @property
     def view(self) -> dict[str, Any]:
-        """What was done to every image before it was tokenised, as the view describes itself."""
+        """Which part of every image was tokenised, as `Crops.describe` says it."""
         return self.header.space.view
+
+    @property
+    def crops(self) -> Crops:
+        """The same, as what finds the regions again: `crops.region(width, height, key, number)`."""
+        return self.header.space.crops
 
     @property
     def unreadable(self) -> dict[str, str]:
@@ -99,25 +112,28 @@ class TokenStore:
 
     @property
     def ids(self) -> np.ndarray:
-        """(rows, gh, gw) uint16 or int32: all tokens, in the order of `keys`, on disk."""
+        """(rows, gh, gw), or (rows, K, gh, gw), uint16 or int32: all tokens, in the order of `keys`, on disk."""
         return self._ids
 
     def contains(self, sample_keys: Keys) -> np.ndarray:
         """Which of n sample keys have tokens here: (n,) bool."""
         return self._find(sample_keys)[1]
 
-    def lookup(self, sample_keys: Keys) -> Tensor:
+    def lookup(self, sample_keys: Keys, views: int | Sequence[int] | np.ndarray | Tensor | None = None) -> Tensor:
         """The tokens of the images with these keys.
 
         Args:
             sample_keys: n content hashes, in any order, repeated or not: text, bytes, or an array of them such as `store.keys`.
+            views: Of a store of K crops an image, which of them is meant: one number for all images, or n. A store of the fixed
+                view needs none, and takes 0.
 
         Returns:
             (n, gh, gw) int64, on the CPU.
 
         Raises:
-            TokenStoreError: A key is not in the store.
+            TokenStoreError: A key or a view is not in the store, or it is not said which view.
         """
+        numbers = self._numbers(views, len(sample_keys))
         rows, found = self._find(sample_keys)
         if not found.all():
             missing = [_as_text(key) for key, known in zip(sample_keys, found, strict=True) if not known]
@@ -125,7 +141,8 @@ class TokenStore:
                 f"The token store {self.path} has no tokens for {len(missing)} of {len(found)} images asked for (sample keys "
                 f"{_name_some(missing)}): they changed or were added after it was built. Bring it up to date: {self._rebuild()}"
             )
-        return torch.from_numpy(self._ids[rows].astype(np.int64))
+        ids = self._ids[rows] if self.num_views is None else self._ids[rows, numbers]
+        return torch.from_numpy(ids.astype(np.int64))
 
     def check(
         self,
@@ -142,24 +159,24 @@ class TokenStore:
         if tokenizer_fingerprint is not None and tokenizer_fingerprint != self.tokenizer_fingerprint:
             raise TokenStoreError(
                 f"The token store {self.path} was made by the tokenizer {self._describe_tokenizer()}, but the tokenizer given is "
-                f"{tokenizer_fingerprint[:12]}. Give the one it was made by, or build a store for yours: {_build_other()}"
+                f"{tokenizer_fingerprint[:12]}. Give the one it was made by, or build a store for yours: {self._build_other()}"
             )
         if view is not None and as_json(view) != self.view:
             raise TokenStoreError(
                 f"The token store {self.path} holds tokens of the view {_compact(self.view)}, but the images are shown as "
                 f"{_compact(view)}: tokens and patches would not lie on each other. Choose the stored view, or build a store for "
-                f"yours: {_build_other()}"
+                f"yours: {build_command(crops=_known_crops(view))}"
             )
         if grid_size is not None and tuple(grid_size) != self.grid_size:
             raise TokenStoreError(
                 f"The token store {self.path} holds {_grid(self.grid_size)} tokens an image, but the backbone makes "
                 f"{_grid(grid_size)} patches. Choose image and patch size so that image size / patch size is "
-                f"{_grid(self.grid_size)}, or build a store with a tokenizer for {_grid(grid_size)}: {_build_other()}"
+                f"{_grid(self.grid_size)}, or build a store with a tokenizer for {_grid(grid_size)}: {self._build_other()}"
             )
         if vocab_size is not None and vocab_size != self.vocab_size:
             raise TokenStoreError(
                 f"The token store {self.path} has a vocabulary of {self.vocab_size} codes, but {vocab_size} are set. Set "
-                f"vocab_size to {self.vocab_size}, or build a store with a tokenizer of {vocab_size} codes: {_build_other()}"
+                f"vocab_size to {self.vocab_size}, or build a store with a tokenizer of {vocab_size} codes: {self._build_other()}"
             )
 
     def match(self, source: ImageSource) -> list[int]:
@@ -207,16 +224,39 @@ class TokenStore:
         settings = self.header.space.tokenizer
         return f"{self.tokenizer_fingerprint[:12]} ({textwrap.shorten(_compact(settings), 160, placeholder=' ...')})"
 
+    def _numbers(self, views: int | Sequence[int] | np.ndarray | Tensor | None, images: int) -> np.ndarray:
+        """(n,) int64, the view meant for each image."""
+        allowed = self.num_views or 1
+        if views is None and self.num_views is not None:
+            raise TokenStoreError(
+                f"The token store {self.path} holds tokens of {allowed} views of every image. Say which is meant: "
+                f"lookup(sample_keys, views), with one number from 0 to {allowed - 1} for all images or one for each."
+            )
+        numbers = np.broadcast_to(np.asarray(0 if views is None else views, np.int64), (images,))
+        if images and not (numbers.min() >= 0 and numbers.max() < allowed):
+            wrong = numbers.max() if numbers.min() >= 0 else numbers.min()
+            raise TokenStoreError(
+                f"The token store {self.path} holds no view {wrong} of an image; allowed: 0 to {allowed - 1}. For more, build a "
+                f"store with more --views: {self._build_other()}"
+            )
+        return numbers
+
     def _rebuild(self, data: str = "DATA") -> str:
-        return f"mapet tokenize {data} --tokenizer TOK --out {self.path}"
+        return build_command(self.path, data, self.crops)
+
+    def _build_other(self) -> str:
+        return build_command(crops=self.crops)
 
 
 def _as_text(key: str | bytes) -> str:
     return key if isinstance(key, str) else key.decode(errors="replace")
 
 
-def _build_other() -> str:
-    return "mapet tokenize DATA --tokenizer TOK --out ANOTHER_STORE"
+def _known_crops(view: Mapping[str, Any]) -> Crops | None:
+    try:
+        return crops_from(view)
+    except SettingsError:
+        return None
 
 
 def _name_some(names: Sequence[str]) -> str:

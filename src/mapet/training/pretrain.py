@@ -11,9 +11,9 @@ import numpy as np
 
 from mapet.compat import VisionTransformer
 from mapet.config.settings import PretrainSettings
+from mapet.data.crops import crops_of
 from mapet.data.loader import UnreadableImage, UnreadableImages, step_batches
 from mapet.data.sources import ImageSource, open_source, subset, with_keys
-from mapet.data.views import FixedView
 from mapet.errors import SettingsError, TokenizerError
 from mapet.models.backbone import grid_size, patch_size
 from mapet.models.saved import BackboneRecipe, save_backbone
@@ -27,8 +27,10 @@ from mapet.runtime.seeding import seeded_globally
 from mapet.token_store.build import build_store
 from mapet.token_store.keys import image_keys
 from mapet.token_store.read import TokenStore
-from mapet.tokenizers.base import Tokenizer, load_tokenizer
+from mapet.tokenizers.base import Tokenizer
 from mapet.tokenizers.fit import fit_tokenizer
+from mapet.tokenizers.fit_settings import FitSettings
+from mapet.tokenizers.load import load_tokenizer
 from mapet.training.record import RunRecord
 from mapet.training.trainer import Trainer
 
@@ -48,7 +50,7 @@ def pretrain(
         settings: Of the run; their science must be that of a run that is continued.
         out: The run directory.
         tokenizer: A saved tokenizer; without one, the run fits its own.
-        tokens: A token store that fits the images; without one, the run makes its own.
+        tokens: A token store that fits the images and the view; without one, the run makes its own. The online view has none.
 
     Raises:
         MapetError: Before the optimizer moves, where anything does not fit; see `errors.py`.
@@ -65,15 +67,17 @@ def pretrain(
     record.begin()
     source = with_keys(source)
     unreadable = UnreadableImages(settings.mechanics.max_unreadable)
-    store = given_store
-    if store is None:
-        store = _own_store(run, source, settings, backbone, given_tokenizer, unreadable)
-    usable = store.match(source)
+    if settings.view.name == "online":
+        tokenizer_in_loop, store = given_tokenizer or _own_tokenizer(run, source, settings, backbone, unreadable), None
+        usable, fingerprint = [*range(len(source))], tokenizer_in_loop.fingerprint
+    else:
+        tokenizer_in_loop, store = None, given_store or _own_store(run, source, settings, backbone, given_tokenizer, unreadable)
+        usable, fingerprint = store.match(source), store.tokenizer_fingerprint
+        _record_unreadable(source, usable, store, unreadable)
     keys = image_keys(source)
-    _record_unreadable(source, keys, usable, store, unreadable)
-    record.fix_inputs(store.tokenizer_fingerprint, [keys[index] for index in usable])
-    objective = build_objective(settings, backbone, store.vocab_size)
-    Trainer(objective, subset(source, usable), store, settings, run, device).run()
+    record.fix_inputs(fingerprint, [keys[index] for index in usable])
+    objective = build_objective(settings, backbone, settings.tokenizer.vocab_size)
+    Trainer(objective, subset(source, usable), store, settings, run, device, tokenizer_in_loop).run()
     save_backbone(run.backbone, recipe, objective.backbone)
     return run
 
@@ -102,10 +106,15 @@ def _given_inputs(
     tokenizer = load_tokenizer(record.tokenizer) if record.tokenizer else None
     store = TokenStore.open(record.tokens) if record.tokens else None
     vocab_size, grid = settings.tokenizer.vocab_size, grid_size(backbone)
+    if store is not None and settings.view.name == "online":
+        raise SettingsError(
+            f"The online view shows crops that no store holds, so that the tokens in {record.tokens} cannot be used. Give "
+            "--tokenizer in place of --tokens, or set view.name to fixed or stored."
+        )
     if store is None and tokenizer is None:
-        _tokenizer_patch_size(settings, backbone)
+        _fit_settings(settings, backbone)
     elif store is not None:
-        view = FixedView(settings.image_size).describe()
+        view = crops_of(settings.view, settings.seed).describe()
         store.check(tokenizer.fingerprint if tokenizer else None, view, grid, vocab_size)
     elif tokenizer is not None and tokenizer.vocab_size != vocab_size:
         raise TokenizerError(
@@ -135,6 +144,23 @@ def _tokenizer_patch_size(settings: PretrainSettings, backbone: VisionTransforme
     return size
 
 
+def _fit_settings(settings: PretrainSettings, backbone: VisionTransformer) -> FitSettings:
+    """Of a tokenizer that the run fits itself."""
+    wanted = settings.tokenizer
+    return FitSettings(
+        features=wanted.features,
+        feature_options=wanted.options,
+        image_size=wanted.image_size or settings.image_size,
+        patch_size=_tokenizer_patch_size(settings, backbone),
+        vocab_size=wanted.vocab_size,
+        num_points=wanted.num_points,
+        max_images=wanted.max_images,
+        iterations=wanted.iterations,
+        restarts=wanted.restarts,
+        seed=settings.seed,
+    )
+
+
 def _own_store(
     run: RunDirectory,
     source: ImageSource,
@@ -148,6 +174,7 @@ def _own_store(
         source,
         given or _own_tokenizer(run, source, settings, backbone, unreadable),
         run.tokens,
+        crops=crops_of(settings.view, settings.seed),
         workers=settings.mechanics.workers,
         device=choose_device(settings.mechanics.device),
         unreadable=unreadable,
@@ -162,32 +189,21 @@ def _own_tokenizer(
     unreadable: UnreadableImages,
 ) -> Tokenizer:
     if not recover(run.tokenizer).is_dir():
-        wanted = settings.tokenizer
-        fitted = fit_tokenizer(
+        fit_tokenizer(
             source,
-            features=wanted.features,
-            feature_options=wanted.options,
-            image_size=wanted.image_size or settings.image_size,
-            patch_size=_tokenizer_patch_size(settings, backbone),
-            vocab_size=wanted.vocab_size,
-            num_points=wanted.num_points,
-            max_images=wanted.max_images,
-            iterations=wanted.iterations,
-            restarts=wanted.restarts,
-            seed=settings.seed,
+            _fit_settings(settings, backbone),
+            out=run.tokenizer,
+            memory=int(settings.mechanics.memory * 2**30),
             device=choose_device(settings.mechanics.device),
             workers=settings.mechanics.workers,
             unreadable=unreadable,
         )
-        fitted.save(run.tokenizer)
     return load_tokenizer(run.tokenizer)
 
 
-def _record_unreadable(
-    source: ImageSource, keys: list[str], usable: list[int], store: TokenStore, unreadable: UnreadableImages
-) -> None:
+def _record_unreadable(source: ImageSource, usable: list[int], store: TokenStore, unreadable: UnreadableImages) -> None:
     """Names the images that the store has no tokens of, or refuses to go on without so many."""
-    skipped = []
+    keys, skipped = image_keys(source), []
     for index in np.setdiff1d(range(len(source)), usable).tolist():
         name = source.describe(index)
         skipped.append(UnreadableImage(index, keys[index], name, store.unreadable[keys[index]].removeprefix(f"{name}: ")))

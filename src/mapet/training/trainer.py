@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor
 
 from mapet.config.settings import PretrainSettings
-from mapet.data.loader import LoadedBatch, UnreadableImages, make_loader, step_batches
+from mapet.data.crop_loader import CropBatch, make_crop_loader
+from mapet.data.crops import crops_of
+from mapet.data.loader import LoadedBatch, UnreadableImages, step_batches
 from mapet.data.sources import ImageSource
-from mapet.data.views import FixedView
+from mapet.data.views import Rendering
 from mapet.errors import CheckpointError, InterruptedRunError, NonFiniteLossError
 from mapet.objectives.base import Objective
 from mapet.runtime.files import write_json
 from mapet.runtime.interrupt import StopRequest
 from mapet.runtime.progress import progress, say
 from mapet.runtime.run_directory import RunDirectory
+from mapet.token_store.encode import encode, rendering_for
 from mapet.token_store.read import TokenStore
+from mapet.tokenizers.base import Tokenizer
 from mapet.training.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
 from mapet.training.log import TrainingLog
 from mapet.training.optim import learning_rate, make_optimizer
@@ -26,15 +30,19 @@ from mapet.training.step import TrainingStep
 
 
 class Trainer:
-    """Trains an objective on a source and its stored tokens, from wherever the run directory left off.
+    """Trains an objective on a source and its visual tokens, from wherever the run directory left off.
+
+    Tokens are looked up in a store, or computed from the very crop that the objective is shown, or there are none, for objectives
+    that predict something else.
 
     Args:
         objective: Trained in place; moved to `device`.
-        source: The images, every one of which `store` knows.
-        store: Their visual tokens; None for objectives that predict something else.
+        source: The images, every one of which `store` knows if there is one.
+        store: Their visual tokens; None where they are computed, or not needed.
         settings: Of the run.
         run: Where everything is written.
         device: Where to compute.
+        tokenizer: Computes the tokens where they are not stored; moved to `device`.
     """
 
     def __init__(
@@ -45,8 +53,11 @@ class Trainer:
         settings: PretrainSettings,
         run: RunDirectory,
         device: torch.device,
+        tokenizer: Tokenizer | None = None,
     ) -> None:
         self.objective, self.source, self.store = objective.to(device), source, store
+        self.tokenizer = tokenizer.to(device).eval() if tokenizer is not None else None
+        self.crops = crops_of(settings.view, settings.seed)
         self.settings, self.run_directory, self.device = settings, run, device
         self.optimizer = make_optimizer(objective, settings.training)
         self.training_step = TrainingStep(objective, self.optimizer, settings, device)
@@ -87,21 +98,35 @@ class Trainer:
 
     def _load(self) -> Iterable[tuple[Tensor, Tensor | None]]:
         """Images (B, 3, H, W) uint8 and tokens (B, N_p) of every step that is left, on the device."""
-        settings = self.settings
-        batches = step_batches(len(self.source), settings.training.batch_size, settings.seed, self.first_step, self.total_steps)
-        view = FixedView(settings.image_size)
-        pinned = self.device.type == "cuda"
-        loader = make_loader(self.source, view, batches, settings.mechanics.workers, settings.seed, pin_memory=pinned)
-        unreadable = UnreadableImages(settings.mechanics.max_unreadable)
+        mechanics = self.settings.mechanics
+        loader = make_crop_loader(
+            self.source,
+            self.crops,
+            self._batches(),
+            Rendering(self.objective.view_size),
+            tokenizer_rendering=rendering_for(self.tokenizer) if self.tokenizer is not None else None,
+            workers=mechanics.workers,
+            pin_memory=self.device.type == "cuda",
+        )
+        unreadable = UnreadableImages(mechanics.max_unreadable)
         for step, loaded in enumerate(loader, self.first_step):
             unreadable.record(loaded.unreadable)
             self._recent.append((step, loaded.keys))
             yield loaded.images.to(self.device, non_blocking=True), self._tokens(loaded)
 
+    def _batches(self) -> Iterator[CropBatch]:
+        """Images and crop of every step that is left; within one step, all images show the crop of the same number."""
+        settings = self.settings
+        steps = step_batches(len(self.source), settings.training.batch_size, settings.seed, self.first_step, self.total_steps)
+        return (CropBatch(indices, (self.crops.number(epoch),)) for epoch, indices in steps.with_epochs())
+
     def _tokens(self, loaded: LoadedBatch) -> Tensor | None:
+        """Tokens (B, N_p) of exactly the crops in `loaded`."""
+        if self.tokenizer is not None and loaded.tokenizer_images is not None:
+            return encode(self.tokenizer, loaded.tokenizer_images, self.device).flatten(1)
         if self.store is None:
             return None
-        ids = self.store.lookup(loaded.keys).flatten(1)
+        ids = self.store.lookup(loaded.keys, loaded.crops[0]).flatten(1)
         return ids.to(self.device, non_blocking=True)
 
     def _resume(self) -> int:

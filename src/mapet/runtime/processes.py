@@ -1,0 +1,152 @@
+"""Several processes that work together, as torchrun starts them; with one process every helper here does nothing.
+
+What all of them must agree on goes through `all_sum_`, `broadcast_` and `gather_rows`, which every process calls equally often and
+in the same order. An error must therefore be raised in all processes or in none; torchrun ends the others where one dies.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from mapet.errors import SettingsError
+
+# How long one process may wait for the others, who may have more to read or slower disks.
+LONGEST_WAIT = timedelta(hours=2)
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process among those that work together.
+
+    Args:
+        rank: Its number, from 0.
+        world: How many there are.
+        local_rank: Its number on this machine, which is also that of its GPU.
+    """
+
+    rank: int = 0
+    world: int = 1
+    local_rank: int = 0
+
+    def device(self, device: torch.device | str) -> torch.device:
+        """`device`, where "cuda" of several processes becomes this one's own GPU."""
+        device = torch.device(device)
+        own = device.type == "cuda" and device.index is None and self.world > 1
+        return torch.device("cuda", self.local_rank) if own else device
+
+
+def this_process() -> Processes:
+    """What torchrun said in RANK, WORLD_SIZE and LOCAL_RANK; the only process where it did not start this one.
+
+    Raises:
+        SettingsError: The variables are incomplete or contradict each other.
+    """
+    world = _number("WORLD_SIZE", 1, 1)
+    if world == 1:
+        return Processes()
+    return Processes(_number("RANK", None, 0, world - 1), world, _number("LOCAL_RANK", None, 0, world - 1))
+
+
+@contextmanager
+def process_group(device: torch.device | str) -> Iterator[Processes]:
+    """Connects the processes for as long as the block runs: over gloo on the CPU, and over NCCL for tensors on CUDA.
+
+    Where they are connected already, or there is only one, nothing is done.
+
+    Args:
+        device: Where this process computes; "cuda" is the GPU of its local rank, which becomes torch's current one.
+
+    Raises:
+        SettingsError: The machine has fewer GPUs than processes, or torchrun's variables are incomplete.
+    """
+    processes = this_process()
+    if processes.world == 1 or dist.is_initialized():
+        yield processes
+        return
+    device = processes.device(device)
+    if device.type == "cuda":
+        _own_gpu(device)
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=LONGEST_WAIT)
+    try:
+        yield processes
+    finally:
+        dist.destroy_process_group()
+
+
+def barrier() -> None:
+    """Returns when all processes have called it."""
+    all_sum_(torch.zeros(1))
+
+
+def all_sum_(tensor: Tensor) -> Tensor:
+    """Replaces `tensor` by its sum over all processes, the same bits in every one; returns it."""
+    if _connected():
+        dist.all_reduce(tensor)
+    return tensor
+
+
+def broadcast_(tensor: Tensor, source: int = 0) -> Tensor:
+    """Replaces `tensor` by that of the process of rank `source`; returns it."""
+    if _connected():
+        dist.broadcast(tensor, source)
+    return tensor
+
+
+def gather_rows(tensor: Tensor) -> Tensor:
+    """The rows of `tensor` (n, ...) of all processes, in the order of their ranks, in every process; n may differ."""
+    if not _connected():
+        return tensor
+    lengths = gather_numbers(len(tensor))
+    padded = tensor.new_zeros(max(lengths), *tensor.shape[1:])
+    padded[: len(tensor)] = tensor
+    received = [torch.empty_like(padded) for _ in lengths]
+    dist.all_gather(received, padded)
+    return torch.cat([rows[:length] for rows, length in zip(received, lengths, strict=True)])
+
+
+def gather_numbers(number: int) -> list[int]:
+    """The `number` of every process, in the order of their ranks."""
+    numbers = torch.zeros(this_process().world if _connected() else 1, dtype=torch.int64)
+    numbers[this_process().rank if _connected() else 0] = number
+    return all_sum_(numbers).tolist()
+
+
+def _connected() -> bool:
+    """Whether there are other processes to talk to; to forget `process_group` must not look like being alone."""
+    if this_process().world == 1:
+        return False
+    if not dist.is_initialized():
+        raise SettingsError(
+            f"torchrun started {this_process().world} processes, but this part of mapet works in one. Start it without torchrun."
+        )
+    return True
+
+
+def _own_gpu(device: torch.device) -> None:
+    gpus = torch.cuda.device_count()
+    if (device.index or 0) >= gpus:
+        raise SettingsError(
+            f"Process {device.index} of this machine has no GPU of its own: there are {gpus}. Start at most as many processes as "
+            "GPUs (torchrun --nproc-per-node), or use the CPU."
+        )
+    torch.cuda.set_device(device)
+
+
+def _number(name: str, default: int | None, lowest: int, highest: int | None = None) -> int:
+    """An integer from the environment."""
+    text = os.environ.get(name, "" if default is None else str(default))
+    if not text.isdecimal() or int(text) < lowest or (highest is not None and int(text) > highest):
+        allowed = f"{lowest} or more" if highest is None else f"{lowest} to {highest}"
+        raise SettingsError(
+            f"The environment variable {name} is '{text}'. Allowed: {allowed}. torchrun sets RANK, WORLD_SIZE and LOCAL_RANK; "
+            "without it, unset WORLD_SIZE."
+        )
+    return int(text)
