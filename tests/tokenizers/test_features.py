@@ -2,12 +2,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from safetensors.torch import save_file
 from torch.nn import functional as F
 
-from mapet.compat import timm
 from mapet.errors import SettingsError, TokenizerError
-from mapet.tokenizers import timm_features
 from mapet.tokenizers.features import CONTRAST_FLOOR, Whitening, create_features
 
 
@@ -145,65 +142,13 @@ def test_a_class_of_the_users_own():
         create_features("mapet.nowhere:Features", image_size=8, patch_size=4)
 
 
-@pytest.mark.parametrize(("model", "image_size", "patch_size"), [("test_vit", 96, 16), ("test_resnet", 64, 32)])
-def test_timm_models_of_both_kinds(model, image_size, patch_size):
-    extractor = create_features(model, image_size=image_size, patch_size=patch_size, pretrained=False)
-    extractor.fit(torch.empty(0), seeded())
-    images = smooth_images(2, image_size)
-    features = extractor(images)
-    assert features.shape == (2, *extractor.grid_size, extractor.dim)
-    reference = timm.create_model(model, num_classes=0, **({"img_size": image_size} if model == "test_vit" else {})).eval()
-    reference.load_state_dict(extractor.backbone.state_dict())
-    config = reference.pretrained_cfg
-    normalised = (images - torch.tensor(config["mean"]).view(3, 1, 1)) / torch.tensor(config["std"]).view(3, 1, 1)
-    expected = reference.forward_intermediates(normalised, indices=1, intermediates_only=True, norm=model == "test_vit")[0]
-    torch.testing.assert_close(features, expected.permute(0, 2, 3, 1), atol=1e-4, rtol=1e-4)
-    assert not features.requires_grad
-
-
-def test_channels_last_maps_are_kept_as_they_are():
-    class ChannelsLast(torch.nn.Module):
-        output_fmt = "NHWC"
-
-        def forward_features(self, images):
-            return torch.zeros(len(images), 2, 2, 7)
-
-    assert timm_features._last_map(ChannelsLast(), torch.zeros(3, 3, 8, 8)).shape == (3, 2, 2, 7)
-
-
-def test_random_weights_come_from_the_generator():
-    first, same, other = (create_features("timm:test_vit", image_size=160, patch_size=16, pretrained=False) for _ in range(3))
-    for extractor, seed in [(first, 0), (same, 0), (other, 1)]:
-        extractor.fit(torch.empty(0), seeded(seed))
-    images = smooth_images(1, 160)
-    assert torch.equal(first(images), same(images))
-    assert not torch.equal(first(images), other(images))
-
-
-def test_no_download_says_what_to_do(monkeypatch):
-    extractor = create_features("test_vit", image_size=160, patch_size=16)
-
-    def offline(*_, **__):
-        raise OSError("We couldn't connect to the hub\nlong story")
-
-    monkeypatch.setattr(timm_features.timm, "create_model", offline)
-    with pytest.raises(TokenizerError, match=r"couldn't connect to the hub\. .*timm:test_vit@FILE\.safetensors"):
-        extractor.fit(torch.empty(0), seeded())
-
-
-def test_local_checkpoint_is_loaded_strictly(tmp_path):
-    published = timm.create_model("test_vit", pretrained=False)
-    file = tmp_path / "weights.safetensors"
-    save_file(published.state_dict(), file)
-    extractor = create_features(f"timm:test_vit@{file}", image_size=160, patch_size=16)
-    extractor.fit(torch.empty(0), seeded())
-    assert torch.equal(extractor.backbone.norm.weight, published.norm.weight)
-    assert torch.equal(extractor.backbone.patch_embed.proj.weight, published.patch_embed.proj.weight)
-    assert str(tmp_path) not in str(extractor.settings())
-
-    save_file({key: value for key, value in published.state_dict().items() if "norm.weight" not in key}, file)
-    with pytest.raises(TokenizerError, match="tensors differ in name or shape"):
-        extractor.fit(torch.empty(0), seeded())
-    file.write_bytes(b"not tensors")
-    with pytest.raises(TokenizerError, match="cannot be read as a safetensors file"):
-        extractor.fit(torch.empty(0), seeded())
+def test_fingerprints_cover_settings_and_tensors(fitted):
+    again = create_features(**fitted.settings())
+    again.load_state_dict(fitted.state_dict())
+    assert again.fingerprint == fitted.fingerprint
+    next(again.buffers())[0] += 1
+    assert again.fingerprint != fitted.fingerprint
+    assert (
+        create_features("pixels", image_size=8, patch_size=4).fingerprint
+        != create_features("pixels", image_size=8, patch_size=2).fingerprint
+    )

@@ -1,14 +1,21 @@
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
 import pytest
 import torch
 
 from mapet.data.loader import UnreadableImages
 from mapet.data.sources import ImageSource, open_source, subset
 from mapet.errors import DataError, TokenizerError
-from mapet.tokenizers.base import load_tokenizer
+from mapet.tokenizers import feature_file, feature_samples, kmeans, kmeans_state
 from mapet.tokenizers.feature_kmeans import FeatureKMeans
 from mapet.tokenizers.fit import fit_tokenizer
+from mapet.tokenizers.fit_settings import FitSettings, preset_settings
+from mapet.tokenizers.load import load_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -16,19 +23,23 @@ def digits() -> ImageSource:
     return subset(open_source("digits"), range(300))
 
 
-def fit(source: ImageSource, unreadable: UnreadableImages | None = None, **changes) -> FeatureKMeans:
-    arguments = {
-        "features": "pixels",
-        "feature_options": {"dim": 12},
-        "image_size": 16,
-        "patch_size": 4,
-        "vocab_size": 32,
-        "num_points": 3000,
-        "max_images": 200,
-        "iterations": 5,
-        "restarts": 2,
-    }
-    return fit_tokenizer(source, unreadable=UnreadableImages() if unreadable is None else unreadable, **{**arguments, **changes})
+SMALL = FitSettings(
+    features="pixels",
+    feature_options={"dim": 12},
+    image_size=16,
+    patch_size=4,
+    vocab_size=32,
+    num_points=3000,
+    max_images=200,
+    iterations=5,
+    restarts=2,
+)
+
+
+def fit(source: ImageSource, unreadable: UnreadableImages | None = None, out: Path | None = None, **changes: Any) -> FeatureKMeans:
+    how = {name: changes.pop(name) for name in ("workers", "memory", "keep_features") if name in changes}
+    unreadable = UnreadableImages() if unreadable is None else unreadable
+    return fit_tokenizer(source, replace(SMALL, **changes), out=out, unreadable=unreadable, **how)
 
 
 class Broken:
@@ -81,6 +92,105 @@ def test_timm_features_need_no_images_to_fit(digits):
     options = {"pretrained": False}
     tokenizer = fit(digits, features="test_vit", feature_options=options, image_size=32, patch_size=16, max_images=20, vocab_size=8)
     assert tokenizer.fit_report["points"] == 20 * 4
+
+
+def test_points_from_the_disk_give_the_same_as_from_memory(digits):
+    assert fit(digits, memory=0).fingerprint == fit(digits).fingerprint
+
+
+def test_a_share_of_the_patches_and_all_images(digits):
+    report = fit(digits, share=0.5, max_images=None).fit_report
+    assert report["images"] == 300
+    assert report["points"] == 300 * 8
+
+
+def test_the_tokenizer_is_saved_and_what_led_to_it_removed(digits, tmp_path):
+    tokenizer = fit(digits, out=tmp_path / "tok")
+    assert [path.name for path in tmp_path.iterdir()] == ["tok"]
+    assert load_tokenizer(tmp_path / "tok").fingerprint == tokenizer.fingerprint
+    fit(digits, out=tmp_path / "tok", keep_features=True)
+    assert {path.name for path in tmp_path.iterdir()} == {"tok", ".tok.features"}
+    assert np.load(tmp_path / ".tok.features" / "features-0-of-1.npy").shape == (3000, 12)
+
+
+def test_kept_features_serve_another_clustering(digits, tmp_path, monkeypatch):
+    fit(digits, out=tmp_path / "tok", keep_features=True)
+    monkeypatch.setattr(feature_samples, "make_loader", None)
+    assert fit(digits, out=tmp_path / "tok", vocab_size=8).vocab_size == 8
+
+
+class Stopped(Exception):
+    pass
+
+
+@pytest.mark.parametrize("moment", ["extraction", "clustering", "saving"])
+def test_the_same_call_continues_to_the_same_tokenizer(digits, tmp_path, monkeypatch, moment):
+    whole = fit(digits).fingerprint
+    monkeypatch.setattr(kmeans_state, "SECONDS_BETWEEN_STATES", 0.0)
+    monkeypatch.setattr(feature_file, "SECONDS_BETWEEN_STATES", 0.0)
+    calls = []
+
+    def stop_at(count, function):
+        def wrapped(*arguments, **options):
+            calls.append(1)
+            if len(calls) == count:
+                raise Stopped
+            return function(*arguments, **options)
+
+        return wrapped
+
+    module, name, count = {
+        "extraction": (feature_samples, "_sampled", 3),
+        "clustering": (kmeans, "one_pass", 9),
+        "saving": (FeatureKMeans, "save", 1),
+    }[moment]
+    original = getattr(module, name)
+    monkeypatch.setattr(module, name, stop_at(count, original))
+    with pytest.raises(Stopped):
+        fit(digits, out=tmp_path / "tok")
+    calls.clear()
+    monkeypatch.setattr(module, name, stop_at(10**9, original))
+    assert fit(digits, out=tmp_path / "tok").fingerprint == whole
+    assert len(calls) == {"extraction": 2, "clustering": 12 - 8, "saving": 1}[moment]
+    assert [path.name for path in tmp_path.iterdir()] == ["tok"]
+
+
+def test_another_folder_is_not_written_over(digits, tmp_path):
+    (tmp_path / "holiday.jpg").write_bytes(b"precious")
+    with pytest.raises(TokenizerError, match="is not a tokenizer; it is left alone"):
+        fit(digits, out=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"vocab_size": 65_537}, "vocabulary size is 65537. Allowed: 2 to 65536"),
+        ({"vocab_size": 1}, "vocabulary size is 1"),
+        ({"share": 0.0}, "share of patches is 0. Allowed: above 0, at most 1"),
+        ({"share": 1.5}, "share of patches is 1.5"),
+        ({"num_points": 0}, "num_points is 0. Allowed: 1 or more"),
+        ({"max_images": -1}, "max_images is -1"),
+    ],
+)
+def test_settings_that_are_not_allowed(changes, message):
+    with pytest.raises(TokenizerError, match=message):
+        replace(SMALL, **changes)
+
+
+def test_the_papers_settings_and_what_overrules_them():
+    paper = preset_settings("k-clip")
+    assert (paper.features, paper.image_size, paper.patch_size, paper.vocab_size) == ("resnet50x64_clip.openai", 448, 32, 8192)
+    assert (paper.num_points, paper.max_images, paper.iterations, paper.restarts) == (4_194_304, None, 20, 5)
+    smaller = preset_settings("k-clip", features="resnet50_clip.openai", restarts=1, vocab_size=None)
+    assert (smaller.features, smaller.restarts, smaller.vocab_size) == ("resnet50_clip.openai", 1, 8192)
+    assert preset_settings(None, share=0.02).max_images is None
+    assert preset_settings(None, share=0.02, max_images=10).max_images == 10
+    assert preset_settings(None, max_images=0).max_images is None
+    assert preset_settings("k-clip", share=0.02).share == 0.02
+    with pytest.raises(TokenizerError, match=r"Both a share .* and a number of patches"):
+        preset_settings(None, share=0.02, num_points=10)
+    with pytest.raises(TokenizerError, match=r"no preset 'k-clop'. Did you mean 'k-clip'"):
+        preset_settings("k-clop")
 
 
 def test_fewer_patches_than_tokens(digits):

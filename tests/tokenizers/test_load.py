@@ -23,7 +23,7 @@ def home(tmp_path, monkeypatch):
     [
         ("k-clip", "mapet tokenizer fit IMAGENET --preset k-clip --out"),
         ("vq-kd", "mapet tokenizer convert vqkd_"),
-        ("dall-e", "mapet tokenizer convert encoder.pkl --out"),
+        ("dall-e", "mapet tokenizer convert facebook/flava-image-codebook --out"),
     ],
 )
 def test_a_name_without_a_tokenizer_says_how_to_make_it(home, name, command):

@@ -1,9 +1,12 @@
-"""Weights of published checkpoints under the names of ours."""
+"""Weights of published checkpoints under the names of ours, and what names weights: a fingerprint."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -76,3 +79,12 @@ def load_strictly(module: nn.Module, state_dict: Mapping[str, Tensor], *, option
     if complaints:
         raise ModelError(f"These weights do not fit {type(module).__name__}. {' '.join(complaints)}")
     module.load_state_dict(dict(state_dict), strict=False)
+
+
+def fingerprint(module: nn.Module, facts: Mapping[str, Any]) -> str:
+    """SHA-256 over `facts`, which are JSON, and every tensor of `module`, in hex."""
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
+    for name, tensor in sorted([*module.named_parameters(), *module.named_buffers()]):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()

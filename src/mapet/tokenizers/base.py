@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from abc import ABC, abstractmethod
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from mapet.errors import TokenizerError
+from mapet.models.weights import fingerprint
 from mapet.registry import Registry
 from mapet.runtime.files import atomic_directory, write_json
 from mapet.tokenizers.nearest import full_float32
@@ -77,11 +76,7 @@ class Tokenizer(nn.Module, ABC):
     def fingerprint(self) -> str:
         """SHA-256 over kind, code version, settings and every tensor, in hex: equal fingerprints give equal tokens."""
         facts = {"kind": self.kind, "code_version": self.code_version, "settings": self.settings()}
-        digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
-        for name, tensor in sorted([*self.named_parameters(), *self.named_buffers()]):
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-        return digest.hexdigest()
+        return fingerprint(self, facts)
 
     def save(self, directory: Path | str) -> None:
         """Writes tokenizer.json and, where there are weights, weights.safetensors; the folder appears complete or not at all.

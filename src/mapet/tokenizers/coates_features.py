@@ -79,7 +79,8 @@ class CoatesFeatures(FeatureExtractor):
         windows = normalise_contrast(self._random_windows(images, generator))
         self.window_whitening.fit(windows.split(8192))
         whitened = self.window_whitening(windows)
-        self.filters.copy_(kmeans(whitened, self.num_filters, iterations=20, generator=generator).centroids)
+        seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
+        self.filters.copy_(kmeans(whitened, self.num_filters, iterations=20, seed=seed).centroids)
         per_image = -(-FIT_WINDOWS // len(images))
         self.code_whitening.fit(_some_rows(codes, per_image, generator) for codes in self._pooled_chunks(images))
 

@@ -1,7 +1,7 @@
 """Patch features: what a tokenizer clusters. One vector for every patch of the grid.
 
-`create_features` builds one by name: "pixels", "coates", or any timm model ("resnet50x64_clip.openai", "timm:resnet18",
-"timm:resnet18@weights.safetensors").
+`create_features` builds one by name: "pixels", "coates", any timm model ("resnet50x64_clip.openai", "timm:resnet18",
+"timm:resnet18@weights.safetensors"), or the folder of a run of our own.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any, ClassVar, get_type_hints
 
 import torch
@@ -16,6 +17,7 @@ from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 
 from mapet.errors import TokenizerError, nearest
+from mapet.models.weights import fingerprint
 from mapet.registry import Registry
 
 
@@ -57,6 +59,12 @@ class FeatureExtractor(nn.Module, ABC):
     def settings(self) -> dict[str, Any]:
         """What `create_features` needs to build it again, without its parameters."""
 
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over code version, settings and every tensor, in hex: equal fingerprints give equal features."""
+        facts = {"code_version": self.code_version, "settings": self.settings()}
+        return fingerprint(self, facts)
+
 
 FEATURES: Registry[type[FeatureExtractor]] = Registry(
     "kind of features",
@@ -64,6 +72,7 @@ FEATURES: Registry[type[FeatureExtractor]] = Registry(
         "pixels": "mapet.tokenizers.pixel_features:PixelFeatures",
         "coates": "mapet.tokenizers.coates_features:CoatesFeatures",
         "timm": "mapet.tokenizers.timm_features:TimmFeatures",
+        "run": "mapet.tokenizers.run_features:RunFeatures",
     },
 )
 
@@ -72,7 +81,8 @@ def create_features(name: str, *, image_size: int, patch_size: int, **options: A
     """An extractor by name, not yet fitted.
 
     Args:
-        name: "pixels", "coates", a timm model's name, "timm:NAME", "timm:NAME@FILE.safetensors" or "package.module:Class".
+        name: "pixels", "coates", a timm model's name, "timm:NAME", "timm:NAME@FILE", the folder of a run, "run:FOLDER" or
+            "package.module:Class".
         image_size: Height and width of its images in pixels, a multiple of `patch_size`.
         patch_size: Height and width of a patch, so that the grid has image_size / patch_size patches a side.
         options: Settings of that kind of features.
@@ -107,16 +117,26 @@ def _check_options(name: str, extractor: type[FeatureExtractor], options: dict[s
             raise TokenizerError(f"Features '{name}' need the option '{option}'.")
 
 
+def run_behind(name: str) -> str | None:
+    """The folder of a run that `name` means: "run:FOLDER", or a folder that is here. A timm model's name means the model."""
+    from mapet.compat import timm
+
+    prefix, _, rest = name.partition(":")
+    if prefix == "run" and rest:
+        return rest
+    return name if name and Path(name).is_dir() and name not in FEATURES and not timm.is_model(name) else None
+
+
 def _resolve(name: str, options: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     """The registered kind behind `name`, and the options that `name` implies."""
-    if name in FEATURES and name != "timm":
+    if name in FEATURES:
         return name, options
+    if run := run_behind(name):
+        return "run", {**options, "run": run}
     prefix, colon, rest = name.partition(":")
     if colon and prefix != "timm":
         return name, options
     model, _, checkpoint = (rest if colon else name).partition("@")
-    if model == "timm":
-        return model, options
     return "timm", {**options, "model": model, **({"checkpoint": checkpoint} if checkpoint else {})}
 
 

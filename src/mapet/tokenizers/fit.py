@@ -1,9 +1,13 @@
-"""Fits a tokenizer to images: a seeded sample of them, features of random patches, k-means."""
+"""Fits a tokenizer to images: features, a uniform sample of them on disk, k-means. The same call continues what was stopped."""
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,49 +17,45 @@ from mapet.data.loader import UnreadableImages, make_loader, sequential_batches
 from mapet.data.sources import ImageSource, subset
 from mapet.data.views import FixedView
 from mapet.errors import TokenizerError
+from mapet.runtime.processes import Processes, barrier, broadcast_, gather_numbers, process_group
 from mapet.runtime.progress import progress, say
-from mapet.runtime.seeding import seeded_generator
+from mapet.runtime.seeding import derive_seed, seeded_generator
+from mapet.tokenizers.base import refuse_other_content
 from mapet.tokenizers.feature_kmeans import FeatureKMeans
+from mapet.tokenizers.feature_samples import BATCH_SIZE, PatchSample, SampledFeatures, sample_features
 from mapet.tokenizers.features import FeatureExtractor, create_features
+from mapet.tokenizers.fit_settings import FitSettings
 from mapet.tokenizers.kmeans import KMeansResult, kmeans
 from mapet.tokenizers.nearest import full_float32
+from mapet.tokenizers.points import StoredPoints
 
-BATCH_SIZE = 64
 # Pixel values that features are fitted on at once (256 MiB of float32).
 FIT_VALUES = 2**26
+MEMORY = 4 * 2**30
 
 
 def fit_tokenizer(
     source: ImageSource,
+    settings: FitSettings,
     *,
-    features: str,
-    feature_options: dict[str, Any],
-    image_size: int,
-    patch_size: int,
-    vocab_size: int,
-    num_points: int = 200_000,
-    max_images: int = 20_000,
-    iterations: int = 20,
-    restarts: int = 3,
-    seed: int = 0,
+    out: Path | str | None = None,
+    keep_features: bool = False,
+    memory: int = MEMORY,
     device: torch.device | str = "cpu",
     workers: int = 0,
     unreadable: UnreadableImages,
 ) -> FeatureKMeans:
-    """Fits `features` and clusters them into `vocab_size` tokens; the same arguments give the same tokenizer.
+    """Fits features and clusters them to tokens; the same arguments give the same tokenizer.
+
+    Started by torchrun, all processes share the images and cluster together.
 
     Args:
         source: The images.
-        features: As in `create_features`: "pixels", "coates", a timm model's name.
-        feature_options: Settings of that kind of features.
-        image_size: Height and width at which images are tokenised, in pixels.
-        patch_size: Height and width of a patch at that size.
-        vocab_size: Number of tokens.
-        num_points: About how many patches are clustered.
-        max_images: At most so many images are read, a random sample.
-        iterations: Of k-means, per restart.
-        restarts: Of k-means; the lowest inertia wins.
-        seed: Determines the sample and every draw.
+        settings: What is fitted.
+        out: Where the tokenizer is saved. Until then, features and clusters lie beside it in .OUT.features, and the same call
+            continues with them after any interruption. Without it nothing is kept.
+        keep_features: Leaves the features there, for another clustering of them.
+        memory: Bytes of main memory for the features; more are read from the disk in every pass of k-means.
         device: Where features and clusters are computed.
         workers: Processes that decode images.
         unreadable: Counts and names the images that cannot be read.
@@ -66,105 +66,135 @@ def fit_tokenizer(
     Raises:
         TokenizerError: Fewer patches than tokens, or settings that do not fit.
         DataError: More unreadable images than `unreadable` allows.
+        StorageError: Too little room for the features.
     """
-    if misplaced := [name for name in ("name", "image_size", "patch_size") if name in feature_options]:
-        raise TokenizerError(f"{misplaced[0]} is no option of the features; it is set beside them.")
-    extractor = create_features(features, image_size=image_size, patch_size=patch_size, **feature_options).to(device)
-    sample = _sample(source, max_images, seed)
-    patches = extractor.grid_size[0] * extractor.grid_size[1]
-    per_image = min(patches, -(-num_points // len(sample)))
-    if per_image * len(sample) < vocab_size:
-        raise TokenizerError(
-            f"{len(sample)} images of {patches} patches give {per_image * len(sample)} points, fewer than the {vocab_size} tokens "
-            "asked for. Lower the vocabulary size, add images, or raise num_points."
-        )
-    reader = _Reader(image_size, torch.device(device), workers, unreadable)
-    with full_float32(reader.device):
-        count = min(extractor.images_to_fit, FIT_VALUES // (3 * image_size**2) or 1, len(sample))
-        extractor.fit(reader.first(sample, count), seeded_generator(seed, "features"))
-        points = _points(reader, sample, extractor, per_image, seed)
-        result = _cluster(points, vocab_size, iterations, restarts, seed, reader.device)
-    tokenizer = FeatureKMeans(extractor.cpu(), result.centroids.cpu())
-    tokenizer.fit_report = _report(result, len(points), len(points) // per_image, seed)
-    say(
-        f"k-means: inertia {tokenizer.fit_report['inertia_per_point']:.4g} per point; {tokenizer.fit_report['used_codes']} of "
-        f"{vocab_size} tokens used, perplexity {tokenizer.fit_report['perplexity']:.0f}"
-    )
+    if out is not None:
+        refuse_other_content(Path(out))
+    with process_group(device) as processes, _work_folder(out) as folder:
+        fit = _Fit(source, settings, folder, memory, processes, processes.device(device), workers, unreadable)
+        with full_float32(fit.device):
+            tokenizer = fit.run()
+        if out is not None and processes.rank == 0:
+            tokenizer.save(out)
+        barrier()  # until the tokenizer is there, all are needed to continue
+        if not keep_features:
+            shutil.rmtree(folder, ignore_errors=True)
     return tokenizer
 
 
-def _sample(source: ImageSource, max_images: int, seed: int) -> ImageSource:
-    """At most `max_images` of the images, in random order."""
-    order = torch.randperm(len(source), generator=seeded_generator(seed, "tokenizer images"))
-    return subset(source, order[:max_images].numpy())
+@contextmanager
+def _work_folder(out: Path | str | None) -> Iterator[Path]:
+    """Where features and clusters lie until the tokenizer is saved: beside it, or in a folder that is removed in any case."""
+    if out is None:
+        with tempfile.TemporaryDirectory(prefix="mapet-features-") as folder:
+            yield Path(folder)
+    else:
+        path = Path(out).absolute()
+        yield path.with_name(f".{path.name}.features")
 
 
 @dataclass(frozen=True)
-class _Reader:
-    """Reads images as `encode` will see them: the fixed view, in [0, 1], on the device."""
+class _Fit:
+    """One call of `fit_tokenizer`, in one of its processes."""
 
-    image_size: int
+    source: ImageSource
+    settings: FitSettings
+    folder: Path
+    memory: int
+    processes: Processes
     device: torch.device
     workers: int
     unreadable: UnreadableImages
 
-    def read(self, source: ImageSource, description: str) -> Iterator[tuple[Tensor, list[str]]]:
-        """Yields images (B, 3, image_size, image_size) and their keys, with a progress bar."""
-        batches, pinned = sequential_batches(len(source), BATCH_SIZE), self.device.type == "cuda"
-        with progress(description, len(source)) as bar:
-            for batch in make_loader(source, FixedView(self.image_size), batches, self.workers, pin_memory=pinned):
-                self.unreadable.record(batch.unreadable)
-                if batch.keys:
-                    yield batch.images.to(self.device, non_blocking=True).float() / 255, batch.keys
-                bar.advance(len(batch.keys) + len(batch.unreadable))
-
-    def first(self, source: ImageSource, count: int) -> Tensor:
-        """The first `count` images, those that can be read, in one tensor."""
-        empty = torch.empty(0, 3, self.image_size, self.image_size, device=self.device)
-        if not count:
-            return empty
-        images = self.read(subset(source, range(count)), "Fitting features")
-        return torch.cat([empty, *(chunk for chunk, _ in images)])
-
-
-def _points(reader: _Reader, sample: ImageSource, extractor: FeatureExtractor, per_image: int, seed: int) -> Tensor:
-    """Features (n, dim) of `per_image` random patches of every image, in main memory."""
-    points = torch.empty(len(sample) * per_image, extractor.dim)
-    filled = 0
-    for images, keys in reader.read(sample, "Extracting features"):
-        features = extractor(images).flatten(1, 2)
-        chosen = torch.stack([_random_patches(features.shape[1], per_image, seed, key) for key in keys])
-        drawn = features.gather(1, chosen[..., None].expand(-1, -1, extractor.dim).to(features.device)).flatten(0, 1)
-        points[filled : filled + len(drawn)] = drawn.cpu()
-        filled += len(drawn)
-    return points[:filled]
-
-
-def _random_patches(patches: int, count: int, seed: int, key: str) -> Tensor:
-    return torch.randperm(patches, generator=seeded_generator(seed, "tokenizer patches", key))[:count]
-
-
-def _cluster(points: Tensor, vocab_size: int, iterations: int, restarts: int, seed: int, device: torch.device) -> KMeansResult:
-    """k-means with a progress bar."""
-    passes = iterations + 1
-    with progress("Clustering", restarts * passes) as bar:
-
-        def show(restart: int, iteration: int, inertia: float) -> None:
-            bar.advance(restart * passes + iteration + 1 - bar.done)
-            bar.note(f"restart {restart + 1}/{restarts}, inertia {inertia / len(points):.4g} per point")
-
-        generator = seeded_generator(seed, "k-means")
-        result = kmeans(
-            points,
-            vocab_size,
-            iterations=iterations,
-            restarts=restarts,
-            generator=generator,
-            device=device,
-            on_iteration=show,
+    def run(self) -> FeatureKMeans:
+        settings = self.settings
+        extractor = create_features(
+            settings.features, image_size=settings.image_size, patch_size=settings.patch_size, **settings.feature_options
+        ).to(self.device)
+        order = torch.randperm(len(self.source), generator=seeded_generator(settings.seed, "tokenizer images"))
+        chosen = order[: settings.max_images]
+        sample = self._patch_sample(len(chosen), extractor)
+        self._fit_features(extractor, chosen)
+        images = subset(self.source, chosen.sort().values.numpy())  # in the order in which they lie on the disk
+        features = sample_features(
+            images,
+            extractor,
+            sample,
+            self.folder,
+            device=self.device,
+            workers=self.workers,
+            unreadable=self.unreadable,
+            processes=self.processes,
         )
-        bar.advance(restarts * passes - bar.done)
-    return result
+        result, points = self._cluster(features)
+        tokenizer = FeatureKMeans(extractor.cpu(), result.centroids.cpu())
+        tokenizer.fit_report = _report(result, points, sum(gather_numbers(features.images)), settings.seed)
+        self._say(tokenizer)
+        return tokenizer
+
+    def _patch_sample(self, images: int, extractor: FeatureExtractor) -> PatchSample:
+        patches = extractor.grid_size[0] * extractor.grid_size[1]
+        per_image = self.settings.per_image(images, patches)
+        expected = round(images * per_image)
+        if expected < self.settings.vocab_size:
+            raise TokenizerError(
+                f"{images} images of {patches} patches give {expected} points, fewer than the {self.settings.vocab_size} tokens "
+                "asked for. Lower the vocabulary size, add images, or raise num_points or share."
+            )
+        return PatchSample(patches, per_image, self.settings.seed)
+
+    def _fit_features(self, extractor: FeatureExtractor, chosen: Tensor) -> None:
+        """Fits the extractor to the first of the `chosen` images, in all processes to the same bits."""
+        count = min(extractor.images_to_fit, FIT_VALUES // (3 * extractor.image_size**2) or 1)
+        images = self._read(subset(self.source, chosen[:count].numpy()), extractor.image_size)
+        extractor.fit(images, seeded_generator(self.settings.seed, "features"))
+        for tensor in extractor.state_dict().values():
+            broadcast_(tensor)
+
+    def _read(self, source: ImageSource, image_size: int) -> Tensor:
+        """All images (n, 3, image_size, image_size) that can be read, in [0, 1], on the device."""
+        images = [torch.empty(0, 3, image_size, image_size)]
+        with progress("Fitting features", len(source), after=2.0) as bar:
+            batches = sequential_batches(len(source), BATCH_SIZE)
+            for batch in make_loader(source, FixedView(image_size), batches, self.workers if batches else 0):
+                self.unreadable.record(batch.unreadable)
+                images.append(batch.images.float() / 255)
+                bar.advance(len(batch.keys) + len(batch.unreadable))
+        return torch.cat(images).to(self.device)
+
+    def _cluster(self, features: SampledFeatures) -> tuple[KMeansResult, int]:
+        """k-means over the features of all processes, with a progress bar; also how many they are."""
+        settings, passes = self.settings, self.settings.iterations + 1
+        points = sum(gather_numbers(features.points))
+        name = f"k-means-{settings.vocab_size}-{settings.iterations}-{settings.restarts}-{features.job[:16]}.safetensors"
+        with progress("Clustering", settings.restarts * passes) as bar:
+
+            def show(restart: int, iteration: int, inertia: float) -> None:
+                bar.advance(restart * passes + iteration + 1 - bar.done)
+                bar.note(f"restart {restart + 1}/{settings.restarts}, inertia {inertia / points:.4g} per point")
+
+            result = kmeans(
+                StoredPoints(features.path),
+                settings.vocab_size,
+                seed=derive_seed(settings.seed, "k-means"),
+                iterations=settings.iterations,
+                restarts=settings.restarts,
+                device=self.device,
+                memory=self.memory,
+                checkpoint=self.folder / name,
+                sharded=self.processes.world > 1,
+                on_iteration=show,
+            )
+            bar.advance(settings.restarts * passes - bar.done)
+        return result, points
+
+    def _say(self, tokenizer: FeatureKMeans) -> None:
+        if self.processes.rank == 0:
+            report = tokenizer.fit_report
+            say(
+                f"k-means: inertia {report['inertia_per_point']:.4g} per point; {report['used_codes']} of {tokenizer.vocab_size} "
+                f"tokens used, perplexity {report['perplexity']:.0f}"
+            )
 
 
 def _report(result: KMeansResult, num_points: int, num_images: int, seed: int) -> dict[str, Any]:

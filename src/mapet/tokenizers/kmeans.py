@@ -1,25 +1,27 @@
-"""k-means (Lloyd) in torch, on any device, in bounded memory.
+"""k-means (Lloyd) in torch: on any device, over points in memory or in a file, in one process or several, resumable.
 
-Start: greedy k-means++ (Arthur & Vassilvitskii 2007) on a sample of the points, or k random points. Clusters that lose all their
-points are re-seeded at the points farthest from their centroids. Several restarts; the lowest inertia wins.
+Start: greedy k-means++ or k random points (`kmeans_start`). Clusters that lose all their points are re-seeded at the points
+farthest from their centroids (`lloyd`). Several restarts; the lowest inertia wins.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from mapet.errors import TokenizerError, nearest
-from mapet.tokenizers.nearest import chunks, full_float32, nearest_centroid, squared_distances
+from mapet.runtime.processes import gather_numbers, this_process
+from mapet.tokenizers.kmeans_start import STARTS, first_centroids
+from mapet.tokenizers.kmeans_state import State, StateFile
+from mapet.tokenizers.lloyd import Data, exact_pass, inertia, moved, one_pass, pass_precision
+from mapet.tokenizers.points import Points, as_points, blocks, fingerprint, placed
 
-STARTS = ("k-means++", "random")
-# k-means++ passes over its points k times, so it looks at no more than this many points for every centroid.
-SEEDING_POINTS_PER_CENTROID = 32
-MIN_SEEDING_POINTS = 8192
+# From so many products in a pass on (points x dimensions x centroids), they are of bfloat16 where that is faster.
+REDUCED_FROM = 2**31
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,7 @@ class KMeansResult:
 
     Args:
         centroids: (k, d) float32.
-        inertia: Sum over all points of the squared distance to the nearest of `centroids`.
+        inertia: Sum over all points of the squared distance to the nearest of `centroids`, assigned in full float32.
         iterations: How often the centroids moved.
         counts: (k,) int64, points of each centroid.
         history: Inertia before each move, then the final one.
@@ -43,154 +45,126 @@ class KMeansResult:
 
 @torch.no_grad()
 def kmeans(
-    points: Tensor,
+    points: Tensor | Points,
     k: int,
     *,
+    seed: int,
     iterations: int = 20,
     restarts: int = 1,
     start: str = "k-means++",
-    generator: torch.Generator,
     tolerance: float = 1e-4,
     device: torch.device | str | None = None,
+    memory: int | None = None,
+    checkpoint: str | Path | None = None,
+    sharded: bool = False,
     on_iteration: Callable[[int, int, float], None] | None = None,
 ) -> KMeansResult:
     """Finds `k` centroids with a small sum of squared distances to `points`.
 
     Args:
-        points: (n, d) float32; they may stay in main memory while `device` works on one chunk after the other.
+        points: (n, d) float32 or float16 in memory, or `StoredPoints`.
         k: Number of centroids, at most n.
+        seed: Determines every draw.
         iterations: At most so many moves of the centroids per restart.
         restarts: Independent starts.
         start: "k-means++" or "random".
-        generator: Source of all draws, on any device.
         tolerance: A restart ends when the centroids' summed squared move is at most this times the mean variance of a dimension.
-        device: Where to compute; by default where the points are.
+        device: Where to compute; by default where the points are. On a GPU points are kept there if they take at most half of it.
+        memory: Bytes of main memory for stored points: those that take no more are loaded once, others read again in every pass.
+        checkpoint: A file that keeps the state, from which the same call continues; it is left there at the end.
+        sharded: The points of all processes are clustered together: every one gives its own points and gets the same result.
         on_iteration: Called with (restart, iteration, inertia) after every pass over the points.
 
     Raises:
-        TokenizerError: Fewer points than `k`, NaN or infinity among them, or an unknown `start`.
+        TokenizerError: Fewer points than `k`, NaN or infinity among them, an unknown `start`, or another clustering's checkpoint.
+        StorageError: The checkpoint cannot be written.
     """
-    device = points.device if device is None else torch.device(device)
-    variance = _check(points, k, start, iterations, restarts)
-    best: KMeansResult | None = None
-    with full_float32(device):
-        for restart in range(restarts):
-            centroids = _start(points, k, start, generator, device)
-            report = (lambda i, inertia, r=restart: on_iteration(r, i, inertia)) if on_iteration else None
-            result = _lloyd(points, centroids, iterations, tolerance * variance, report)
-            if best is None or result.inertia < best.inertia:
-                best = result
-    assert best is not None
-    return best
-
-
-def _check(points: Tensor, k: int, start: str, iterations: int, restarts: int) -> float:
-    """Refuses what cannot be clustered; returns the mean variance of a dimension."""
     if start not in STARTS:
         raise TokenizerError(f"k-means cannot start from '{start}'. {nearest(start, STARTS)}")
     if min(k, iterations, restarts) < 1:
         raise TokenizerError(f"k-means needs k, iterations and restarts of at least 1, not {k}, {iterations} and {restarts}.")
-    if points.ndim != 2 or points.dtype != torch.float32:
-        raise TokenizerError(f"k-means takes points of shape (n, d) in float32, not {tuple(points.shape)} in {points.dtype}.")
-    if len(points) < k:
-        raise TokenizerError(f"k-means cannot find {k} centroids among {len(points)} points. Lower k, or give more points.")
-    total = torch.zeros(2, points.shape[1], dtype=torch.float64, device=points.device)
-    for rows in chunks(len(points), points.shape[1], points.device):
-        chunk = points[rows].double()
-        total += torch.stack([chunk.sum(0), chunk.square().sum(0)])
-    if not total.isfinite().all():
-        broken = int((~points.isfinite()).any(1).sum())
-        raise TokenizerError(
-            f"{broken} of the {len(points)} points for k-means hold NaN or infinity; the features that made them are at fault."
-        )
-    mean, square = total / len(points)
-    return float((square - mean.square()).clamp_min(0).mean())
+    data = _measured(_gathered(as_points(points), k, device, memory, sharded), k)
+    settings = {"k": k, "seed": seed, "iterations": iterations, "restarts": restarts, "start": start, "tolerance": tolerance}
+    prints = gather_numbers(fingerprint(data.points)) if sharded else [fingerprint(data.points)]
+    file = StateFile(checkpoint, {**settings, "points": data.total, "fingerprints": prints}, sharded)
+    state = file.load(data.device)
+    while state.restart < restarts:
+        if state.centroids is None:
+            state.centroids = first_centroids(data, k, start, seed, state.restart)
+        with pass_precision(data):
+            _restart(data, state, file, iterations, tolerance * data.variance, on_iteration)
+        state.end_restart()
+        file.save(state, now=True)
+    assert state.best is not None
+    centroids = data.restored(state.best)
+    final, counts = exact_pass(data, centroids)
+    return KMeansResult(centroids, final, len(state.best_history) - 1, counts, [*state.best_history[:-1], final])
 
 
-def _draw(shape: tuple[int, ...], generator: torch.Generator, device: torch.device) -> Tensor:
-    """Uniform float64 draws in [0, 1) on `device`, the same ones whatever the device is."""
-    return torch.rand(shape, generator=generator, device=generator.device, dtype=torch.float64).to(device)
-
-
-def _start(points: Tensor, k: int, start: str, generator: torch.Generator, device: torch.device) -> Tensor:
-    """The first centroids (k, d)."""
-    size = k if start == "random" else min(len(points), max(SEEDING_POINTS_PER_CENTROID * k, MIN_SEEDING_POINTS))
-    chosen = torch.randperm(len(points), generator=generator, device=generator.device)[:size]
-    sample = points[chosen.to(points.device)].to(device)
-    return sample if start == "random" else _plus_plus(sample, k, generator)
-
-
-def _plus_plus(points: Tensor, k: int, generator: torch.Generator) -> Tensor:
-    """Greedy k-means++: of a few points drawn in proportion to their squared distance, the one that lowers the inertia most."""
-    trials = 2 + int(math.log(k))
-    draws = _draw((k, trials), generator, points.device)
-    points_ = points - points.mean(0)
-    norms = points_.square().sum(1)
-    chosen = torch.empty(k, dtype=torch.int64, device=points.device)
-    chosen[0] = (draws[0, 0] * len(points)).long()
-    distance = squared_distances(points_, points_, chosen[:1])
-    for step in range(1, k):
-        cumulative = distance.double().cumsum(0)
-        candidates = torch.searchsorted(cumulative, draws[step] * cumulative[-1], right=True).clamp_max(len(points) - 1)
-        products = points_[candidates] @ points_.T
-        offered = (norms + norms[candidates, None] - 2 * products).clamp_min(0)
-        offered = torch.minimum(offered, distance)
-        winner = offered.sum(1).argmin()
-        chosen[step] = candidates[winner]
-        distance = offered[winner]
-        distance[chosen[step]] = 0.0
-    return points[chosen]
-
-
-def _lloyd(
-    points: Tensor,
-    centroids: Tensor,
+def _restart(
+    data: Data,
+    state: State,
+    file: StateFile,
     iterations: int,
     smallest_move: float,
-    report: Callable[[int, float], None] | None,
-) -> KMeansResult:
-    """Alternates assignment and means until the centroids stand still."""
-    history: list[float] = []
-    k, moves, settled = len(centroids), 0, False
+    report: Callable[[int, int, float], None] | None,
+) -> None:
+    """Alternates assignment and means until the centroids of `state` stand still."""
+    assert state.centroids is not None
     while True:
-        ids, distances = _assign(points, centroids)
-        history.append(float(distances.sum(dtype=torch.float64)))
+        totals = one_pass(data, state.centroids)
+        state.history.append(inertia(data, totals, state.centroids))
         if report:
-            report(moves, history[-1])
-        counts = torch.bincount(ids, minlength=k)
-        if moves == iterations or (settled and bool((counts > 0).all())):
-            return KMeansResult(centroids, history[-1], moves, counts, history)
-        _refill(ids, distances, counts)
-        moved = _means(points, ids, centroids)
-        settled = float((moved - centroids).double().square().sum()) <= smallest_move
-        if settled and torch.equal(moved, centroids):
-            return KMeansResult(centroids, history[-1], moves, counts, history)
-        centroids, moves = moved, moves + 1
+            report(state.restart, state.moves, state.history[-1])
+        if state.moves == iterations or (state.settled and bool((totals.counts > 0).all())):
+            return
+        centroids = moved(data, state.centroids, totals)
+        state.settled = float((centroids - state.centroids).double().square().sum()) <= smallest_move
+        if state.settled and torch.equal(centroids, state.centroids):
+            return
+        state.centroids, state.moves = centroids, state.moves + 1
+        file.save(state)
 
 
-def _assign(points: Tensor, centroids: Tensor) -> tuple[Tensor, Tensor]:
-    """Ids (n,) and squared distances (n,) of the nearest centroids."""
-    ids = nearest_centroid(points, centroids)
-    distances = torch.empty(len(points), device=centroids.device)
-    for rows in chunks(len(points), centroids.shape[1], centroids.device):
-        distances[rows] = squared_distances(points[rows].to(centroids.device), centroids, ids[rows])
-    return ids, distances
+def _gathered(points: Points, k: int, device: torch.device | str | None, memory: int | None, sharded: bool) -> Data:
+    """The points where they are to be read from, among those of the other processes."""
+    lengths = gather_numbers(points.num_points) if sharded else [points.num_points]
+    dims = set(gather_numbers(points.dim)) if sharded else {points.dim}
+    rank, processes = this_process().rank if sharded else 0, f" in {len(lengths)} processes" if sharded else ""
+    if len(dims) > 1:
+        raise TokenizerError(f"The points{processes} have {sorted(dims)} dimensions; to be clustered together they need the same.")
+    if sum(lengths) < k:
+        raise TokenizerError(
+            f"k-means cannot find {k} centroids among {sum(lengths)} points{processes}. Lower k, or give more points."
+        )
+    place = torch.empty(0, device=device or points.resident or "cpu").device  # "cuda" becomes "cuda:0"
+    return Data(placed(points, place, memory), place, sum(lengths), sum(lengths[:rank]), sharded)
 
 
-def _refill(ids: Tensor, distances: Tensor, counts: Tensor) -> None:
-    """Gives every empty cluster one of the points farthest from their centroids; changes `ids`."""
-    empty = (counts == 0).nonzero()[:, 0]
-    if len(empty):
-        far = distances.topk(len(empty))
-        useful = far.values > 0
-        ids[far.indices[useful]] = empty[useful]
+def _measured(data: Data, k: int) -> Data:
+    """`data` with origin and variance; refuses points that are not finite."""
+    dim = data.points.dim
+    total = torch.zeros(2, dim, dtype=torch.float64, device=data.device)
+    for block in blocks(data.points, data.device):
+        exact = block.double()
+        total += torch.stack([exact.sum(0), exact.square_().sum(0)])
+    data.sum(total)
+    if not total.isfinite().all():
+        broken = sum((~block.isfinite()).any(1).sum() for block in blocks(data.points, data.device))
+        broken = int(data.sum(torch.as_tensor(broken, device=data.device)))
+        raise TokenizerError(
+            f"{broken} of the {data.total} points for k-means hold NaN or infinity; the features that made them are at fault."
+        )
+    mean, square = data.agree(total) / data.total
+    variance = (square - mean.square()).clamp_min(0).mean()
+    far = bool(mean.square().mean() > variance)  # else products lose nothing that matters by leaving the points as they are
+    squares = data.total * dim * float(variance) if far else float(total[1].sum())
+    reduced = data.total * dim * k >= REDUCED_FROM and _multiplies_bfloat16(data.device)
+    return replace(data, origin=mean if far else None, variance=float(variance), squares=squares, reduced=reduced)
 
 
-def _means(points: Tensor, ids: Tensor, centroids: Tensor) -> Tensor:
-    """The mean of each cluster (k, d), summed in float64; a cluster without points keeps its centroid."""
-    k, device = len(centroids), centroids.device
-    sums = torch.zeros(centroids.shape, dtype=torch.float64, device=device)
-    for rows in chunks(len(points), centroids.shape[1], device):
-        sums.index_add_(0, ids[rows], points[rows].to(device).double())
-    counts = torch.bincount(ids, minlength=k)[:, None]
-    return torch.where(counts > 0, sums / counts.clamp_min(1), centroids.double()).float()
+def _multiplies_bfloat16(device: torch.device) -> bool:
+    """Whether products of bfloat16 are faster than those of float32 on `device`."""
+    if device.type == "cpu":
+        return bool(getattr(torch.cpu, "get_capabilities", dict)().get("amx_bf16", False))
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)

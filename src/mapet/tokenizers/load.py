@@ -18,7 +18,7 @@ from mapet.tokenizers.base import DESCRIPTION_FILE, FORMAT, TOKENIZERS, WEIGHTS_
 _MAKE = {
     "k-clip": "mapet tokenizer fit IMAGENET --preset k-clip --out {folder}",
     "vq-kd": "mapet tokenizer convert vqkd_encoder_base_decoder_3x768x12_clip-d5036aa7.pth --out {folder}",
-    "dall-e": "mapet tokenizer convert encoder.pkl --out {folder}",
+    "dall-e": "mapet tokenizer convert facebook/flava-image-codebook --out {folder}",
 }
 
 

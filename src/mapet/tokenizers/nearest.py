@@ -69,7 +69,8 @@ def _nearest(points: Tensor, centroids: Tensor, origin: Tensor, centred: Tensor,
     scores = torch.addmm(norms, near, centred.T, alpha=-2)
     best, ids = scores.min(1)
     margin = SCORE_ROUNDING * (near.square().sum(1) + norms.max())
-    second = scores.scatter(1, ids[:, None], float("inf")).amin(1)
+    second = scores.scatter_(1, ids[:, None], float("inf")).amin(1)
+    scores.scatter_(1, ids[:, None], best[:, None])
     doubtful = (second - best <= margin).nonzero()[:, 0]
     for rows in doubtful.split(256):
         candidates = scores[rows] <= (best + margin)[rows, None]

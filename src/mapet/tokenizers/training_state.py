@@ -1,0 +1,64 @@
+"""The state of a training in one file, which is either the newest complete one or the one before it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from mapet.errors import CheckpointError, ModelError
+from mapet.models.weights import load_strictly
+from mapet.runtime.files import atomic_file
+
+_MODEL, _MOMENTS = "model.", "optimizer."
+
+
+def save_state(path: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Writes weights and the optimizer's state after `step` steps.
+
+    Raises:
+        StorageError: The disk is full or not writable; the file before it is untouched.
+    """
+    tensors = {_MODEL + name: value for name, value in model.state_dict().items()}
+    names = _parameter_names(model, optimizer)
+    for index, entry in optimizer.state_dict()["state"].items():
+        tensors |= {f"{_MOMENTS}{names[index]}:{quantity}": value for quantity, value in entry.items()}
+    with atomic_file(path) as partial:
+        partial.write_bytes(save({name: value.cpu().contiguous() for name, value in tensors.items()}, {"step": str(step)}))
+
+
+def load_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+    """Puts both back, strictly, and returns the number of steps taken; 0 where there is no such file.
+
+    Raises:
+        CheckpointError: The file is damaged, or of another training.
+    """
+    if not path.is_file():
+        return 0
+    try:
+        with safe_open(path, "pt") as file:
+            step, tensors = int(file.metadata()["step"]), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        load_strictly(model, {name.removeprefix(_MODEL): value for name, value in tensors.items() if name.startswith(_MODEL)})
+        _load_moments(model, optimizer, tensors)
+    except (SafetensorError, ModelError, KeyError, TypeError, ValueError, OSError) as error:
+        raise CheckpointError(f"{path} is damaged: {error}. Delete {path.parent} to start again from step 0.") from error
+    return step
+
+
+def _load_moments(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    indices = {name: index for index, name in enumerate(_parameter_names(model, optimizer))}
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        if key.startswith(_MOMENTS):
+            name, _, quantity = key.removeprefix(_MOMENTS).rpartition(":")
+            state.setdefault(indices[name], {})[quantity] = value
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _parameter_names(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[str]:
+    """Names in the order in which the optimizer numbers its parameters."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    return [names[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]

@@ -1,0 +1,123 @@
+"""VQ-KD in each of several processes, each with its share of every batch."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from mapet.data.loader import UnreadableImages
+from mapet.errors import NonFiniteLossError
+from mapet.runtime.processes import Processes, process_group
+from mapet.runtime.seeding import seeded_globally
+from mapet.tokenizers.vq_kd import VQKD
+from mapet.tokenizers.vq_kd_distillation import Distillation
+from mapet.tokenizers.vq_kd_settings import VQKDSettings
+from mapet.tokenizers.vq_kd_step import DistillationStep, make_optimizer
+from mapet.tokenizers.vq_kd_training import train_vq_kd
+from tests.training.tiny import BATCH, IMAGES, TinyImages
+
+SETTINGS = VQKDSettings(
+    teacher="pixels",
+    teacher_options={"dim": 12},
+    image_size=16,
+    vocab_size=20,
+    code_dim=8,
+    encoder="vit_tiny_patch16_224",
+    encoder_options={"patch_size": 4, "embed_dim": 24, "depth": 1, "num_heads": 2},
+    decoder_depth=1,
+    steps=6,
+    batch_size=BATCH,
+    lr=2e-3,
+)
+STEPS = 4
+
+
+class ProjectingTeacher(nn.Module):
+    """Random projections of the patches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.projection = nn.Conv2d(3, 12, 4, 4)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.projection(images).permute(0, 2, 3, 1)
+
+
+def learn(processes: Processes) -> dict[str, Tensor]:
+    """Everything the model holds after its start ("started.") and after some steps, in float64."""
+    with seeded_globally(1, "ranks"):
+        tokenizer = VQKD(16, 20, 8, SETTINGS.encoder, SETTINGS.encoder_options)
+        model, teacher = Distillation(tokenizer, 12, 1).double(), ProjectingTeacher().double()
+    step = DistillationStep(model, make_optimizer(model, SETTINGS), teacher, "fp32")
+    share = BATCH // processes.world
+    mine = slice(processes.rank * share, (processes.rank + 1) * share)
+    batches = torch.rand(STEPS, BATCH, 3, 16, 16, generator=torch.Generator().manual_seed(2)).double()
+    model.start(batches[0, mine], torch.Generator().manual_seed(3))
+    started = {f"started.{name}": value.clone() for name, value in model.state_dict().items()}
+    for number, batch in enumerate(batches):
+        step(batch[mine], batch[mine], ["key"] * share, number, 1e-3)
+    return {**started, **model.state_dict()}
+
+
+def learn_on_ranks(folder: Path) -> None:
+    with process_group("cpu") as processes:
+        save_file(learn(processes), folder / f"learnt-{processes.rank}.safetensors")
+
+
+def train_on_ranks(folder: Path) -> list[str]:
+    """Fingerprints of what this process was given, after training in one go and with a pause."""
+    source: Any = TinyImages("tiny", IMAGES, seed=0)
+    found = []
+    for name, stop in (("whole", None), ("paused", 3)):
+        pause_before(stop)
+        for _ in range(1 if stop is None else 2):
+            try:
+                tokenizer = train_vq_kd(source, folder / name, SETTINGS, unreadable=UnreadableImages(), save_every=2)
+                found.append(tokenizer.fingerprint)
+            except PausedError:
+                pause_before(None)
+    return found
+
+
+class PausedError(Exception):
+    """Ends all processes of a training at the same step."""
+
+
+_CALL = DistillationStep.__call__
+
+
+def pause_before(stop: int | None) -> None:
+    def paused(self: DistillationStep, *inputs: Any) -> Any:
+        if inputs[3] == stop:
+            raise PausedError
+        return _CALL(self, *inputs)
+
+    DistillationStep.__call__ = paused  # type: ignore[method-assign]
+
+
+def stop_one(folder: Path) -> list[Any]:
+    """What each process hears when only the last is asked to stop, and when only the last has a NaN."""
+    heard: list[Any] = []
+    with process_group("cpu") as processes, seeded_globally(1, "ranks"):
+        last = processes.rank == processes.world - 1
+        model = Distillation(VQKD(16, 20, 8, SETTINGS.encoder, SETTINGS.encoder_options), 12, 1)
+        step = DistillationStep(model, make_optimizer(model, SETTINGS), ProjectingTeacher(), "fp32")
+        images = torch.rand(2, 3, 16, 16)
+        model.start(images, torch.Generator().manual_seed(3))
+        heard.append(step(images, images, ["key"], 0, 1e-3, stop=last)[1])
+        before = digest(model)
+        try:
+            step(images, images * (float("nan") if last else 1.0), ["key"], 1, 1e-3)
+        except NonFiniteLossError as error:
+            heard.append(str(error).partition(".")[0])
+        heard.append(digest(model) == before)
+    return heard
+
+
+def digest(model: nn.Module) -> str:
+    return hashlib.sha256(b"".join(value.numpy().tobytes() for value in model.state_dict().values())).hexdigest()
