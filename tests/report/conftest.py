@@ -8,7 +8,7 @@ import pytest
 
 from mapet.config import load_recipe
 from mapet.evaluation.protocol import Result
-from mapet.report import codebook, drawing
+from mapet.report import drawing, gallery
 from mapet.runtime.files import write_json
 from mapet.runtime.run_directory import RunDirectory
 from mapet.training.pretrain import pretrain
@@ -33,8 +33,8 @@ def small_figures():
     """Coarse pixels and few tiles: as right or wrong as the full figures, and quick."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(drawing, "DPI", 50)
-        patch.setattr(codebook, "TOKENS", 3)
-        patch.setattr(codebook, "PATCHES", 4)
+        patch.setattr(gallery, "CODES", 3)
+        patch.setattr(gallery, "PATCHES", 4)
         yield
 
 

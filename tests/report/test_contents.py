@@ -13,15 +13,15 @@ from mapet.data.batch import Batch
 from mapet.data.views import normalise
 from mapet.objectives.mapet import MaPeT
 from mapet.objectives.pim import PIM
-from mapet.report.codebook import occurrences, surrounded
 from mapet.report.curves import running_mean
-from mapet.report.drawing import ABSENT, canvas, short
+from mapet.report.drawing import canvas, short
 from mapet.report.masks import in_raster_order, of_run, permuted_example
 from mapet.report.prediction import predict
 from mapet.report.probes import sampling_interval, verdict
-from mapet.report.reading import ReportedRun, Sample, entropy, open_runs
+from mapet.report.reading import ReportedRun, entropy, open_runs
 from mapet.runtime.run_directory import RunDirectory
 from mapet.runtime.seeding import seeded_generator
+from mapet.token_store.read import TokenStore
 from tests.report.conftest import result
 
 CONTEXT, MASK, CONTENT = 1, 2, 3
@@ -57,12 +57,14 @@ def test_loss_that_is_not_finite_is_not_drawn(run):
 
 def test_usage_counts_every_stored_token(finished):
     reported = ReportedRun(finished, "run")
-    assert reported.usage.tolist() == np.bincount(np.asarray(reported.store.ids).ravel(), minlength=24).tolist()
+    assert reported.usage.tolist() == np.bincount(np.asarray(TokenStore.open(finished.tokens).ids).ravel(), minlength=24).tolist()
     assert entropy(np.array([3, 3, 0, 3])) == pytest.approx(math.log(3))
 
 
 def test_external_tokens_are_found(others, finished):
-    assert ReportedRun(RunDirectory(others["mim"]), "mim").store.path == finished.tokens
+    store = ReportedRun(RunDirectory(others["mim"]), "mim").tokens
+    assert isinstance(store, TokenStore)
+    assert store.path == finished.tokens
 
 
 def test_titles_tell_runs_apart(run, tmp_path):
@@ -108,21 +110,6 @@ def test_other_objectives_are_predicted_too(others, name):
     shown = predict(ReportedRun(RunDirectory(others[name]), name))
     assert int(shown.hidden.sum()) == 12
     assert np.isfinite(shown.probability[shown.hidden]).all()
-
-
-def test_patches_of_a_token_come_from_different_images_first():
-    ids = np.array([[[5, 5], [0, 0]], [[0, 5], [0, 0]], [[0, 0], [0, 0]]])
-    sample = Sample(np.zeros((3, 4, 4, 3), np.uint8), ids, ["a", "b", "c"])
-    assert occurrences(sample, 5, [2, 1, 0]) == [(1, 0, 1), (0, 0, 0), (0, 0, 1)]
-
-
-def test_surroundings_are_centred_on_the_patch_and_absent_beyond_the_border():
-    image = np.arange(6 * 6 * 3, dtype=np.uint8).reshape(6, 6, 3)
-    tile = surrounded(image, 0, 1, (2, 2), reach=1)
-    assert tile.shape == (6, 6, 3)
-    np.testing.assert_array_equal(tile[2:4, 2:4], image[0:2, 2:4])
-    np.testing.assert_array_equal(tile[2:, :], image[0:4, :])
-    assert (tile[:2] == ABSENT).all()
 
 
 @pytest.mark.parametrize("objective", [MaPeT, PIM])

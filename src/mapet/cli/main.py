@@ -7,7 +7,20 @@ import sys
 
 import typer
 
-from mapet.cli import demo, evaluate, pretrain, recipes, report, tokenize, tokenizer
+from mapet.cli import (
+    codebook,
+    demo,
+    evaluate,
+    objectives,
+    pretrain,
+    recipes,
+    report,
+    tokenize,
+    tokenizer,
+    tokenizer_convert,
+    tokenizer_random,
+    tokenizer_train,
+)
 from mapet.errors import MapetError
 
 app = typer.Typer(
@@ -23,6 +36,11 @@ app.command("pretrain")(pretrain.pretrain)
 app.command("evaluate")(evaluate.evaluate)
 app.command("report")(report.report)
 app.command("tokenize")(tokenize.tokenize)
+app.command("codebook")(codebook.codebook)
+app.command("objectives")(objectives.objectives)
+tokenizer.app.command("train")(tokenizer_train.train)
+tokenizer.app.command("convert")(tokenizer_convert.convert)
+tokenizer.app.command("random")(tokenizer_random.random)
 app.add_typer(tokenizer.app, name="tokenizer")
 
 

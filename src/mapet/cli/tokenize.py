@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mapet.cli.options import Data, Device, MaxUnreadable, Workers
+from mapet.cli.options import Data, Device, MaxUnreadable, Seed, Workers
+
+if TYPE_CHECKING:
+    from mapet.data.crops import Crops
 
 
 def tokenize(
@@ -15,29 +21,79 @@ def tokenize(
     tokenizer: Annotated[Path, typer.Option(help="A fitted tokenizer.")],
     out: Annotated[Path, typer.Option(help="Folder of the token store; an unfinished or older one is completed.")],
     split: Annotated[str, typer.Option(help="train, test or all.")] = "train",
+    views: Annotated[
+        int | None, typer.Option(min=1, help="Store tokens of so many random crops of every image, in place of the central square.")
+    ] = None,
+    scale: Annotated[
+        tuple[float, float] | None, typer.Option(help="Of random crops: smallest and largest share of the area (0.2 1.0).")
+    ] = None,
+    flip: Annotated[bool | None, typer.Option("--flip/--no-flip", help="Mirror half of the random crops (yes).")] = None,
+    seed: Seed = 0,
+    verify: Annotated[
+        int | None, typer.Option(min=1, help="Build nothing: tokenise so many random crops again and compare them with the store.")
+    ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images per call of the tokenizer.")] = 64,
     device: Device = "auto",
     workers: Workers = 2,
     max_unreadable: MaxUnreadable = 0,
 ) -> None:
-    """Store the visual tokens of every image in DATA, found again by what an image contains."""
+    """Store the visual tokens of every image in DATA, found again by what an image contains.
+
+    Several processes share the work: torchrun --nproc-per-node 8 -m mapet tokenize ...
+    """
     from mapet.data.loader import UnreadableImages
     from mapet.data.sources import open_source
     from mapet.runtime.device import choose_device
+    from mapet.runtime.processes import this_process
     from mapet.token_store.build import build_store
-    from mapet.tokenizers.base import load_tokenizer
+    from mapet.token_store.read import TokenStore
+    from mapet.token_store.verify import verify_store
+    from mapet.tokenizers.load import load_tokenizer
 
+    crops, processes = _crops(views, scale, flip, seed), this_process()
+    if verify and processes.rank:
+        return
     unreadable = UnreadableImages(max_unreadable)
-    store = build_store(
-        open_source(data, split),
-        load_tokenizer(tokenizer),
-        out,
-        batch_size=batch_size,
-        workers=workers,
-        device=choose_device(device),
-        unreadable=unreadable,
-    )
-    rows, columns = store.grid_size
-    print(f"Token store: {out}  {len(store)} images, {rows} x {columns} tokens each, vocabulary {store.vocab_size}")
-    if unreadable.summary():
-        print(unreadable.summary())
+    work = {
+        "batch_size": batch_size,
+        "workers": workers,
+        "device": choose_device(str(processes.device(choose_device(device)))),
+        "unreadable": unreadable,
+    }
+    with _silence() if processes.rank else nullcontext():
+        source, loaded = open_source(data, split), load_tokenizer(tokenizer)
+        if verify:
+            store = TokenStore.open(out, verify=True)
+            store.check(view=crops.describe() if views else None)
+            verification = verify_store(store, source, loaded, verify, seed=seed, **work)
+            verification.require()
+            print(verification.summary())
+        else:
+            store = build_store(source, loaded, out, crops=crops, rank=processes.rank, world=processes.world, **work)
+            rows, columns = store.grid_size
+            each = (
+                f"{rows} x {columns} tokens each" if not store.num_views else f"{store.num_views} x {rows} x {columns} tokens each"
+            )
+            print(f"Token store: {out}  {len(store)} images, {each}, vocabulary {store.vocab_size}")
+        if unreadable.summary():
+            print(unreadable.summary())
+
+
+def _crops(views: int | None, scale: tuple[float, float] | None, flip: bool | None, seed: int) -> Crops:
+    """What is asked for; without --views, the fixed crop."""
+    from mapet.data.crops import FixedCrop, RandomCrops
+    from mapet.errors import SettingsError
+
+    if views is not None:
+        return RandomCrops(views, scale or (0.2, 1.0), flip is not False, seed)
+    if scale is not None or flip is not None:
+        option = "--scale" if scale is not None else "--flip" if flip else "--no-flip"
+        raise SettingsError(f"{option} is about random crops, and without --views the central square is tokenised. Add --views K.")
+    return FixedCrop()
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """All processes but the first have nothing to say that it does not say; their errors are raised, and printed behind this."""
+    with Path(os.devnull).open("w", encoding="utf-8") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+        yield

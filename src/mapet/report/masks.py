@@ -121,7 +121,8 @@ def _assemble(visible: np.ndarray, context: list[str], masks: list[str], targets
     kinds = np.repeat([1, 2, 3], [len(context), len(masks), len(targets)])
     columns = [Group("context", context), Group("mask tokens", masks), Group("target contents", targets)]
     columns = [group for group in columns if group.labels]
-    return Visibility(np.concatenate([open_rows, visible]) * kinds, [*columns, Group("queries", targets)], columns)
+    queries = Group("queries", targets[2 * len(targets) - len(visible) :])  # of all targets, or of the last that are predicted
+    return Visibility(np.concatenate([open_rows, visible]) * kinds, [*columns, queries], columns)
 
 
 def _raster_groups(groups: list[Group]) -> tuple[list[Group], list[int]]:

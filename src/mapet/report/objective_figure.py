@@ -13,7 +13,7 @@ from mapet.data.batch import Batch
 from mapet.models.backbone import grid_size
 from mapet.objectives.base import Objective, TokenObjective
 from mapet.objectives.mim import MaskCorruption
-from mapet.objectives.patch_pixels import unpatchify
+from mapet.objectives.patch_pixels import area_resize, unpatchify
 from mapet.objectives.permutation import PermutationCorruption
 from mapet.objectives.recover import Degradation, Recover
 from mapet.report.drawing import INK, VERMILION, Picture, canvas
@@ -92,7 +92,7 @@ def _permuted(objective: Objective[Any], images: Tensor, corruption: Permutation
 
 
 def _masked(objective: Objective[Any], images: Tensor, mask: Tensor) -> list[_Panel]:
-    asked = "tokens" if isinstance(objective, TokenObjective) else "pixels or features"
+    asked = "tokens" if isinstance(objective, TokenObjective) else "these patches"
     return [
         _Panel("what is seen", _without(objective, images, mask), {}),
         _Panel(f"predicted: {asked}", _without(objective, images, ~mask), {}),
@@ -100,15 +100,18 @@ def _masked(objective: Objective[Any], images: Tensor, mask: Tensor) -> list[_Pa
 
 
 def _recovered(objective: Recover[Any], batch: Batch, corruption: Degradation) -> list[_Panel]:
-    """The degraded image, and the pixels that the decoder stands for."""
+    """The degraded image, and the pixels that the decoder stands for; where both lie on each other, of masked patches alone."""
     degraded = objective.pixels(objective.degrade(batch.images, corruption)).clamp(0, 1)
     if degraded.shape[1] == 1:
         degraded = degraded.expand(-1, 3, -1, -1)
     hidden = torch.zeros(objective.num_patches, dtype=torch.bool) if corruption.mask is None else corruption.mask[0]
-    wanted = torch.nn.functional.adaptive_avg_pool2d(objective.pixels(batch.images), objective.image_size)
+    wanted = area_resize(objective.pixels(batch.images), objective.image_size)
+    given = torch.zeros_like(hidden)
+    if corruption.mask is not None and objective.view_size == objective.image_size:
+        given = ~hidden
     return [
         _Panel("what is seen", _without(objective, degraded, hidden), {}),
-        _Panel("predicted: these pixels", _as_array(wanted), {}),
+        _Panel("predicted: these pixels", _without(objective, wanted, given), {}),
     ]
 
 

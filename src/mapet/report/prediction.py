@@ -83,6 +83,7 @@ def prediction_figure(run: ReportedRun) -> Picture:
     """Four panels: the image, what is visible, the tokens, the probability of every hidden token."""
     shown = predict(run)
     hidden, right = int(shown.hidden.sum()), int(shown.right.sum())
+    drawn_from = "a training image" if run.sample_is_of_training else "an image of its data"
     with canvas(5.75) as drawn:
         (image, visible), (tokens, confidence), (below, scale) = drawn.figure.subplots(3, 2, height_ratios=[1, 1, 0.24])
         _draw_image(image, shown, covered=False)
@@ -96,10 +97,10 @@ def prediction_figure(run: ReportedRun) -> Picture:
         confidence.set_title("Probability of the true token")
     return drawn.picture(
         f"prediction-{slug(run.title)}",
-        f"A training image with its patch grid, the {shown.hidden.size - hidden} patches that are visible, the token of every "
+        f"An image with its patch grid, the {shown.hidden.size - hidden} patches that are visible, the token of every "
         f"patch, and the probability that the model gives the true token of each of {hidden} hidden patches: "
         f"{right} are predicted rightly, the median probability is {np.nanmedian(shown.probability):.2g}.",
-        f"{shown.name}, a training image drawn by the seed, not chosen; {run.objective_title} after {shown.step:,} steps. Patches "
+        f"{shown.name}, {drawn_from} drawn by the seed, not chosen; {run.objective_title} after {shown.step:,} steps. Patches "
         f"with the same token have the same colour. Of {hidden} hidden patches {right} have the true token as first choice "
         f"({right / max(1, hidden):.0%}); median probability of the true token "
         f"{np.nanmedian(shown.probability):.2g} (a guess: 1/{shown.vocab_size}). {_ORDER.get(run.objective_title, '')}",

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -16,30 +15,18 @@ from typing import Any
 import numpy as np
 
 from mapet.config.settings import PretrainSettings, parse_settings
-from mapet.errors import CheckpointError, DataError, NotThereError
+from mapet.errors import CheckpointError, NotThereError
 from mapet.evaluation.protocol import Result
+from mapet.objectives import OBJECTIVES
 from mapet.objectives.base import Objective
+from mapet.report.sample import Sample, draw_sample
 from mapet.runtime.run_directory import RunDirectory, read_json
-from mapet.runtime.seeding import seeded_generator
 from mapet.token_store.read import TokenStore
+from mapet.tokenizers import information
+from mapet.tokenizers.base import Tokenizer
+from mapet.tokenizers.load import load_tokenizer
 
-SAMPLED_IMAGES = 1000
 _OBJECTIVES = {"mapet": "MaPeT", "pim": "PIM", "mim": "MIM"}
-
-
-@dataclass(frozen=True)
-class Sample:
-    """Training images of a run, drawn by its seed.
-
-    Args:
-        images: (n, H, W, 3) uint8, as the model sees them.
-        ids: (n, gh, gw) int64, their stored tokens.
-        names: What their source calls them.
-    """
-
-    images: np.ndarray
-    ids: np.ndarray
-    names: list[str]
 
 
 class ReportedRun:
@@ -113,18 +100,37 @@ class ReportedRun:
         return parse_settings({**self.config.get("science", {}), "mechanics": self.config.get("mechanics", {})})
 
     @cached_property
-    def store(self) -> TokenStore:
-        """The tokens that the run was trained on."""
+    def tokens(self) -> TokenStore | Tokenizer:
+        """The token store that the run was trained on, or the tokenizer that gave it tokens on the fly.
+
+        Raises:
+            NotThereError: The objective predicts no tokens.
+            TokenStoreError: The store is gone or damaged.
+            TokenizerError: The same of the tokenizer.
+        """
+        if "tokens" not in OBJECTIVES.get(self.settings.objective.name).needs:
+            raise NotThereError(f"{self.objective_title} predicts no visual tokens.")
+        if self.settings.view.name == "online":
+            return load_tokenizer(Path(self.config.get("tokenizer") or self.run.tokenizer))
         return TokenStore.open(Path(self.config.get("tokens") or self.run.tokens))
 
     @cached_property
     def usage(self) -> np.ndarray:
-        """How often every code occurs in the token store, (vocab,) int64."""
-        counts = np.zeros(self.store.vocab_size, np.int64)
-        for start in range(0, len(self.store), 10_000):
-            ids = np.asarray(self.store.ids[start : start + 10_000])
-            counts += np.bincount(ids.ravel(), minlength=len(counts))[: len(counts)]
+        """How often every code occurs, (vocab,) int64: in the token store or, where there is none, in the sampled images."""
+        counts = np.zeros(self.tokens.vocab_size, np.int64)
+        ids = self.tokens.ids if isinstance(self.tokens, TokenStore) else self.sample.ids
+        for start in range(0, len(ids), 10_000):
+            counts += np.bincount(np.asarray(ids[start : start + 10_000]).ravel(), minlength=len(counts))[: len(counts)]
         return counts
+
+    @property
+    def counted(self) -> str:
+        """What `usage` counts, in words."""
+        tokens = self.tokens
+        if not isinstance(tokens, TokenStore):
+            return f"{self.usage.sum():,} tokens of one crop of each of {len(self.sample.ids):,} images"
+        views = f" in {tokens.num_views} views each" if tokens.num_views else ""
+        return f"{self.usage.sum():,} stored tokens of {len(tokens):,} images{views}"
 
     @cached_property
     def objective(self) -> Objective:
@@ -159,33 +165,15 @@ class ReportedRun:
         load_strictly(self.objective, load_file(checkpoint.path / "model.safetensors"))
         return checkpoint.step
 
+    @property
+    def sample_is_of_training(self) -> bool:
+        """Whether all of `sample` was trained on, which only a token store can tell."""
+        return isinstance(self.tokens, TokenStore)
+
     @cached_property
     def sample(self) -> Sample:
-        """Up to `SAMPLED_IMAGES` training images.
-
-        The whole source is drawn from, as finding its training part may mean reading every file; images without stored tokens were
-        not trained on and are left out.
-        """
-        import torch
-
-        from mapet.data.loader import make_loader
-        from mapet.data.sources import open_source
-        from mapet.data.views import FixedView
-
-        source = open_source(self.data, "all")
-        order = torch.randperm(len(source), generator=seeded_generator(self.settings.seed, "report"))[:SAMPLED_IMAGES]
-        (loaded,) = make_loader(source, FixedView(self.settings.image_size), [order.tolist()], workers=0)
-        known = np.flatnonzero(self.store.contains(loaded.keys))
-        if not len(known):
-            raise DataError(
-                f"None of {len(loaded.keys)} images drawn from {self.data} has tokens in {self.store.path}: they are not those of "
-                "the run, or have changed since. Bring the images back to see this."
-            )
-        return Sample(
-            images=loaded.images.permute(0, 2, 3, 1).numpy()[known],
-            ids=self.store.lookup([loaded.keys[index] for index in known]).numpy(),
-            names=[source.describe(int(loaded.indices[index])) for index in known],
-        )
+        """Up to `SAMPLED_IMAGES` images with their tokens; raises like `tokens`, and DataError without images."""
+        return draw_sample(self.data, self.settings, self.tokens)
 
 
 def open_runs(runs: Sequence[RunDirectory]) -> list[ReportedRun]:
@@ -202,6 +190,5 @@ def flat(values: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def entropy(counts: np.ndarray) -> float:
-    """Of the distribution that `counts` are drawn from, in nats."""
-    shares = counts[counts > 0] / counts.sum()
-    return float(-(shares * np.log(shares)).sum())
+    """Of the distribution that `counts` are drawn from, in nats, as losses are."""
+    return math.log(2) * information.entropy(counts)

@@ -1,0 +1,101 @@
+"""Training images of a run, with the tokens that it was trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from mapet.config.settings import PretrainSettings
+from mapet.data.loader import LoadedBatch
+from mapet.data.sources import ImageSource
+from mapet.errors import DataError
+from mapet.token_store.read import TokenStore
+from mapet.tokenizers.base import Tokenizer
+
+SAMPLED_IMAGES = 1000
+_BATCH_SIZE = 50
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Training images of a run, drawn by its seed.
+
+    Args:
+        images: (n, H, W, 3) uint8, as the model sees them; of several crops of an image the first.
+        ids: (n, gh, gw) int64, their tokens.
+        names: What their source calls them.
+    """
+
+    images: np.ndarray
+    ids: np.ndarray
+    names: list[str]
+
+
+def draw_sample(data: str, settings: PretrainSettings, tokens: TokenStore | Tokenizer) -> Sample:
+    """Up to `SAMPLED_IMAGES` training images.
+
+    The whole source is drawn from, as finding its training part may mean reading every file; images without stored tokens were not
+    trained on and are left out.
+
+    Args:
+        data: Where the images are.
+        settings: Of the run.
+        tokens: The store that the run was trained on, or the tokenizer that it had in the loop.
+
+    Raises:
+        DataError: The images are gone, or none of those drawn has tokens.
+    """
+    from mapet.data.sources import open_source
+
+    source = open_source(data, "all")
+    images, ids, names = [], [], []
+    for batch in _batches(source, settings, tokens):
+        known, found = _tokens_of(batch, tokens)
+        images.append(batch.images.permute(0, 2, 3, 1).numpy()[known])
+        ids.append(found)
+        names += [source.describe(int(batch.indices[index])) for index in known]
+    if not names:
+        where = f" in {tokens.path}" if isinstance(tokens, TokenStore) else ""
+        raise DataError(
+            f"None of {min(len(source), SAMPLED_IMAGES)} images drawn from {data} has tokens{where}: they are not those of the "
+            "run, or have changed since. Bring the images back to see this."
+        )
+    return Sample(np.concatenate(images), np.concatenate(ids), names)
+
+
+def _batches(source: ImageSource, settings: PretrainSettings, tokens: TokenStore | Tokenizer) -> Iterator[LoadedBatch]:
+    """Crop 0 of the drawn images, for the model and, where it has to tokenise them, for the tokenizer."""
+    import torch
+
+    from mapet.data.crop_loader import CropBatch, make_crop_loader
+    from mapet.data.crops import crops_of
+    from mapet.data.views import Rendering
+    from mapet.runtime.progress import progress
+    from mapet.runtime.seeding import seeded_generator
+    from mapet.token_store.encode import rendering_for
+
+    order = torch.randperm(len(source), generator=seeded_generator(settings.seed, "report"))[:SAMPLED_IMAGES]
+    loader = make_crop_loader(
+        source,
+        crops_of(settings.view, settings.seed),
+        [CropBatch(indices.tolist()) for indices in order.split(_BATCH_SIZE)],
+        Rendering(settings.image_size),
+        tokenizer_rendering=None if isinstance(tokens, TokenStore) else rendering_for(tokens),
+    )
+    with progress("Reading images of the run", len(order), after=2.0) as bar:
+        for batch in loader:
+            yield batch
+            bar.advance(len(batch.keys) + len(batch.unreadable))
+
+
+def _tokens_of(batch: LoadedBatch, tokens: TokenStore | Tokenizer) -> tuple[np.ndarray, np.ndarray]:
+    """Which images of a batch have tokens, (k,) int64, and these, (k, gh, gw) int64."""
+    from mapet.token_store.encode import encode
+
+    if isinstance(tokens, TokenStore):
+        known = np.flatnonzero(tokens.contains(batch.keys))
+        return known, tokens.lookup([batch.keys[index] for index in known], 0).numpy()
+    assert batch.tokenizer_images is not None
+    return np.arange(len(batch.keys)), encode(tokens, batch.tokenizer_images, "cpu").numpy()
