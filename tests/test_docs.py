@@ -14,11 +14,11 @@ from PIL import Image
 from tests.command import mapet
 from tests.data_root import CHECKOUT
 
-PAGES = sorted([CHECKOUT / "README.md", *(CHECKOUT / "docs").glob("*.md")])
+PAGES = sorted([CHECKOUT / "README.md", *(CHECKOUT / "docs").rglob("*.md")])
 TEXTS = [*PAGES, CHECKOUT / "CONTRIBUTING.md", *sorted((CHECKOUT / "src" / "mapet" / "config" / "recipes").glob("*.yaml"))]
 SHORTER = {
     "pretrain": "--set training.steps=2 --set training.batch_size=4 --set training.warmup_epochs=0 --set training.warmup_steps=0 "
-    "--set backbone.options.depth=1 --set tokenizer.vocab_size=8 --set tokenizer.max_images=16 --set mechanics.workers=0",
+    "--set backbone.options.depth=2 --set tokenizer.vocab_size=8 --set tokenizer.max_images=16 --set mechanics.workers=0",
     "fit": "--images 16 --points 900 --workers 0",
     "tokenize": "--workers 0",
     "evaluate": "--workers 0",

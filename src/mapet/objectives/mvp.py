@@ -97,6 +97,8 @@ class MVP(PixelObjective[MaskCorruption]):
     @torch.no_grad()
     def features(self, images: Tensor) -> Tensor:
         """What the teacher says of every patch, (B, N_p, dim)."""
+        if len(images) == 0:
+            return images.new_zeros(0, self.num_patches, self.teacher.dim)  # timm's ViTs need one at least
         pixels, size = self.pixels(images).clamp(0, 1), self.teacher.image_size
         if pixels.shape[-1] != size:
             pixels = F.interpolate(pixels, (size, size), mode="bicubic", antialias=True).clamp(0, 1)

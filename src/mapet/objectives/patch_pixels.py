@@ -17,8 +17,7 @@ def patchify(images: Tensor, patch_size: int) -> Tensor:
 
 def unpatchify(patches: Tensor, grid_size: tuple[int, int], patch_size: int) -> Tensor:
     """(B, N_p, p * p * C) to (B, C, H, W)."""
-    rows, columns = grid_size
-    tiles = patches.unflatten(1, (rows, columns)).unflatten(3, (patch_size, patch_size, patches.shape[2] // patch_size**2))
+    tiles = patches.unflatten(2, (patch_size, patch_size, -1)).unflatten(1, grid_size)
     return tiles.permute(0, 5, 1, 3, 2, 4).flatten(4).flatten(2, 3)
 
 
@@ -26,7 +25,8 @@ def normalised_patches(pixels: Tensor, patch_size: int) -> Tensor:
     """Patches (B, N_p, p * p * C) of images in [0, 1], each channel of each with mean 0 and deviation 1."""
     values = patchify(pixels, patch_size).unflatten(2, (patch_size * patch_size, -1))
     centred = values - values.mean(dim=2, keepdim=True)
-    return (centred / (values.std(dim=2, keepdim=True) + FLAT)).flatten(2)
+    variance = centred.square().sum(dim=2, keepdim=True) / (values.shape[2] - 1)
+    return (centred / (variance.sqrt() + FLAT)).flatten(2)
 
 
 def area_resize(images: Tensor, size: int) -> Tensor:

@@ -81,6 +81,7 @@ class Recover(PixelObjective[Drawn]):
         if grid_size(backbone)[0] != grid_size(backbone)[1]:
             raise ModelError(f"The images must be square; this backbone makes {grid_size(backbone)} patches.")
         self.decoder = PixelDecoder(backbone.embed_dim, self.num_patches, 3 * self.patch_size**2, width, depth, num_heads)
+        self.decoder.mask_token.requires_grad_(self.num_masked > 0)
         if fixed_positions:
             self._fix_positions()
 
