@@ -20,6 +20,7 @@ from mapet.config import load_recipe
 from mapet.evaluation.evaluate import evaluate
 from mapet.evaluation.knn import KNN
 from mapet.evaluation.linear import LinearProbe
+from mapet.objectives import OBJECTIVES
 from mapet.report.reading import open_runs
 from mapet.runtime.device import choose_device
 from mapet.runtime.progress import say
@@ -46,7 +47,7 @@ def run_one(
             "random_top1": result.random_top1,
             "steps": last["step"],
             "loss": last["loss"],
-            "token_accuracy": last["token_accuracy"],
+            "token_accuracy": last.get("token_accuracy", float("nan")),
             "training_seconds": open_runs([run])[0].training_seconds,
         }
         for result in results
@@ -108,8 +109,9 @@ def main() -> None:
     for seed in range(arguments.seeds):
         for objective in arguments.objectives.split(","):
             say(f"{objective}, seed {seed}")
-            run, found = run_one(arguments, objective, seed, tokens, [f"objective.name={objective}"])
-            tokens = tokens or run.tokens
+            looks_up = "tokens" in OBJECTIVES.get(objective).needs
+            run, found = run_one(arguments, objective, seed, tokens if looks_up else None, [f"objective.name={objective}"])
+            tokens = tokens or (run.tokens if looks_up else None)
             rows += found
     conclude(arguments, rows, environment, began)
 

@@ -131,6 +131,9 @@ class Recorded(nn.Module):
     def corrupt(self, *arguments: Any) -> Any:
         return self.objective.corrupt(*arguments)
 
+    def before_move(self) -> None:
+        self.objective.before_move()
+
     def forward(self, batch: Batch, corruption: Any) -> ObjectiveOutput:
         self.seen.append((batch.images, *dataclasses.astuple(corruption)[:1], torch.rand(3)))
         return self.objective(batch, corruption)

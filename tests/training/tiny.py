@@ -88,7 +88,7 @@ def tiny_store(path: Path, seed: int = 0) -> TokenStore:
 
 def tiny_objective(settings: PretrainSettings) -> Objective:
     backbone = backbone_recipe(settings).build(drop_path_rate=settings.training.drop_path)
-    return build_objective(settings, backbone, VOCAB)
+    return build_objective(settings, backbone)
 
 
 def tiny_trainer(run: Path, store: TokenStore, settings: PretrainSettings, objective: Objective | None = None) -> Trainer:

@@ -37,7 +37,9 @@ def running_mean(values: np.ndarray, width: int) -> np.ndarray:
 
 
 def _curve(logged: Sequence[ReportedRun], runs: Sequence[ReportedRun], quantity: str, references: dict[str, float]) -> Picture:
-    title = {"loss": "Loss (nats a token)", "token_accuracy": "Token accuracy (%)"}[quantity]
+    of_tokens = all("token_accuracy" in run.metrics[-1] for run in logged)
+    loss = "Loss (nats a token)" if of_tokens else "Loss"
+    title = {"loss": loss, "token_accuracy": "Token accuracy (%)"}[quantity]
     scale = 100 if quantity == "token_accuracy" else 1
     smoothed, told = False, []
     with canvas(3.5) as drawn:

@@ -137,7 +137,7 @@ class ReportedRun:
         """The objective in evaluation mode, as it was before training."""
         from mapet.training.pretrain import backbone_recipe, build_objective
 
-        objective = build_objective(self.settings, backbone_recipe(self.settings).build(), self.settings.tokenizer.vocab_size)
+        objective = build_objective(self.settings, backbone_recipe(self.settings).build())
         objective.backbone.set_grad_checkpointing(False)
         return objective.eval()
 

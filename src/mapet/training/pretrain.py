@@ -17,7 +17,7 @@ from mapet.data.sources import ImageSource, open_source, subset, with_keys
 from mapet.errors import SettingsError, TokenizerError
 from mapet.models.backbone import grid_size, patch_size
 from mapet.models.saved import BackboneRecipe, save_backbone
-from mapet.objectives import create_objective
+from mapet.objectives import OBJECTIVES, create_objective
 from mapet.objectives.base import Objective
 from mapet.runtime.device import choose_device
 from mapet.runtime.files import recover
@@ -59,24 +59,25 @@ def pretrain(
     device = choose_device(settings.mechanics.device)
     recipe = backbone_recipe(settings)
     backbone = recipe.build(drop_path_rate=settings.training.drop_path)
-    build_objective(settings, backbone, settings.tokenizer.vocab_size)
+    needs_tokens = "tokens" in build_objective(settings, backbone).needs
     record = RunRecord(run, data, settings, tokenizer, tokens)
-    given_tokenizer, given_store = _given_inputs(record, settings, backbone)
+    given_tokenizer, given_store = _given_inputs(record, settings, backbone, needs_tokens)
     source = open_source(data, "train")
     step_batches(len(source), settings.training.batch_size, settings.seed, 0, 0)  # refuses too few images before any work
     record.begin()
     source = with_keys(source)
     unreadable = UnreadableImages(settings.mechanics.max_unreadable)
-    if settings.view.name == "online":
-        tokenizer_in_loop, store = given_tokenizer or _own_tokenizer(run, source, settings, backbone, unreadable), None
-        usable, fingerprint = [*range(len(source))], tokenizer_in_loop.fingerprint
-    else:
-        tokenizer_in_loop, store = None, given_store or _own_store(run, source, settings, backbone, given_tokenizer, unreadable)
+    tokenizer_in_loop, store, fingerprint, usable = None, None, None, [*range(len(source))]
+    if needs_tokens and settings.view.name == "online":
+        tokenizer_in_loop = given_tokenizer or _own_tokenizer(run, source, settings, backbone, unreadable)
+        fingerprint = tokenizer_in_loop.fingerprint
+    elif needs_tokens:
+        store = given_store or _own_store(run, source, settings, backbone, given_tokenizer, unreadable)
         usable, fingerprint = store.match(source), store.tokenizer_fingerprint
         _record_unreadable(source, usable, store, unreadable)
     keys = image_keys(source)
     record.fix_inputs(fingerprint, [keys[index] for index in usable])
-    objective = build_objective(settings, backbone, settings.tokenizer.vocab_size)
+    objective = build_objective(settings, backbone)
     Trainer(objective, subset(source, usable), store, settings, run, device, tokenizer_in_loop).run()
     save_backbone(run.backbone, recipe, objective.backbone)
     return run
@@ -89,20 +90,28 @@ def backbone_recipe(settings: PretrainSettings) -> BackboneRecipe:
     return BackboneRecipe(settings.backbone.name, options, settings.image_size, training.mean, training.std, settings.seed)
 
 
-def build_objective(settings: PretrainSettings, backbone: VisionTransformer, vocab_size: int) -> Objective:
-    """The objective of a run on `backbone`, its own parameters drawn from the seed."""
+def build_objective(settings: PretrainSettings, backbone: VisionTransformer) -> Objective:
+    """The objective of a run on `backbone`, its own parameters drawn from the seed; one that looks at pixels learns their scale."""
+    name, training = settings.objective.name, settings.training
+    scale = {"mean": training.mean, "std": training.std} if "pixels" in OBJECTIVES.get(name).needs else {}
     with seeded_globally(settings.seed, "objective"):
-        objective = create_objective(
-            settings.objective.name, backbone=backbone, vocab_size=vocab_size, **settings.objective.options
-        )
+        options = scale | settings.objective.options
+        objective = create_objective(name, backbone=backbone, vocab_size=settings.tokenizer.vocab_size, **options)
     backbone.set_grad_checkpointing(settings.mechanics.activation_checkpointing)
     return objective
 
 
 def _given_inputs(
-    record: RunRecord, settings: PretrainSettings, backbone: VisionTransformer
+    record: RunRecord, settings: PretrainSettings, backbone: VisionTransformer, needs_tokens: bool
 ) -> tuple[Tokenizer | None, TokenStore | None]:
     """What the run was given now or when it was begun; what does not fit the recipe or the backbone is refused before any work."""
+    if not needs_tokens:
+        if given := record.tokenizer or record.tokens:
+            raise SettingsError(
+                f"The objective '{settings.objective.name}' predicts no visual tokens, so that {given} is of no use to it. Leave "
+                "out --tokenizer and --tokens."
+            )
+        return None, None
     tokenizer = load_tokenizer(record.tokenizer) if record.tokenizer else None
     store = TokenStore.open(record.tokens) if record.tokens else None
     vocab_size, grid = settings.tokenizer.vocab_size, grid_size(backbone)

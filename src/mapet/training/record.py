@@ -73,18 +73,18 @@ class RunRecord:
         """The external token store given now or when the run was begun."""
         return self.config["tokens"]
 
-    def fix_inputs(self, tokenizer_fingerprint: str, sample_keys: Sequence[str]) -> None:
+    def fix_inputs(self, tokenizer_fingerprint: str | None, sample_keys: Sequence[str]) -> None:
         """Records what is trained on, or compares it with what was recorded when the run was begun.
 
         Args:
-            tokenizer_fingerprint: Of the tokens' tokenizer.
+            tokenizer_fingerprint: Of the tokens' tokenizer; None for an objective without tokens.
             sample_keys: Of all training images, in the order in which the source has them.
 
         Raises:
             CheckpointError: Tokenizer or images are not those that the run was begun with.
         """
         fingerprint = self.config["tokenizer_fingerprint"]
-        if fingerprint not in (None, tokenizer_fingerprint):
+        if tokenizer_fingerprint is not None and fingerprint not in (None, tokenizer_fingerprint):
             raise CheckpointError(
                 f"{self._run.path} was begun with tokens of the tokenizer {fingerprint[:12]}, these are of "
                 f"{tokenizer_fingerprint[:12]}. Give the --tokens or --tokenizer that it was begun with, or another --out."

@@ -63,6 +63,7 @@ class TrainingStep:
         outputs = [self._backward(micro, corruption) for micro, corruption in self._micro_batches(batch, step)]
         sums = _add_up(outputs)
         gradient_norm = self._normalise_and_clip(sums["targets"])
+        self.objective.before_move()
         self._move(step, learning_rate, finite=torch.isfinite(sums["loss"]) & torch.isfinite(gradient_norm))
         metrics = {name: value for name, value in sums.items() if name not in ("loss", "targets")}
         return StepSums(sums["loss"], sums["targets"], metrics, gradient_norm)
