@@ -10,12 +10,12 @@ import typer
 
 from mapet.cli.options import Data, Device, MaxUnreadable, Seed, Workers
 
-app = typer.Typer(help="Fit a visual vocabulary.", no_args_is_help=True)
+app = typer.Typer(help="Make visual vocabularies.", no_args_is_help=True)
 
 
 @app.callback()
 def verbs() -> None:
-    """Fit a visual vocabulary."""
+    """Make visual vocabularies."""
 
 
 @app.command()
