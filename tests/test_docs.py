@@ -23,7 +23,8 @@ SHORTER = {
     "tokenize": "--workers 0",
     "evaluate": "--workers 0",
     "codebook": "--images 12 --workers 0",
-    "train": "--workers 0 --device cpu --encoder-option depth=1 --encoder-option embed_dim=48 --encoder-option num_heads=3 --decoder-depth 1",
+    "train": "--workers 0 --device cpu --encoder-option depth=1 --encoder-option embed_dim=48 --encoder-option num_heads=3 "
+    "--decoder-depth 1",
 }
 
 
