@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from mapet.errors import TokenizerError
 from mapet.tokenizers.base import Tokenizer
@@ -190,3 +191,14 @@ def test_random_projection_needs_no_weights_and_depends_on_its_seed(tmp_path):
     assert not torch.equal(first.encode(images), other.encode(images))
     with pytest.raises(TokenizerError, match="multiple of patch size 5"):
         RandomProjection(SIZE, 5, VOCABULARY)
+
+
+def test_a_codebook_of_another_dimension_is_refused(made, tmp_path):
+    tokenizer = made["pixels"]
+    with pytest.raises(TokenizerError, match=r"codebook of shape \(20, 5\) does not fit these features, which have 16 values"):
+        FeatureKMeans(tokenizer.features, torch.zeros(20, 5))
+    tokenizer.save(tmp_path / "tok")
+    weights = load_file(tmp_path / "tok" / "weights.safetensors")
+    save_file(weights | {"centroids": torch.zeros(20, 5)}, tmp_path / "tok" / "weights.safetensors")
+    with pytest.raises(TokenizerError, match=r"damaged or incomplete"):
+        load_tokenizer(tmp_path / "tok")

@@ -7,6 +7,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from mapet.errors import TokenizerError
 from mapet.tokenizers.base import Tokenizer
 from mapet.tokenizers.features import FeatureExtractor, create_features
 from mapet.tokenizers.nearest import nearest_centroid
@@ -18,12 +19,20 @@ class FeatureKMeans(Tokenizer):
     Args:
         features: A fitted extractor of patch features.
         centroids: (vocab_size, features.dim) float32.
+
+    Raises:
+        TokenizerError: The centroids are those of other features.
     """
 
     kind = "feature_kmeans"
     centroids: Tensor
 
     def __init__(self, features: FeatureExtractor, centroids: Tensor) -> None:
+        if centroids.ndim != 2 or centroids.shape[1] != features.dim:
+            raise TokenizerError(
+                f"A codebook of shape {tuple(centroids.shape)} does not fit these features, which have {features.dim} values. Give "
+                f"one of (tokens, {features.dim}), clustered from the same features."
+            )
         super().__init__(len(centroids), features.grid_size, features.image_size)
         self.features = features
         self.register_buffer("centroids", centroids)
