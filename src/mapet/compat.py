@@ -37,6 +37,7 @@ def import_torchvision() -> bool:
 DECLARED_OPERATORS = import_torchvision()
 
 import timm  # noqa: E402  (only importable once torchvision is)
+from timm.data.config import resolve_model_data_config  # noqa: E402
 from timm.layers.attention import Attention  # noqa: E402
 from timm.layers.layer_scale import LayerScale  # noqa: E402
 from timm.models import checkpoint_seq  # noqa: E402
@@ -52,5 +53,6 @@ __all__ = [
     "checkpoint_seq",
     "import_torchvision",
     "param_groups_weight_decay",
+    "resolve_model_data_config",
     "timm",
 ]

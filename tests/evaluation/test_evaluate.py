@@ -35,13 +35,14 @@ def make_subject(recipe: BackboneRecipe, backbone=None, **options) -> Subject:
 
 
 def test_results_are_kept_in_the_run_directory(run: RunDirectory) -> None:
-    results = evaluate(run, None, [KNN(), QUICK, KNN(pool="both")], device=CPU)
+    protocols = [KNN(), QUICK, KNN(pool="both")]
+    results = evaluate(run, None, protocols, device=CPU)
     assert [result.data for result in results] == [LOCATION] * 3
-    for result in results:
-        assert json.loads((run.evaluations / result.file_name).read_text()) == dataclasses.asdict(result)
+    for protocol, result in zip(protocols, results, strict=True):
+        assert json.loads((run.evaluations / f"{protocol.stem(LOCATION)}.json").read_text()) == dataclasses.asdict(result)
         assert (result.classes, result.train_images, result.test_images) == (2, 40, 20)
-        assert 0 <= result.random_top1 <= 1
-    assert results[0].top1 > 0.9, "dark and bright images are told apart by any backbone"
+        assert 0 <= result.random_value <= 1
+    assert results[0].value > 0.9, "dark and bright images are told apart by any backbone"
 
 
 def test_the_random_backbone_is_the_one_that_the_run_began_with(run: RunDirectory, tmp_path: Path, monkeypatch) -> None:
@@ -90,21 +91,21 @@ def test_the_paper_preset_learns_from_augmented_images(run: RunDirectory) -> Non
     subject = make_subject(recipe, backbone)
     seen = []
     subject.features, extract = lambda images: (seen.append(images.clone()), extract(images))[1], subject.features
-    paper = LinearProbe(preset="paper", epochs=2, batch_size=16, lr=0.05)
-    assert 0 <= paper.accuracy(subject) <= 1
+    paper = LinearProbe(augment=True, epochs=2, batch_size=16, lr=0.05)
+    assert 0 <= paper.judge(subject).figures["top1"] <= 1
     assert [len(images) for images in seen] == [20, 16, 16, 16, 16], "the test images, then two epochs of two steps"
     assert len({float(images.float().sum()) for images in seen}) == 5
-    assert paper.hash != dataclasses.replace(paper, preset="cached").hash
+    assert paper.hash != dataclasses.replace(paper, augment=False).hash
 
 
 def test_a_backbone_without_class_token_has_only_the_mean(run: RunDirectory) -> None:
     _, recipe = load_backbone(run.backbone)
     recipe = dataclasses.replace(recipe, options=recipe.options | {"class_token": False, "global_pool": "avg"})
     subject = make_subject(recipe)
-    assert 0 <= KNN().accuracy(subject) <= 1
+    assert 0 <= KNN().judge(subject).figures["top1"] <= 1
     for pool in ("cls", "both"):
         with pytest.raises(SettingsError, match=f"no class token, so that pooling '{pool}' is impossible. Use 'mean'"):
-            KNN(pool=pool).accuracy(subject)
+            KNN(pool=pool).judge(subject)
 
 
 def test_both_splits_come_from_one_pass(run: RunDirectory, tmp_path: Path, monkeypatch, capsys) -> None:

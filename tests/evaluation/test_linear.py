@@ -34,25 +34,25 @@ def subject_with(separable: bool, count: int = 200) -> SimpleNamespace:
 
 
 def test_separable_features_are_learned_whatever_their_scale() -> None:
-    assert LinearProbe(**FAST).accuracy(subject_with(separable=True)) == 1.0
+    assert LinearProbe(**FAST).judge(subject_with(separable=True)).figures["top1"] == 1.0
 
 
 def test_random_labels_are_not() -> None:
-    accuracy = LinearProbe(**FAST).accuracy(subject_with(separable=False, count=1000))
+    accuracy = LinearProbe(**FAST).judge(subject_with(separable=False, count=1000)).figures["top1"]
     assert accuracy == pytest.approx(0.25, abs=0.06)
 
 
 def test_the_same_seed_gives_the_same_figure() -> None:
     subject = subject_with(separable=False)
     settings = FAST | {"epochs": 2}
-    assert LinearProbe(**settings).accuracy(subject) == LinearProbe(**settings).accuracy(subject)
+    assert LinearProbe(**settings).judge(subject).figures["top1"] == LinearProbe(**settings).judge(subject).figures["top1"]
 
 
 def test_few_images_are_passed_over_more_often(monkeypatch) -> None:
     seen = []
     step = torch.optim.AdamW.step
     monkeypatch.setattr(torch.optim.AdamW, "step", lambda self: (seen.append(1), step(self)))
-    LinearProbe(epochs=1, min_steps=17, batch_size=1024).accuracy(subject_with(separable=True))
+    LinearProbe(epochs=1, min_steps=17, batch_size=1024).judge(subject_with(separable=True)).figures["top1"]
     assert len(seen) == 17
 
 
@@ -60,4 +60,4 @@ def test_a_constant_feature_divides_nothing_by_zero() -> None:
     subject = subject_with(separable=True)
     for part in (subject.train_features, subject.test_features):
         part.mean[:, 7] = 5.0
-    assert LinearProbe(**FAST).accuracy(subject) == 1.0
+    assert LinearProbe(**FAST).judge(subject).figures["top1"] == 1.0

@@ -8,14 +8,15 @@ import pytest
 from mapet.errors import SettingsError
 from mapet.evaluation.knn import KNN
 from mapet.evaluation.linear import LinearProbe
-from mapet.evaluation.protocol import Protocol, Result
+from mapet.evaluation.presets import PROTOCOLS, presets_of, protocol_of, protocols_of, setting_names
+from mapet.evaluation.protocol import Findings, Protocol, Result
 from mapet.evaluation.subject import Subject
 
-SETTINGS = [(kind, field.name) for kind in (KNN, LinearProbe) for field in dataclasses.fields(kind)]
+SETTINGS = [(kind, name) for kind in (KNN, LinearProbe) for name in setting_names(kind)]
 
 
 def other(value: Any) -> Any:
-    return {"mean": "cls", "cached": "paper"}[value] if isinstance(value, str) else value + 1
+    return {"mean": "cls"}[value] if isinstance(value, str) else value + 1
 
 
 @pytest.mark.parametrize(("kind", "name"), SETTINGS)
@@ -26,14 +27,14 @@ def test_the_hash_changes_with_every_setting(kind: type[Protocol], name: str) ->
 
 
 def test_the_hash_is_that_of_the_settings_and_nothing_else() -> None:
-    @dataclasses.dataclass(frozen=True)
+    @dataclasses.dataclass(frozen=True, kw_only=True)
     class Reordered(Protocol):
         name = "knn"
         temperature: float = 0.07
         neighbours: int = 20
 
-        def accuracy(self, subject: Subject) -> float:
-            return 0.0
+        def judge(self, subject: Subject) -> Findings:
+            return Findings({"top1": 0.0})
 
     assert [field.name for field in dataclasses.fields(Reordered)] != [field.name for field in dataclasses.fields(KNN)]
     assert Reordered().hash == KNN().hash == KNN(neighbours=20).hash
@@ -49,23 +50,61 @@ def test_a_new_version_is_another_protocol(monkeypatch) -> None:
 def test_values_that_are_not_allowed_are_refused_at_once() -> None:
     with pytest.raises(SettingsError, match=r"no pooling 'median'.*Allowed: both, cls, mean"):
         KNN(pool="median")
-    with pytest.raises(SettingsError, match=r"no preset 'cache' .*Did you mean 'cached'"):
-        LinearProbe(preset="cache")
 
 
-def result(protocol: Protocol, data: str = "digits") -> Result:
-    return Result(protocol.describe(), protocol.hash, data, 10, 100, 50, 0.5, 0.25, 3.0)
+def test_a_preset_is_only_a_name() -> None:
+    assert protocol_of("linear") == protocol_of("linear:cached") == LinearProbe()
+    assert protocol_of("linear:cached").title == "linear:cached"
+    assert protocol_of("linear:paper").hash == LinearProbe(augment=True, preset="other").hash != LinearProbe().hash
+
+
+def test_every_preset_is_a_protocol_of_its_own() -> None:
+    titles = [f"{name}:{preset}" for name in PROTOCOLS for preset in presets_of(name)]
+    assert len({protocol_of(title).hash for title in titles}) == len(titles)
+
+
+def test_settings_go_to_the_protocols_that_have_them() -> None:
+    knn, linear = protocols_of(["knn", "linear", "knn:dino", "knn"], {"neighbours": 5, "pool": "cls", "lr": 1e-2})
+    assert (knn, linear) == (KNN(neighbours=5, pool="cls"), LinearProbe(pool="cls", lr=1e-2))
+
+
+@pytest.mark.parametrize(
+    ("titles", "overrides", "words"),
+    [
+        (["knm"], {}, r"no protocol called 'knm'.*Did you mean 'knn'"),
+        (["linear:papr"], {}, r"'linear' has no preset 'papr'.*Did you mean 'paper'"),
+        (["knn"], {"lr": 1.0}, r"None of knn has a setting 'lr'"),
+        (["linear"], {"epoch": 5}, r"Did you mean 'epochs'"),
+        (["linear"], {"epochs": "many"}, r"linear: epochs = 'many'"),
+    ],
+)
+def test_wrong_names_and_values_are_refused_in_words(titles: list[str], overrides: dict[str, Any], words: str) -> None:
+    with pytest.raises(SettingsError, match=words):
+        protocols_of(titles, overrides)
+
+
+def result(protocol: Protocol, data: str = "digits", **others: Any) -> Result:
+    values: dict[str, Any] = {"classes": 10, "train_images": 100, "test_images": 50, "seconds": 3.0}
+    values |= {"figures": {"top1": 0.5}, "random_figures": {"top1": 0.25}, "preset": protocol.preset}
+    return Result(protocol=protocol.describe(), protocol_hash=protocol.hash, data=data, **(values | others))
 
 
 def test_every_protocol_and_data_set_has_a_file_of_its_own() -> None:
-    results = [result(KNN()), result(KNN(pool="cls")), result(KNN(neighbours=5)), result(LinearProbe()), result(KNN(), "other")]
-    assert len({result.file_name for result in results}) == len(results)
+    stems = [KNN().stem("digits"), KNN(pool="cls").stem("digits"), KNN(neighbours=5).stem("digits"), KNN().stem("other")]
+    assert len({*stems, LinearProbe().stem("digits")}) == len(stems) + 1
 
 
 def test_the_line_stands_next_to_random_initialisation() -> None:
-    line = result(LinearProbe()).line()
+    line = result(protocol_of("linear")).line()
     assert "linear (cached, mean)" in line
     assert "50.0 %" in line
     assert "random initialisation  25.0 %" in line
     assert "+25.0" in line
     assert LinearProbe().hash in line
+
+
+def test_a_figure_without_random_initialisation_stands_alone() -> None:
+    alone = result(KNN(), random_figures=None, metric="mean_per_class", figures={"top1": 0.5, "mean_per_class": 0.4})
+    assert (alone.value, alone.random_value) == (0.4, None)
+    assert "mean per class  40.0 %" in alone.line()
+    assert "random" not in alone.line()

@@ -46,8 +46,8 @@ def result(name: str = "knn", top1: float = 0.8, random_top1: float = 0.5, **oth
         "classes": 10,
         "train_images": 1437,
         "test_images": 360,
-        "top1": top1,
-        "random_top1": random_top1,
+        "figures": {"top1": top1},
+        "random_figures": {"top1": random_top1},
         "seconds": 1.0,
     }
     return Result(**(values | others))  # type: ignore[arg-type]
@@ -63,7 +63,7 @@ def finished(tmp_path_factory) -> RunDirectory:
 def run(finished, tmp_path) -> RunDirectory:
     """A copy of the run, with an evaluation, to be changed at will."""
     copied = RunDirectory(shutil.copytree(finished.path, tmp_path / "run"))
-    write_json(copied.evaluations / result().file_name, asdict(result()))
+    write_json(copied.evaluations / "knn.json", asdict(result()))
     return copied
 
 

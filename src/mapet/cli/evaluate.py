@@ -2,39 +2,51 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from mapet.cli.options import Device, MaxUnreadable, Run, Workers
+from mapet.cli.options import Device, MaxUnreadable, Workers
 
 
 def evaluate(
-    protocols: Annotated[str, typer.Argument(metavar="PROTOCOLS", help="knn, linear, or both: knn,linear.")],
-    run: Run,
+    protocols: Annotated[
+        str, typer.Argument(metavar="PROTOCOLS", help="Names from `mapet protocols`, such as knn,linear or linear:paper.")
+    ],
+    backbone: Annotated[
+        str, typer.Argument(metavar="BACKBONE", help="A run directory, a saved backbone, timm:NAME, or random:NAME.")
+    ],
     data: Annotated[str | None, typer.Argument(metavar="[DATA]", help="Labelled images; by default those of the run.")] = None,
-    pool: Annotated[str, typer.Option(help="How tokens become one vector: mean (of the patches), cls, or both.")] = "mean",
-    preset: Annotated[str, typer.Option(help="Of the linear probe: cached (fast), or paper (augmented, as published).")] = "cached",
-    epochs: Annotated[int, typer.Option(min=1, help="Of the linear probe.")] = 50,
+    pool: Annotated[str | None, typer.Option(help="How tokens become one vector: mean (of the patches), cls, or both.")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting of the protocols; repeatable.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Where results are kept; by default in the run directory.")] = None,
+    random: Annotated[
+        bool | None, typer.Option("--random/--no-random", help="Judge the random initialisation too; by default what is cheap.")
+    ] = None,
     device: Device = "auto",
     workers: Workers = 2,
     max_unreadable: MaxUnreadable = 0,
 ) -> None:
-    """Judge a pre-trained backbone on labelled images, next to the same backbone at random initialisation."""
-    from mapet.evaluation.evaluate import PROTOCOLS
+    """Judge a backbone on labelled images, next to the same backbone at random initialisation."""
+    from mapet.config.recipes import parse_options
     from mapet.evaluation.evaluate import evaluate as run_evaluation
+    from mapet.evaluation.presets import protocols_of
+    from mapet.models.opened import open_backbone
     from mapet.runtime.device import choose_device
-    from mapet.runtime.run_directory import RunDirectory
 
-    options = {"linear": {"preset": preset, "epochs": epochs}}
-    chosen = [PROTOCOLS.get(name)(pool=pool, **options.get(name, {})) for name in protocols.split(",")]
+    settings = parse_options(set_ or []) | ({} if pool is None else {"pool": pool})
     results = run_evaluation(
-        RunDirectory.existing(run),
+        open_backbone(backbone),
         data,
-        chosen,
+        protocols_of(protocols.split(","), settings),
         device=choose_device(device),
+        folder=out,
         workers=workers,
         max_unreadable=max_unreadable,
+        with_random=random,
     )
     first = results[0]
     print(f"{first.data}: {first.train_images} training and {first.test_images} test images, {first.classes} classes")

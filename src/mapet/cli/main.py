@@ -13,6 +13,7 @@ from mapet.cli import (
     evaluate,
     objectives,
     pretrain,
+    protocols,
     recipes,
     report,
     tokenize,
@@ -34,6 +35,7 @@ app.command("demo")(demo.demo)
 app.command("recipes")(recipes.recipes)
 app.command("pretrain")(pretrain.pretrain)
 app.command("evaluate")(evaluate.evaluate)
+app.command("protocols")(protocols.protocols)
 app.command("report")(report.report)
 app.command("tokenize")(tokenize.tokenize)
 app.command("codebook")(codebook.codebook)

@@ -40,7 +40,7 @@ def load_recipe(recipe: str, overrides: Sequence[str] = ()) -> PretrainSettings:
     Raises:
         SettingsError: The recipe, a key or a value is wrong.
     """
-    values = _parse_yaml(recipe_text(recipe), f"The recipe '{recipe}'")
+    values = parse_yaml(recipe_text(recipe), f"The recipe '{recipe}'")
     if not isinstance(values, dict):
         raise SettingsError(f"The recipe '{recipe}' holds no settings. `mapet recipes digits` prints one that does.")
     values = {name: value for name, value in values.items() if value is not None}  # a section with every line commented out
@@ -56,7 +56,7 @@ def parse_options(pairs: Sequence[str]) -> dict[str, Any]:
         key, equals, text = pair.partition("=")
         if not equals:
             raise SettingsError(f"An option is given as key=value, not '{pair}'.")
-        options[key] = _parse_yaml(text, f"The value of '{key}'")
+        options[key] = parse_yaml(text, f"The value of '{key}'")
     return options
 
 
@@ -67,7 +67,8 @@ class _Loader(yaml.SafeLoader):
 _Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789"))
 
 
-def _parse_yaml(text: str, what: str) -> Any:
+def parse_yaml(text: str, what: str) -> Any:
+    """The plain values in a YAML text; `what` names it where it is none (SettingsError)."""
     try:
         return yaml.load(text, _Loader)
     except yaml.YAMLError as error:

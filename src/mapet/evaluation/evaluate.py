@@ -1,81 +1,118 @@
-"""Judges the backbone of a run, always next to the same backbone at its random initialisation."""
+"""Judges a backbone, next to the same backbone at its random initialisation."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from mapet.data.loader import UnreadableImages
-from mapet.data.sources import open_splits
-from mapet.evaluation.protocol import Protocol, Result
-from mapet.evaluation.subject import Subject, check_labels
-from mapet.models.saved import load_backbone
-from mapet.registry import Registry
+from mapet.data.sources import ImageSource
+from mapet.errors import SettingsError
+from mapet.evaluation.protocol import Findings, Protocol, Result
+from mapet.evaluation.subject import Subject
+from mapet.models.opened import OpenedBackbone, open_backbone
 from mapet.runtime.files import write_json
 from mapet.runtime.progress import say
 from mapet.runtime.run_directory import RunDirectory
 
-PROTOCOLS: Registry[type[Protocol]] = Registry(
-    "protocol", {"knn": "mapet.evaluation.knn:KNN", "linear": "mapet.evaluation.linear:LinearProbe"}
-)
-
 
 def evaluate(
-    run: RunDirectory,
+    judged: OpenedBackbone | RunDirectory,
     data: str | None,
     protocols: Sequence[Protocol],
     *,
     device: torch.device,
+    folder: Path | None = None,
     workers: int = 0,
     max_unreadable: int = 0,
+    with_random: bool | None = None,
 ) -> list[Result]:
-    """Judges the backbone of `run` by every protocol and keeps the results in the run directory.
+    """Judges a backbone by every protocol and keeps the results.
 
     Args:
-        run: A finished pre-training.
+        judged: A backbone, or a finished pre-training.
         data: Labelled images; by default those of the pre-training.
         protocols: What to measure; features are extracted once for all of them.
         device: Where to compute.
+        folder: Where results are kept; by default in the run directory, and nowhere if there is none.
         workers: Processes that decode images.
         max_unreadable: Images that may be skipped.
+        with_random: Whether the random initialisation is judged too; by default what each protocol does unasked.
 
     Raises:
-        MapetError: There is no backbone, or the images have no labels.
+        MapetError: There is no backbone, or the images do not fit the protocol.
     """
-    trained, recipe = load_backbone(run.backbone)
-    location: str = data or run.read_config()["data"]
-    train, test = open_splits(location)
-    check_labels(train)
-    check_labels(test)
+    opened = open_backbone(judged.path) if isinstance(judged, RunDirectory) else judged
+    folder = folder or (opened.run.evaluations if opened.run else None)
+    location = data or _own_data(opened)
     unreadable = UnreadableImages(max_unreadable)
-    common: dict[str, Any] = {"device": device, "workers": workers, "unreadable": unreadable}
-    subjects = [
-        Subject("pre-trained", trained, recipe, train, test, **common),
-        Subject("random", recipe.build(), recipe, train, test, **common),
-    ]
-    results = [_judge(protocol, location, *subjects) for protocol in protocols]
-    for result in results:
-        write_json(run.evaluations / result.file_name, asdict(result))
+    judges = _Judges(opened, location, {"device": device, "workers": workers, "unreadable": unreadable})
+    results = []
+    for protocol in protocols:
+        random = protocol.with_random if with_random is None else with_random
+        result = judges.result(protocol, folder, random and not opened.untrained)
+        if folder is not None:
+            write_json(folder / f"{protocol.stem(location)}.json", asdict(result))
+        results.append(result)
     if unreadable.summary():
         say(unreadable.summary())
     return results
 
 
-def _judge(protocol: Protocol, data: str, trained: Subject, random: Subject) -> Result:
-    began = time.perf_counter()
-    top1, random_top1 = protocol.accuracy(trained), protocol.accuracy(random)
-    return Result(
-        protocol=protocol.describe(),
-        protocol_hash=protocol.hash,
-        data=data,
-        classes=trained.num_classes,
-        train_images=len(trained.train),
-        test_images=len(trained.test),
-        top1=top1,
-        random_top1=random_top1,
-        seconds=time.perf_counter() - began,
-    )
+def _own_data(opened: OpenedBackbone) -> str:
+    if opened.run is None:
+        raise SettingsError(f"{opened.title} was not pre-trained here, so that there are no images of its own. Give DATA.")
+    return opened.run.read_config()["data"]
+
+
+class _Judges:
+    """The subjects of one backbone, kept as long as protocols look at the same images, so that features are extracted once."""
+
+    def __init__(self, opened: OpenedBackbone, location: str, common: dict[str, Any]) -> None:
+        self._opened, self._location, self._common = opened, location, common
+        self._data: dict[Any, tuple[ImageSource, ImageSource]] = {}
+        self._subjects: dict[Any, Subject] = {}
+
+    def result(self, protocol: Protocol, folder: Path | None, with_random: bool) -> Result:
+        began = time.perf_counter()
+        train, test = self._open(protocol)
+        kept = folder / protocol.stem(self._location) if folder is not None else None
+        found = self._judge(protocol, "pre-trained", kept)
+        random = self._judge(protocol, "random", kept and kept / "random") if with_random else None
+        metric = getattr(test, "metric", protocol.metric)
+        return Result(
+            protocol=protocol.describe(),
+            preset=protocol.preset,
+            protocol_hash=protocol.hash,
+            backbone=self._opened.title,
+            data=self._location,
+            classes=protocol.count_classes(train, test),
+            train_images=len(train),
+            test_images=len(test),
+            metric=metric if metric in found.figures else protocol.metric,
+            figures=found.figures,
+            random_figures=random.figures if random else None,
+            seconds=time.perf_counter() - began,
+            details=found.details,
+        )
+
+    def _open(self, protocol: Protocol) -> tuple[ImageSource, ImageSource]:
+        kind = type(protocol).open_data
+        if kind not in self._data:
+            self._data[kind] = protocol.open_data(self._location)
+        return self._data[kind]
+
+    def _judge(self, protocol: Protocol, title: str, folder: Path | None) -> Findings:
+        key = (type(protocol).open_data, title)
+        if key not in self._subjects:
+            opened = self._opened
+            backbone = opened.recipe.build() if title == "random" else opened.backbone
+            self._subjects[key] = Subject(title, backbone, opened.recipe, *self._open(protocol), **self._common)
+        subject = self._subjects[key]
+        subject.folder = folder
+        return protocol.judge(subject)

@@ -13,13 +13,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from mapet.evaluation.protocol import Protocol
+from mapet.evaluation.metrics import accuracies
+from mapet.evaluation.protocol import Findings, Protocol
 from mapet.evaluation.subject import Subject
 
 _CHUNK = 1024
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class KNN(Protocol):
     """Weighted vote of the nearest training images.
 
@@ -34,8 +35,8 @@ class KNN(Protocol):
     neighbours: int = 20
     temperature: float = 0.07
 
-    def accuracy(self, subject: Subject) -> float:
-        """Share of test images whose class wins the vote, 0 to 1."""
+    def judge(self, subject: Subject) -> Findings:
+        """Accuracies of the vote."""
         train, test = subject.train_features, subject.test_features
         votes = knn_votes(
             train.pooled(self.pool),
@@ -45,7 +46,7 @@ class KNN(Protocol):
             self.neighbours,
             self.temperature,
         )
-        return float((votes.argmax(dim=1) == test.labels).double().mean())
+        return Findings(accuracies(votes, test.labels, subject.num_classes))
 
 
 def knn_votes(train: Tensor, labels: Tensor, queries: Tensor, num_classes: int, neighbours: int, temperature: float) -> Tensor:

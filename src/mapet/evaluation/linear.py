@@ -1,130 +1,119 @@
-"""The linear probe: one linear layer on frozen features.
+"""The linear probe: one linear layer on frozen features, or one on every layer of the backbone.
 
-Two presets, both with the paper's optimiser (50 epochs, batch 1024, AdamW, lr 4e-3 with a cosine to 0, weight decay 1e-4):
-
-    cached   features are extracted once, without augmentation, and standardised by the training set's mean and deviation; minutes
-             become seconds, and backbones whose features differ in scale are treated alike
-    paper    random resized crops and flips in every epoch, centre crop at the end, features as they are; MaPeT, section 4
+Every pair of a layer and a learning rate is a candidate. All candidates are trained at once; where there are several, one is chosen
+on a part of the training images that its twin has not learned from, and the layer that is judged has learned from all of them. Test
+images are looked at when everything is chosen, except where that is what was published (`choose="test"`).
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from typing import ClassVar, cast
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from itertools import product
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
-from mapet.data.loader import StepBatches, make_loader, step_batches
-from mapet.data.views import AugmentedView, EvaluationView
-from mapet.errors import SettingsError, nearest
-from mapet.evaluation.protocol import Protocol
-from mapet.evaluation.subject import FeatureSet, Subject
+from mapet.errors import NonFiniteLossError, SettingsError
+from mapet.evaluation.linear_heads import LinearHeads, Rate, cosine, train_heads
+from mapet.evaluation.metrics import accuracies
+from mapet.evaluation.probe_images import AugmentedImages, CachedImages, ProbeImages
+from mapet.evaluation.protocol import Findings, Protocol
+from mapet.evaluation.representations import describe_all, evaluation_view, every_layer, last_layer
+from mapet.evaluation.subject import Subject
 from mapet.runtime.progress import progress
 
-PRESETS = ("cached", "paper")
 
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class LinearProbe(Protocol):
-    """Settings of both presets.
+    """Settings of all presets (`mapet protocols linear`).
 
     Args:
         pool: "mean", "cls" or "both".
-        preset: "cached" or "paper".
+        layers: "last", behind the final norm, or "every" raw block output with a linear layer of its own.
+        augment: Random resized crops and flips in every epoch; otherwise features are extracted once.
+        crop_fraction: Share of the shorter side that is seen of a test image; 1 is the view of the pre-training.
+        normalise: "standardise" by mean and deviation of the training images, "batch_norm" without affine part, or "none".
+        optimizer: "adamw" or "lars".
         epochs: Passes over the training images.
-        min_steps: The cached preset takes at least so many steps, in more epochs where there are few images.
+        min_steps: With cached features, at least so many steps are taken, in more epochs where there are few images.
+        warmup_epochs: Linear, from 0.
+        schedule: Whether the cosine to 0 moves with every "step" or every "epoch".
         batch_size: Images a step; all of them where there are fewer.
-        lr: At the start; a cosine takes it to 0.
-        weight_decay: Of AdamW, on the weight and not on the bias.
-        seed: Of order and augmentation; the layer starts at 0.
+        lr: At its highest, absolute; several are candidates.
+        weight_decay: On the weight and not on the bias; several are candidates.
+        init_std: Deviation of the weights at the start.
+        choose: Among several candidates, by a "held_out" part of the training images; or, optimistic, as the best layer and epoch on
+            "test".
+        held_out_share: Of every class.
+        seed: Of order, augmentation, start and held-out part.
+
+    Raises:
+        SettingsError: Settings do not go together.
     """
 
     name: ClassVar[str] = "linear"
+    version: ClassVar[int] = 2
 
-    preset: str = "cached"
+    layers: Literal["last", "every"] = "last"
+    augment: bool = False
+    crop_fraction: float = 1.0
+    normalise: Literal["standardise", "batch_norm", "none"] = "standardise"
+    optimizer: Literal["adamw", "lars"] = "adamw"
     epochs: int = 50
     min_steps: int = 1000
+    warmup_epochs: float = 0.0
+    schedule: Literal["step", "epoch"] = "step"
     batch_size: int = 1024
-    lr: float = 4e-3
-    weight_decay: float = 1e-4
+    lr: float | tuple[float, ...] = 4e-3
+    weight_decay: float | tuple[float, ...] = 1e-4
+    init_std: float = 0.0
+    choose: Literal["held_out", "test"] = "held_out"
+    held_out_share: float = 0.1
     seed: int = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.preset not in PRESETS:
-            raise SettingsError(f"There is no preset '{self.preset}' of the linear probe. {nearest(self.preset, PRESETS)}")
+        if self.optimizer == "lars" and self.layers == "every":
+            raise SettingsError("LARS scales a step by the norm of one linear layer. Use optimizer=adamw with layers=every.")
+        for name, low, high in (("epochs", 1, None), ("batch_size", 1, None), ("held_out_share", 0, 1), ("warmup_epochs", 0, None)):
+            value = getattr(self, name)
+            if value < low or (high is not None and not low < value < high):
+                limits = f"{low} or more" if high is None else f"between {low} and {high}"
+                raise SettingsError(f"{name} is {value}; allowed: {limits}.")
+        if not self.rates:
+            raise SettingsError("lr or weight_decay is an empty list. Give at least one value.")
 
-    def accuracy(self, subject: Subject) -> float:
-        """Share of test images that a trained probe classifies rightly, 0 to 1."""
-        task = _cached_task(self, subject) if self.preset == "cached" else _paper_task(self, subject)
-        probe = train_probe(self, task, subject)
-        return float((probe(task.test).argmax(dim=1) == task.test_labels).double().mean())
+    @property
+    def rates(self) -> list[Rate]:
+        """All pairs of a learning rate and a weight decay."""
+        return [Rate(*pair) for pair in product(values_of(self.lr), values_of(self.weight_decay))]
 
+    def judge(self, subject: Subject) -> Findings:
+        """Accuracies of the candidate that was chosen; in the details, of all that there were."""
+        fitted = self.fit(subject)
+        features, labels = _test_part(self, subject)
+        features = fitted.normaliser(features)
+        if fitted.best is not None:
+            return _optimistic(fitted, subject.num_classes, labels)
+        scores = fitted.heads.scores_of(features, *fitted.chosen)
+        details = {"chosen": fitted.describe(*fitted.chosen)} | _candidates(fitted, features, labels)
+        return Findings(accuracies(scores, labels, subject.num_classes), details)
 
-@dataclass(frozen=True)
-class _Task:
-    """Batches of features (B, D) and labels (B,) for `steps` steps; test features (m, D) and labels (m,)."""
-
-    steps: int
-    batches: Iterable[tuple[Tensor, Tensor]]
-    test: Tensor
-    test_labels: Tensor
-
-
-def _cached_task(protocol: LinearProbe, subject: Subject) -> _Task:
-    train, test = subject.train_features, subject.test_features
-    features = train.pooled(protocol.pool)
-    mean, std = features.mean(dim=0), features.std(dim=0).clamp(min=1e-6)
-    features = (features - mean) / std
-    per_epoch = _batches(len(features), protocol, 0, 0).steps_per_epoch
-    order = _batches(len(features), protocol, 0, max(protocol.epochs * per_epoch, protocol.min_steps))
-
-    def batches() -> Iterator[tuple[Tensor, Tensor]]:
-        for chosen in order:
-            yield features[chosen], train.labels[chosen]
-
-    return _Task(len(order), batches(), (test.pooled(protocol.pool) - mean) / std, test.labels)
-
-
-def _paper_task(protocol: LinearProbe, subject: Subject) -> _Task:
-    test = subject.extract(subject.test, EvaluationView(subject.recipe.image_size), "test")
-    per_epoch = _batches(len(subject.train), protocol, 0, 0).steps_per_epoch
-
-    def batches() -> Iterator[tuple[Tensor, Tensor]]:
-        view = AugmentedView(subject.recipe.image_size)
-        for epoch in range(protocol.epochs):
-            steps = _batches(len(subject.train), protocol, epoch * per_epoch, (epoch + 1) * per_epoch)
-            for loaded in make_loader(subject.train, view, steps, subject.workers, protocol.seed, epoch):
-                subject.unreadable.record(loaded.unreadable)
-                mean, cls = subject.features(loaded.images)
-                labels = cast(Tensor, loaded.labels).to(subject.device)
-                yield FeatureSet(mean, cls, labels).pooled(protocol.pool).clone(), labels
-
-    return _Task(protocol.epochs * per_epoch, batches(), test.pooled(protocol.pool), test.labels)
-
-
-def _batches(length: int, protocol: LinearProbe, first: int, last: int) -> StepBatches:
-    return step_batches(length, min(protocol.batch_size, length), protocol.seed, first, last)
-
-
-def train_probe(protocol: LinearProbe, task: _Task, subject: Subject) -> nn.Linear:
-    """A linear layer trained with AdamW and a cosine to 0 over all steps."""
-    with torch.device(subject.device):
-        probe = nn.Linear(task.test.shape[1], subject.num_classes)
-    nn.init.zeros_(probe.weight)
-    nn.init.zeros_(probe.bias)
-    groups = [{"params": [probe.weight]}, {"params": [probe.bias], "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=protocol.lr, weight_decay=protocol.weight_decay)
-    with progress(f"Linear probe, {subject.title}", task.steps) as bar:
-        for step, (features, labels) in enumerate(task.batches):
-            for group in optimizer.param_groups:
-                group["lr"] = protocol.lr * 0.5 * (1 + math.cos(math.pi * step / task.steps))
-            optimizer.zero_grad()
-            cross_entropy(probe(features), labels).backward()
-            optimizer.step()
-            bar.advance()
-    return probe.requires_grad_(False)
+    def fit(self, subject: Subject) -> FittedProbe:
+        """Trains all candidates and chooses one; test images are not looked at, unless that is how it is chosen."""
+        images = self._images(subject)
+        normaliser = Normaliser(self, images).to(subject.device)
+        first = next(images.batches(2, 1, self.seed))[0]
+        count = 1 if images.held_out is None else 2
+        size = (first.shape[1], first.shape[2], subject.num_classes)
+        heads = [LinearHeads(self.rates, *size, self.init_std, self.seed).to(subject.device) for _ in range(count)]
+        best = _Best(heads[0], _test_part(self, subject), normaliser) if self.choose == "test" else None
+        self._train(subject, images, normaliser, heads, best)
+        fitted = FittedProbe(normaliser, heads[0], best=best)
+        if images.held_out is None:
+            return fitted
+        features, labels = images.held_out_part()
+        right, losses = heads[1].judge(normaliser(features), labels)
+        return FittedProbe(normaliser, heads[0], choose_best(right, losses), right)

@@ -8,16 +8,37 @@ from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar
 
+from mapet.data.sources import ImageSource, open_splits
 from mapet.errors import SettingsError, nearest
-from mapet.evaluation.subject import POOLS, Subject
+from mapet.evaluation.subject import POOLS, Subject, check_labels, count_classes
+
+METRICS = {"top1": "top-1", "top5": "top-5", "mean_per_class": "mean per class", "miou": "mIoU"}
 
 
 @dataclass(frozen=True)
+class Findings:
+    """What a protocol found out about one backbone.
+
+    Args:
+        figures: Name to share, 0 to 1; the protocol's `metric` is among them.
+        details: Whatever else is worth keeping, as JSON.
+    """
+
+    figures: dict[str, float]
+    details: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Protocol(ABC):
     """Base of all protocols; the fields of a subclass are its settings.
 
     Args:
         pool: How patch tokens become one vector: "mean" of the patches, "cls", or "both" side by side.
+        preset: What these settings are called; no setting itself.
+
+    Attributes:
+        metric: The figure that counts, unless the data set has a convention of its own.
+        with_random: Whether the same backbone at random initialisation is judged too, unasked.
 
     Raises:
         SettingsError: A setting has a value that is not allowed.
@@ -25,8 +46,11 @@ class Protocol(ABC):
 
     name: ClassVar[str]
     version: ClassVar[int] = 1
+    metric: ClassVar[str] = "top1"
+    with_random: ClassVar[bool] = True
 
     pool: str = "mean"
+    preset: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
         if self.pool not in POOLS:
@@ -34,32 +58,62 @@ class Protocol(ABC):
 
     def describe(self) -> dict[str, Any]:
         """Name, version and every setting."""
-        return {"name": self.name, "version": self.version, **asdict(self)}
-
-    @abstractmethod
-    def accuracy(self, subject: Subject) -> float:
-        """Share of the subject's test images whose class is found, 0 to 1."""
+        settings = asdict(self)
+        del settings["preset"]
+        return {"name": self.name, "version": self.version, **settings}
 
     @property
     def hash(self) -> str:
         """Eight hex digits; figures with the same hash are comparable."""
         return hashlib.sha256(json.dumps(self.describe(), sort_keys=True).encode()).hexdigest()[:8]
 
+    @property
+    def title(self) -> str:
+        """Name and preset, as the command line takes them."""
+        return f"{self.name}:{self.preset}" if self.preset else self.name
 
-@dataclass(frozen=True)
+    def stem(self, data: str) -> str:
+        """The name under which results on `data` are kept: another protocol or other data, another name."""
+        digits = hashlib.sha256(data.encode(errors="surrogateescape")).hexdigest()[:8]
+        return f"{self.name}-{self.pool}-{self.hash}-{digits}"
+
+    def open_data(self, location: str) -> tuple[ImageSource, ImageSource]:
+        """Images to learn from and images to be judged on.
+
+        Raises:
+            DataError: There are none, or they lack what the protocol needs.
+        """
+        train, test = open_splits(location)
+        check_labels(train)
+        check_labels(test)
+        return train, test
+
+    def count_classes(self, train: ImageSource, test: ImageSource) -> int:
+        """Classes that are told apart."""
+        return count_classes(train, test)
+
+    @abstractmethod
+    def judge(self, subject: Subject) -> Findings:
+        """The figures of one backbone."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Result:
-    """A figure and what it means.
+    """Figures and what they mean.
 
     Args:
         protocol: As described by `Protocol.describe`.
+        preset: What the protocol's settings are called; "" if nothing.
         protocol_hash: To compare by.
+        backbone: What was judged.
         data: Where the images are.
         classes: Number of classes.
         train_images: Labelled images that were learned from.
         test_images: Images that were judged.
-        top1: Share of test images whose class was found, 0 to 1.
-        random_top1: The same for this backbone at its random initialisation.
-        seconds: Wall time of both.
+        metric: The figure that counts.
+        figures: Name to share, 0 to 1.
+        random_figures: The same for this backbone at its random initialisation; None where that was not judged.
+        seconds: Wall time of everything.
         details: Whatever else the protocol found.
     """
 
@@ -69,23 +123,30 @@ class Result:
     classes: int
     train_images: int
     test_images: int
-    top1: float
-    random_top1: float
+    figures: dict[str, float]
     seconds: float
+    random_figures: dict[str, float] | None = None
+    metric: str = "top1"
+    preset: str = ""
+    backbone: str = ""
     details: dict[str, Any] = field(default_factory=dict)
 
     @property
-    def file_name(self) -> str:
-        """Under which the result is kept in a run directory: another protocol or other data, another file."""
-        data = hashlib.sha256(self.data.encode(errors="surrogateescape")).hexdigest()[:8]
-        return f"{self.protocol['name']}-{self.protocol['pool']}-{self.protocol_hash}-{data}.json"
+    def value(self) -> float:
+        """The figure that counts, 0 to 1."""
+        return self.figures[self.metric]
+
+    @property
+    def random_value(self) -> float | None:
+        """The same at random initialisation."""
+        return None if self.random_figures is None else self.random_figures[self.metric]
 
     def line(self) -> str:
         """The figure for people: against random initialisation, with the hash of its protocol."""
-        name, pool, preset = (self.protocol.get(key) for key in ("name", "pool", "preset"))
-        title = f"{name} ({preset + ', ' if preset else ''}{pool})"
-        gain = 100 * (self.top1 - self.random_top1)
-        return (
-            f"{title:24} top-1 {100 * self.top1:5.1f} %   random initialisation {100 * self.random_top1:5.1f} %   "
-            f"gain {gain:+5.1f}   protocol {self.protocol_hash}   {self.seconds:.0f} s"
-        )
+        title = f"{self.protocol['name']} ({f'{self.preset}, ' if self.preset else ''}{self.protocol['pool']})"
+        metric = METRICS.get(self.metric, self.metric)
+        gain = ""
+        if self.random_value is not None:
+            points = 100 * (self.value - self.random_value)
+            gain = f"random initialisation {100 * self.random_value:5.1f} %   gain {points:+5.1f}   "
+        return f"{title:24} {metric} {100 * self.value:5.1f} %   {gain}protocol {self.protocol_hash}   {self.seconds:.0f} s"

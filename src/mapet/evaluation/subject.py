@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -60,7 +61,12 @@ class Subject:
         device: Where to compute.
         workers: Processes that decode images.
         unreadable: Counts images that cannot be decoded.
+
+    Attributes:
+        folder: Where the protocol that judges may keep checkpoints, models and pictures; None where nothing may be kept.
     """
+
+    folder: Path | None = None
 
     def __init__(
         self,
@@ -81,10 +87,8 @@ class Subject:
 
     @property
     def num_classes(self) -> int:
-        """One more than the largest label."""
-        assert self.train.labels is not None
-        assert self.test.labels is not None
-        return int(max(self.train.labels.max(), self.test.labels.max())) + 1
+        """As many as the data names, or one more than the largest label."""
+        return count_classes(self.train, self.test)
 
     @cached_property
     def train_features(self) -> FeatureSet:
@@ -147,3 +151,11 @@ def check_labels(source: ImageSource) -> None:
             f"{source.location} has images with the label {source.labels.min()}, which stands for 'unknown' in many test sets. "
             "Evaluate on images whose labels are known."
         )
+
+
+def count_classes(train: ImageSource, test: ImageSource) -> int:
+    """As many as the sources name, or one more than the largest label."""
+    assert train.labels is not None
+    assert test.labels is not None
+    named = max(len(source.classes or ()) for source in (train, test))
+    return max(named, int(max(train.labels.max(), test.labels.max())) + 1)

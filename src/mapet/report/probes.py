@@ -6,14 +6,22 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from mapet.evaluation.protocol import Result
+from mapet.evaluation.protocol import METRICS, Result
 from mapet.report.drawing import INK, RUN_COLORS, SOFT, Picture, canvas
 from mapet.report.reading import ReportedRun
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_NAMES = {"knn": "k-NN", "linear": "linear probe"}
+_NAMES = {
+    "knn": "k-NN",
+    "linear": "linear probe",
+    "logistic": "logistic regression",
+    "fewshot": "few-shot",
+    "finetune": "fine-tuning",
+    "segment": "segmentation",
+    "tokens": "token classification",
+}
 _POOLS = {"mean": "mean of the patches", "cls": "class token", "both": "class token and mean"}
 _RANDOM = "#c3cad2"
 
@@ -22,22 +30,27 @@ def protocol_title(result: Result) -> str:
     """The protocol in words, without its hash."""
     protocol = result.protocol
     name, pool = str(protocol["name"]), str(protocol["pool"])
-    preset = f", {protocol['preset']}" if protocol.get("preset") else ""
-    return f"{_NAMES.get(name, name)}{preset}, {_POOLS.get(pool, pool)}"
+    preset = f", {result.preset}" if result.preset else ""
+    metric = "" if result.metric == "top1" else f", {METRICS.get(result.metric, result.metric)}"
+    return f"{_NAMES.get(name, name)}{preset}, {_POOLS.get(pool, pool)}{metric}"
 
 
-def sampling_interval(top1: float, images: int) -> tuple[float, float]:
+def sampling_interval(share: float, images: int) -> tuple[float, float]:
     """The 95 % interval of a share measured on so many images (Wilson 1927)."""
     z = 1.96
-    centre = (top1 + z**2 / (2 * images)) / (1 + z**2 / images)
-    half = z / (1 + z**2 / images) * math.sqrt(top1 * (1 - top1) / images + z**2 / (4 * images**2))
+    centre = (share + z**2 / (2 * images)) / (1 + z**2 / images)
+    half = z / (1 + z**2 / images) * math.sqrt(share * (1 - share) / images + z**2 / (4 * images**2))
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
 def verdict(results: Sequence[Result]) -> str:
-    """One sentence with figures: the first result of every protocol, on the data of the first of all."""
+    """One sentence with figures: the first compared result of every protocol, on the data of the first of all."""
+    results = [result for result in results if result.random_value is not None] or results
     first = results[0]
     chosen = {result.protocol["name"]: result for result in reversed(results) if result.data == first.data}
+    if first.random_value is None:
+        found = ", ".join(f"{protocol_title(result)}: {100 * result.value:.1f} %" for result in reversed(chosen.values()))
+        return f"On {first.test_images:,} test images of {first.data} ({first.classes} classes): {found}."
     clauses = [_clause(result) for result in reversed(chosen.values())]
     return (
         f"On {first.test_images:,} test images of {first.data} ({first.classes} classes), against the same backbone at random "
@@ -47,12 +60,13 @@ def verdict(results: Sequence[Result]) -> str:
 
 def _clause(result: Result) -> str:
     name = _NAMES.get(result.protocol["name"], result.protocol["name"])
-    gain = 100 * (result.top1 - result.random_top1)
-    error = 100 * math.sqrt(sum(share * (1 - share) / result.test_images for share in (result.top1, result.random_top1)))
+    after, before = result.value, result.random_value or 0.0
+    gain = 100 * (after - before)
+    error = 100 * math.sqrt(sum(share * (1 - share) / result.test_images for share in (after, before)))
     verb = "moves" if abs(gain) <= 1.96 * error else "lifts" if gain > 0 else "lowers"
     doubt = ", within the sampling error of the test images" if verb == "moves" else ""
-    change = f"from {100 * result.random_top1:.1f} to {100 * result.top1:.1f} % ({gain:+.1f} points{doubt})"
-    return f"{verb} the {name} accuracy {change}"
+    what = METRICS.get(result.metric, result.metric) if result.metric != "top1" else "accuracy"
+    return f"{verb} the {name} {what} from {100 * before:.1f} to {100 * after:.1f} % ({gain:+.1f} points{doubt})"
 
 
 def probe_bars(runs: Sequence[ReportedRun]) -> Picture:
@@ -66,7 +80,8 @@ def probe_bars(runs: Sequence[ReportedRun]) -> Picture:
         axes = drawn.figure.subplots()
         _draw_groups(axes, groups, runs)
     told = [
-        f"{title}{f', {run.title}' if len(runs) > 1 else ''}: pre-trained {result.top1:.1%}, random {result.random_top1:.1%}"
+        f"{title}{f', {run.title}' if len(runs) > 1 else ''}: pre-trained {result.value:.1%}"
+        + (f", random {result.random_value:.1%}" if result.random_value is not None else "")
         for (title, _, _), members in groups.items()
         for run, result in members
     ]
@@ -74,9 +89,9 @@ def probe_bars(runs: Sequence[ReportedRun]) -> Picture:
     counts = "; ".join(f"{train:,} labelled images to learn from, {test:,} judged" for train, test in sorted(sizes))
     return drawn.picture(
         "probes",
-        f"Bars of top-1 accuracy. {'; '.join(told)}.",
-        f"Top-1 accuracy on held-out images ({counts}). Whiskers: 95 % sampling interval of the test images, not the spread over "
-        "seeds. Eight hex digits name the protocol: only figures under the same ones are comparable.",
+        f"Bars of accuracy. {'; '.join(told)}.",
+        f"Top-1 accuracy, where no other figure is named, on held-out images ({counts}). Whiskers: 95 % sampling interval of the "
+        "test images, not the spread over seeds. Eight hex digits name the protocol: only figures under the same ones compare.",
     )
 
 
@@ -95,8 +110,9 @@ def _draw_groups(
         for run, result in members:
             who = f"{run.title}: " if len(runs) > 1 else ""
             color = RUN_COLORS[runs.index(run) % len(RUN_COLORS)]
-            _bar(axes, y, result.top1, result.test_images, color, f"{who}pre-trained")
-            _bar(axes, y + 0.42, result.random_top1, result.test_images, _RANDOM, "random")
+            _bar(axes, y, result.value, result.test_images, color, f"{who}pre-trained")
+            if result.random_value is not None:
+                _bar(axes, y + 0.42, result.random_value, result.test_images, _RANDOM, "random")
             y += 1.0
         y += 0.35
     axes.set(xlim=(0, 1.0), ylim=(y - 0.35, -0.45), yticks=[], xticks=[0, 0.25, 0.5, 0.75, 1])
@@ -105,15 +121,15 @@ def _draw_groups(
     axes.tick_params(length=0)
 
 
-def _bar(axes: Axes, y: float, top1: float, images: int, color: str, label: str) -> None:
+def _bar(axes: Axes, y: float, value: float, images: int, color: str, label: str) -> None:
     """A bar with its interval; the text stands in it where there is room, behind it otherwise."""
-    low, high = sampling_interval(top1, images)
-    axes.barh(y, top1, height=0.38, color=color)
-    axes.errorbar(top1, y, xerr=[[top1 - low], [high - top1]], color=INK, elinewidth=0.9, capsize=2, capthick=0.9)
-    value = f"{100 * top1:.1f} %"
+    low, high = sampling_interval(value, images)
+    axes.barh(y, value, height=0.38, color=color)
+    axes.errorbar(value, y, xerr=[[value - low], [high - value]], color=INK, elinewidth=0.9, capsize=2, capthick=0.9)
+    text = f"{100 * value:.1f} %"
     on_bar = "white" if color in RUN_COLORS else INK
-    if top1 > 0.55:
+    if value > 0.55:
         axes.text(0.012, y, label, va="center", color=on_bar, fontsize=8.5)
-        axes.text(low - 0.015, y, value, va="center", ha="right", color=on_bar, fontsize=8.5, weight="bold")
+        axes.text(low - 0.015, y, text, va="center", ha="right", color=on_bar, fontsize=8.5, weight="bold")
     else:
-        axes.text(high + 0.015, y, f"{value}  {label}", va="center", fontsize=8.5)
+        axes.text(high + 0.015, y, f"{text}  {label}", va="center", fontsize=8.5)

@@ -1,0 +1,88 @@
+"""Protocols by name: `linear` or `linear:paper`, from the YAML files that come along, with settings changed as wanted."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from importlib.resources import files
+from typing import Any, cast
+
+from pydantic import TypeAdapter, ValidationError
+
+from mapet.config.recipes import parse_yaml
+from mapet.errors import SettingsError, nearest
+from mapet.evaluation.protocol import Protocol
+from mapet.registry import Registry
+
+PROTOCOLS: Registry[type[Protocol]] = Registry(
+    "protocol", {"knn": "mapet.evaluation.knn:KNN", "linear": "mapet.evaluation.linear:LinearProbe"}
+)
+
+
+def preset_text(name: str) -> str:
+    """The YAML file of the protocol `name`: its presets, and in comments where their settings come from."""
+    if name not in PROTOCOLS:
+        raise SettingsError(f"There is no protocol called '{name}'. {nearest(name, PROTOCOLS)}")
+    return (files("mapet.evaluation") / "protocols" / f"{name}.yaml").read_text(encoding="utf-8")
+
+
+def presets_of(name: str) -> dict[str, dict[str, Any]]:
+    """Preset to settings; the first is what is meant unasked."""
+    return {str(preset): settings or {} for preset, settings in parse_yaml(preset_text(name), f"protocols/{name}.yaml").items()}
+
+
+def protocol_of(title: str, overrides: Mapping[str, Any] | None = None) -> Protocol:
+    """The protocol that a user names.
+
+    Args:
+        title: "knn", "linear:paper", or `package.module:Class` of one's own.
+        overrides: Settings to change.
+
+    Raises:
+        SettingsError: The name, a setting or its value is wrong.
+    """
+    name, _, wanted = title.partition(":")
+    if name not in PROTOCOLS:
+        return _build(PROTOCOLS.get(title), {}, overrides or {})
+    presets = presets_of(name)
+    preset = wanted or next(iter(presets))
+    if preset not in presets:
+        raise SettingsError(f"The protocol '{name}' has no preset '{preset}'. {nearest(preset, presets)}")
+    return _build(PROTOCOLS.get(name), {**presets[preset], "preset": preset}, overrides or {})
+
+
+def protocols_of(titles: Sequence[str], overrides: Mapping[str, Any]) -> list[Protocol]:
+    """Several protocols, each with those of the `overrides` that it has a setting for; naming one twice means it once.
+
+    Raises:
+        SettingsError: No protocol has a setting of that name.
+    """
+    known = {title: setting_names(type(protocol_of(title))) for title in dict.fromkeys(titles)}
+    names = sorted({name for some in known.values() for name in some})
+    for key in overrides:
+        if key not in names:
+            raise SettingsError(f"None of {', '.join(known)} has a setting '{key}'. {nearest(key, names)}")
+    chosen: dict[str, Protocol] = {}
+    for title, settings in known.items():
+        protocol = protocol_of(title, {key: value for key, value in overrides.items() if key in settings})
+        chosen.setdefault(protocol.hash, protocol)
+    return [*chosen.values()]
+
+
+def setting_names(kind: type[Protocol]) -> list[str]:
+    """The settings of a protocol."""
+    return [field.name for field in fields(kind) if field.name != "preset"]
+
+
+def _build(kind: type[Protocol], preset: Mapping[str, Any], overrides: Mapping[str, Any]) -> Protocol:
+    names = setting_names(kind)
+    for key in {**preset, **overrides}:
+        if key not in [*names, "preset"]:
+            raise SettingsError(f"The protocol '{kind.name}' has no setting '{key}'. {nearest(key, names)}")
+    try:
+        built = TypeAdapter(kind).validate_python({**preset, **overrides})
+    except ValidationError as error:
+        problem = error.errors()[0]
+        name = ".".join(str(part) for part in problem["loc"])
+        raise SettingsError(f"{kind.name}: {name} = {problem['input']!r}: {problem['msg']}.") from None
+    return cast(Protocol, built)
