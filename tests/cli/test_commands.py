@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mapet.evaluation.presets import protocol_of
 from tests.command import mapet
 
 TINY = [
@@ -119,7 +120,17 @@ MISTAKES = {
         ["pretrain", "{photos}", "--recipe", "digits", "--out", "{tmp}/out", "--set", "device=gpu"],
         "There is no device 'gpu'",
     ),
-    "not a run": (["evaluate", "knn", "{photos}"], "is not a run directory"),
+    "last part": (
+        ["pretrain", "{photos}", "--recipe", "digits", "--out", "{tmp}/out", "--set", "stepz=20"],
+        "There is no setting 'stepz'. It could be training.steps.",
+    ),
+    "out is a file": (["pretrain", "{photos}", "--recipe", "digits", "--out", __file__], "test_commands.py is a file, and a run"),
+    "not a backbone": (["evaluate", "knn", "{photos}"], "There is no backbone in"),
+    "missing backbone": (["evaluate", "knn", "{tmp}/none"], "There is no backbone at"),
+    "unknown timm model": (["evaluate", "knn", "random:vit_tinny_patch16_224", "{photos}"], "Did you mean 'vit_tiny_patch16_224'"),
+    "unknown preset": (["evaluate", "linear:papr", "{run}"], "Did you mean 'paper'"),
+    "setting of a protocol": (["evaluate", "knn", "{run}", "--set", "neighbors=5"], "Did you mean 'neighbours'"),
+    "no data of its own": (["evaluate", "knn", "random:vit_tiny_patch16_224"], "Give DATA"),
     "unknown protocol": (["evaluate", "kmn", "{run}"], "Did you mean 'knn'"),
     "unknown pooling": (["evaluate", "knn", "{run}", "--pool", "max", "--workers", "0"], "There is no pooling 'max'"),
     "no tokenizer": (["tokenize", "{photos}", "--tokenizer", "{tmp}/none", "--out", "{tmp}/out"], "There is no tokenizer at"),
@@ -135,6 +146,24 @@ def _fill(word: str, folders: dict[str, Path]) -> str:
     for name, folder in folders.items():
         word = word.replace(name, str(folder))
     return word
+
+
+def test_protocols_are_listed_and_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert mapet("protocols") == 0
+    listed = capsys.readouterr().out
+    assert "linear:paper" in listed
+    assert protocol_of("linear:paper").hash in listed
+    assert mapet("protocols", "linear") == 0
+    assert "# " in capsys.readouterr().out
+
+
+def test_ctrl_c_before_anything_is_begun_says_so(photos: Path, monkeypatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupt(_: str) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("mapet.runtime.device.choose_device", interrupt)
+    assert mapet("evaluate", "knn", "random:vit_tiny_patch16_224", photos) == 130
+    assert "mapet: interrupted" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("mistake", list(MISTAKES))

@@ -66,6 +66,7 @@ def main() -> None:
     except MapetError as error:
         print(f"mapet: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        print("mapet: interrupted", file=sys.stderr)
-        sys.exit(130)
+    except SystemExit as stop:
+        if stop.code == 130:  # typer's answer to Ctrl-C
+            print("mapet: interrupted", file=sys.stderr)
+        raise

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from difflib import get_close_matches
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -109,6 +110,9 @@ def _by_last_part(key: str, names: list[str]) -> str:
     matches = [name for name in names if name.endswith(f".{key}")]
     if len(matches) == 1:
         return matches[0]
+    last_parts = {name.rpartition(".")[2]: name for name in names}
+    close = get_close_matches(key, last_parts, n=1) if "." not in key else []
+    matches = matches or [last_parts[name] for name in close]
     hint = f"It could be {' or '.join(matches)}." if matches else nearest(key, names)
     raise SettingsError(f"There is no setting '{key}'. {hint}")
 

@@ -21,6 +21,8 @@ def storage_errors(path: Path) -> Iterator[None]:
     """Turns an OSError while writing `path` into a StorageError that says how much room there is."""
     try:
         yield
+    except (FileExistsError, NotADirectoryError) as error:
+        raise StorageError(f"Cannot write {path}: {error.strerror}, where a folder is wanted. Give another --out.") from error
     except OSError as error:
         free = _free_bytes(path)
         room = "" if free is None else f" {free / 2**20:.0f} MiB are free there."
