@@ -29,13 +29,21 @@ from mapet.training.pretrain import pretrain
 
 
 def run_one(
-    arguments: argparse.Namespace, name: str, seed: int, tokens: Path | None = None, extra: list[str] | None = None
+    arguments: argparse.Namespace,
+    name: str,
+    seed: int,
+    tokens: Path | None = None,
+    extra: list[str] | None = None,
+    with_random: bool = True,
 ) -> tuple[RunDirectory, list[dict]]:
-    """The run called `name`, pre-trained with the settings `extra` and evaluated, as rows of the table."""
+    """The run called `name`, pre-trained with the settings `extra` and evaluated, as rows of the table.
+
+    The random initialisation is a function of the seed alone: it is judged with the first run of a seed, and None in all others.
+    """
     overrides = [*arguments.set, *(extra or []), f"seed={seed}", f"mechanics.device={arguments.device}"]
     run = pretrain(arguments.data, load_recipe(arguments.recipe, overrides), arguments.out / f"{name}-{seed}", tokens=tokens)
     protocols = [kind(pool=arguments.pool) for kind in (KNN, LinearProbe)]
-    results = evaluate(run, None, protocols, device=choose_device(arguments.device))
+    results = evaluate(run, None, protocols, device=choose_device(arguments.device), with_random=with_random)
     last = run.read_metrics()[-1]
     rows = [
         {
@@ -65,7 +73,8 @@ def print_table(rows: list[dict]) -> None:
     protocols = sorted({row["protocol"] for row in rows})
     print(f"\n| | {' | '.join(protocols)} | loss | token accuracy | training |")
     print("|---|" + "---:|" * (len(protocols) + 3))
-    random = [spread([row["random_top1"] for row in rows if row["protocol"] == name]) for name in protocols]
+    known = [row for row in rows if row["random_top1"] is not None]
+    random = [spread([row["random_top1"] for row in known if row["protocol"] == name]) for name in protocols]
     print(f"| random initialisation | {' | '.join(random)} | | | |")
     for name in dict.fromkeys(row["run"] for row in rows):
         own = [row for row in rows if row["run"] == name]
@@ -110,7 +119,9 @@ def main() -> None:
         for objective in arguments.objectives.split(","):
             say(f"{objective}, seed {seed}")
             looks_up = "tokens" in OBJECTIVES.get(objective).needs
-            run, found = run_one(arguments, objective, seed, tokens if looks_up else None, [f"objective.name={objective}"])
+            first = not any(row["seed"] == seed for row in rows)
+            name = [f"objective.name={objective}"]
+            run, found = run_one(arguments, objective, seed, tokens if looks_up else None, name, with_random=first)
             tokens = tokens or (run.tokens if looks_up else None)
             rows += found
     conclude(arguments, rows, environment, began)
