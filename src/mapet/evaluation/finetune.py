@@ -1,0 +1,62 @@
+"""Fine-tuning (MaPeT, Table 9) and supervised training from scratch: the whole network learns, and its accuracy is the figure.
+
+    mapet evaluate finetune:base RUN DATA                                           a backbone that was pre-trained here
+    mapet evaluate finetune:scratch random:vit_base_patch16_224 DATA --out FOLDER    the baseline without pre-training
+
+In its folder it keeps checkpoints, from which the same command continues exactly, metrics.jsonl, and the finished model.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from mapet.data.sources import ImageSource
+from mapet.evaluation.finetuning.classes import check_classes
+from mapet.evaluation.finetuning.settings import FineTuneSettings
+from mapet.evaluation.finetuning.training import FineTuning
+from mapet.evaluation.protocol import Findings
+from mapet.evaluation.subject import Subject
+from mapet.models.saved import save_backbone
+from mapet.runtime.files import write_json
+
+
+@dataclass(frozen=True, kw_only=True)
+class FineTune(FineTuneSettings):
+    """Trains all weights on labelled images; see `FineTuneSettings` for the settings."""
+
+    name: ClassVar[str] = "finetune"
+    with_random: ClassVar[bool] = False
+
+    def open_data(self, location: str) -> tuple[ImageSource, ImageSource]:
+        """Images to train on and images to be judged on, of the same classes."""
+        train, test = super().open_data(location)
+        check_classes(train, test)
+        return train, test
+
+    def judge(self, subject: Subject) -> Findings:
+        """Accuracies of the model at its last step; with an average of the weights also those of the average, named ema_*."""
+        kept = nullcontext(subject.folder) if subject.folder else tempfile.TemporaryDirectory(prefix="mapet-finetune-")
+        with kept as folder:
+            tuning = FineTuning(subject, self, Path(folder))
+            figures = tuning.run()
+            if subject.folder:
+                save_models(tuning, subject.folder)
+            looks = [entry for entry in tuning.run_directory.read_metrics() if "test_top1" in entry]
+        details = {
+            "steps": tuning.total_steps,
+            "weights": {"kept": len(tuning.transfer.kept), "dropped": tuning.transfer.dropped, "new": tuning.transfer.new},
+            "top1_by_epoch": [[entry["epoch"], entry["test_top1"]] for entry in looks],
+        }
+        return Findings(figures, details)
+
+
+def save_models(tuning: FineTuning, folder: Path) -> None:
+    """Writes model/ (and ema_model/) and the names of its classes, in the order of its outputs."""
+    for prefix, model in tuning.models.items():
+        save_backbone(folder / f"{prefix}model", tuning.recipe, model)  # type: ignore[arg-type]
+    names = tuning.subject.train.classes or [str(number) for number in range(tuning.subject.num_classes)]
+    write_json(folder / "classes.json", [*names])

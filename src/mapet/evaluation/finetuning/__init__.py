@@ -1,0 +1,1 @@
+"""Fine-tuning: the whole network is trained on labelled images, behind a backbone's weights or from scratch."""

@@ -1,0 +1,122 @@
+"""From a backbone to a classifier: the same timm model with a head, and a list of which weights came along.
+
+The paper's fine-tuning averages the patches and starts a new LayerNorm behind the average; the backbone's own last norm is dropped.
+With the class token, that norm stays. Facts: the released code's loader (golden `finetune_load_*`) and BEiT's (`fc_norm`).
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from mapet.compat import VisionTransformer
+from mapet.errors import ModelError, SettingsError
+from mapet.evaluation.finetuning.settings import FineTuneSettings
+from mapet.evaluation.subject import Subject
+from mapet.models.saved import BackboneRecipe
+from mapet.models.weights import load_strictly
+from mapet.runtime.seeding import seeded_generator
+
+HEAD_STD = 0.02
+_GLOBAL_POOL = {"mean": "avg", "cls": "token"}
+_FRESH = ("head.", "fc_norm.")
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """Which weights a model has from elsewhere.
+
+    Args:
+        kept: Taken over.
+        dropped: Not taken over: the model has no place for them.
+        new: The model's own, at their initialisation.
+    """
+
+    kept: list[str]
+    dropped: list[str]
+    new: list[str]
+
+    def line(self) -> str:
+        """For people, who check it once and then trust the figure."""
+        return (
+            f"Weights: {len(self.kept)} kept; dropped: {', '.join(self.dropped) or 'none'}; new: {', '.join(self.new) or 'none'}."
+        )
+
+
+def transfer(weights: Mapping[str, Tensor], model: nn.Module) -> Transfer:
+    """Loads what a classifier has a place for, except a head and a norm behind pooling, which start anew.
+
+    Args:
+        weights: Of a backbone or a whole pre-training, under timm's names.
+        model: Loaded in place.
+
+    Raises:
+        ModelError: A weight of the blocks or embeddings is missing or has another shape.
+    """
+    own = model.state_dict()
+    kept = {name: value for name, value in weights.items() if name in own and not name.startswith(_FRESH)}
+    load_strictly(model, kept, optional=(*_FRESH, "norm."))
+    dropped = [name for name in weights if name not in kept]
+    return Transfer([*kept], dropped, [name for name in own if name not in kept])
+
+
+def build_classifier(subject: Subject, settings: FineTuneSettings) -> tuple[nn.Module, BackboneRecipe, Transfer]:
+    """The model to train, its recipe with head and pooling, and what it has of the subject's backbone.
+
+    Raises:
+        SettingsError: The backbone has no class token, and pooling is to be by it.
+        ModelError: timm cannot build the model.
+    """
+    if settings.pool == "cls" and subject.backbone.cls_token is None:
+        raise SettingsError("This backbone has no class token, so that pooling 'cls' is impossible. Use 'mean'.")
+    backbone = _resized(subject.backbone, settings.image_size)
+    recipe = classifier_recipe(subject.recipe, settings, subject.num_classes, isinstance(backbone, VisionTransformer))
+    model = replace(recipe, options=recipe.options | {"drop_path_rate": settings.drop_path}).build()
+    found = transfer(backbone.state_dict(), model)
+    init_head(cast(nn.Linear, model.head), settings)
+    return model.to(subject.device), recipe, found
+
+
+def classifier_recipe(recipe: BackboneRecipe, settings: FineTuneSettings, num_classes: int, plain: bool = True) -> BackboneRecipe:
+    """The recipe of a backbone, with head and pooling.
+
+    Args:
+        recipe: Of the backbone.
+        settings: Of the fine-tuning.
+        num_classes: Outputs of the head.
+        plain: A plain ViT, not timm's Beit, which has another name for where the norm stands.
+    """
+    size = settings.image_size or recipe.image_size
+    norm = {"fc_norm" if plain else "use_fc_norm": settings.pool == "mean"}
+    changes: dict[str, Any] = {"num_classes": num_classes, "global_pool": _GLOBAL_POOL[settings.pool], "img_size": size, **norm}
+    return replace(recipe, options=recipe.options | changes, image_size=size)
+
+
+def init_head(head: nn.Linear, settings: FineTuneSettings) -> None:
+    """Truncated normal of 0.02 times `head_init_scale`, a function of the seed; bias 0."""
+    generator = seeded_generator(settings.seed, "head")
+    nn.init.trunc_normal_(head.weight, std=HEAD_STD, generator=generator)
+    with torch.no_grad():
+        head.weight.mul_(settings.head_init_scale)
+    nn.init.zeros_(head.bias)
+
+
+def _resized(backbone: VisionTransformer, image_size: int | None) -> VisionTransformer:
+    """The backbone itself, or a copy whose positions are resized to images of that side."""
+    height, width = backbone.patch_embed.img_size  # type: ignore[misc]
+    if image_size is None or image_size == height == width:
+        return backbone
+    patch = backbone.patch_embed.patch_size
+    if any(image_size % side for side in patch):
+        raise ModelError(f"image_size is {image_size}; allowed: a multiple of the patch size {max(patch)}.")
+    resized = copy.deepcopy(backbone)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # timm's own, about the speed of what takes milliseconds
+        resized.set_input_size(img_size=(image_size, image_size))
+    return resized

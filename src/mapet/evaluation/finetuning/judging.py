@@ -1,0 +1,54 @@
+"""What a classifier finds on test images: scores of every class, in evaluation mode, without chance."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from mapet.data.loader import make_loader, sequential_batches
+from mapet.data.views import EvaluationView, normalise
+from mapet.evaluation.finetuning.settings import FineTuneSettings
+from mapet.evaluation.metrics import accuracies
+from mapet.evaluation.subject import BATCH_SIZE, Subject
+from mapet.models.saved import BackboneRecipe
+from mapet.runtime.device import autocast
+
+
+@torch.inference_mode()
+def judge_models(
+    models: dict[str, nn.Module], recipe: BackboneRecipe, subject: Subject, settings: FineTuneSettings
+) -> dict[str, float]:
+    """Accuracies of models on the subject's test images, which are loaded once for all of them.
+
+    Args:
+        models: Prefix of the figures' names to a classifier; its mode is put back.
+        recipe: How they are fed.
+        subject: For its test images.
+        settings: Of the fine-tuning.
+
+    Returns:
+        For every prefix: prefix + "top1", "top5", "mean_per_class".
+    """
+    training = {prefix: model.training for prefix, model in models.items()}
+    scores: dict[str, list[Tensor]] = {prefix: [] for prefix in models}
+    labels = []
+    view = EvaluationView(recipe.image_size, settings.crop_fraction)
+    batches = sequential_batches(len(subject.test), settings.micro_batch or BATCH_SIZE)
+    for model in models.values():
+        model.eval()
+    for loaded in make_loader(subject.test, view, batches, subject.workers, pin_memory=subject.device.type == "cuda"):
+        subject.unreadable.record(loaded.unreadable)
+        inputs = normalise(loaded.images.to(subject.device, non_blocking=True), recipe.mean, recipe.std)
+        labels.append(cast(Tensor, loaded.labels).to(subject.device))
+        for prefix, model in models.items():
+            with autocast(subject.device, settings.precision):
+                scores[prefix].append(model(inputs).float())
+    for prefix, model in models.items():
+        model.train(training[prefix])
+    return {
+        prefix + name: value
+        for prefix, some in scores.items()
+        for name, value in accuracies(torch.cat(some), torch.cat(labels), recipe.options["num_classes"]).items()
+    }
