@@ -9,7 +9,8 @@ from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor
 
 from mapet.evaluation import knn as module
-from mapet.evaluation.knn import knn_votes
+from mapet.evaluation.knn import KNN, REPORTED, knn_votes
+from tests.evaluation.planted import planted_subject
 
 CLASSES = 4
 
@@ -58,3 +59,19 @@ def test_a_low_temperature_overflows_nothing(features) -> None:
     votes = knn_votes(*features, CLASSES, 20, 1e-3)
     assert torch.isfinite(votes).all()
     assert (votes.sum(1) > 0).all()
+
+
+def test_other_numbers_of_neighbours_are_in_the_details() -> None:
+    subject = planted_subject(noise=1.0)
+    found = KNN(neighbours=7).judge(subject)
+    tops = found.details["top1_by_neighbours"]
+    assert list(tops) == [str(count) for count in sorted({*REPORTED, 7}) if count <= 120]
+    assert tops["7"] == found.figures["top1"]
+    for count, top in tops.items():
+        assert KNN(neighbours=int(count)).judge(subject).figures["top1"] == top
+    assert len(set(tops.values())) > 1
+
+
+def test_more_neighbours_than_images_are_all_images() -> None:
+    subject = planted_subject(train=30)
+    assert KNN(neighbours=1000).judge(subject).figures == KNN(neighbours=30).judge(subject).figures

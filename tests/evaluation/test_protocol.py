@@ -12,11 +12,12 @@ from mapet.evaluation.presets import PROTOCOLS, presets_of, protocol_of, protoco
 from mapet.evaluation.protocol import Findings, Protocol, Result
 from mapet.evaluation.subject import Subject
 
+OTHER = {"mean": "cls", "last": "every", "standardise": "none", "adamw": "lars", "step": "epoch", "held_out": "test"}
 SETTINGS = [(kind, name) for kind in (KNN, LinearProbe) for name in setting_names(kind)]
 
 
 def other(value: Any) -> Any:
-    return {"mean": "cls"}[value] if isinstance(value, str) else value + 1
+    return OTHER[value] if isinstance(value, str) else value + 1
 
 
 @pytest.mark.parametrize(("kind", "name"), SETTINGS)
@@ -55,7 +56,7 @@ def test_values_that_are_not_allowed_are_refused_at_once() -> None:
 def test_a_preset_is_only_a_name() -> None:
     assert protocol_of("linear") == protocol_of("linear:cached") == LinearProbe()
     assert protocol_of("linear:cached").title == "linear:cached"
-    assert protocol_of("linear:paper").hash == LinearProbe(augment=True, preset="other").hash != LinearProbe().hash
+    assert protocol_of("linear:paper").hash == LinearProbe(augment=True, normalise="none", crop_fraction=0.9).hash != LinearProbe().hash
 
 
 def test_every_preset_is_a_protocol_of_its_own() -> None:

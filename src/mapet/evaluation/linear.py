@@ -7,22 +7,29 @@ images are looked at when everything is chosen, except where that is what was pu
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import dataclass
 from itertools import product
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-import torch
-from torch import Tensor, nn
+from pydantic import Field
+from torch import Tensor
 
-from mapet.errors import NonFiniteLossError, SettingsError
-from mapet.evaluation.linear_heads import LinearHeads, Rate, cosine, train_heads
+from mapet.data.views import View
+from mapet.errors import SettingsError
+from mapet.evaluation.held_out import candidates
+from mapet.evaluation.linear_fit import FittedProbe, choose, train
+from mapet.evaluation.linear_heads import Rate
 from mapet.evaluation.metrics import accuracies
 from mapet.evaluation.probe_images import AugmentedImages, CachedImages, ProbeImages
 from mapet.evaluation.protocol import Findings, Protocol
-from mapet.evaluation.representations import describe_all, evaluation_view, every_layer, last_layer
+from mapet.evaluation.representations import Describe, describe_all, evaluation_view, every_layer, last_layer
 from mapet.evaluation.subject import Subject
-from mapet.runtime.progress import progress
+
+_Count = Annotated[int, Field(ge=1)]
+_NotNegative = Annotated[float, Field(ge=0)]
+_Positive = Annotated[float, Field(gt=0)]
+_Share = Annotated[float, Field(gt=0, le=1)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,8 +51,8 @@ class LinearProbe(Protocol):
         lr: At its highest, absolute; several are candidates.
         weight_decay: On the weight and not on the bias; several are candidates.
         init_std: Deviation of the weights at the start.
-        choose: Among several candidates, by a "held_out" part of the training images; or, optimistic, as the best layer and epoch on
-            "test".
+        choose: Among several candidates, by a "held_out" part of the training images; or, optimistic, as the best layer and
+            epoch on "test".
         held_out_share: Of every class.
         seed: Of order, augmentation, start and held-out part.
 
@@ -58,62 +65,95 @@ class LinearProbe(Protocol):
 
     layers: Literal["last", "every"] = "last"
     augment: bool = False
-    crop_fraction: float = 1.0
+    crop_fraction: _Share = 1.0
     normalise: Literal["standardise", "batch_norm", "none"] = "standardise"
     optimizer: Literal["adamw", "lars"] = "adamw"
-    epochs: int = 50
-    min_steps: int = 1000
-    warmup_epochs: float = 0.0
+    epochs: _Count = 50
+    min_steps: _Count = 1000
+    warmup_epochs: _NotNegative = 0.0
     schedule: Literal["step", "epoch"] = "step"
-    batch_size: int = 1024
-    lr: float | tuple[float, ...] = 4e-3
-    weight_decay: float | tuple[float, ...] = 1e-4
-    init_std: float = 0.0
+    batch_size: _Count = 1024
+    lr: _Positive | tuple[_Positive, ...] = 4e-3
+    weight_decay: _NotNegative | tuple[_NotNegative, ...] = 1e-4
+    init_std: _NotNegative = 0.0
     choose: Literal["held_out", "test"] = "held_out"
-    held_out_share: float = 0.1
+    held_out_share: Annotated[float, Field(gt=0, lt=1)] = 0.1
     seed: int = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.optimizer == "lars" and self.layers == "every":
             raise SettingsError("LARS scales a step by the norm of one linear layer. Use optimizer=adamw with layers=every.")
-        for name, low, high in (("epochs", 1, None), ("batch_size", 1, None), ("held_out_share", 0, 1), ("warmup_epochs", 0, None)):
-            value = getattr(self, name)
-            if value < low or (high is not None and not low < value < high):
-                limits = f"{low} or more" if high is None else f"between {low} and {high}"
-                raise SettingsError(f"{name} is {value}; allowed: {limits}.")
         if not self.rates:
             raise SettingsError("lr or weight_decay is an empty list. Give at least one value.")
 
     @property
     def rates(self) -> list[Rate]:
         """All pairs of a learning rate and a weight decay."""
-        return [Rate(*pair) for pair in product(values_of(self.lr), values_of(self.weight_decay))]
+        return [Rate(*pair) for pair in product(candidates(self.lr), candidates(self.weight_decay))]
 
     def judge(self, subject: Subject) -> Findings:
         """Accuracies of the candidate that was chosen; in the details, of all that there were."""
-        fitted = self.fit(subject)
-        features, labels = _test_part(self, subject)
-        features = fitted.normaliser(features)
-        if fitted.best is not None:
-            return _optimistic(fitted, subject.num_classes, labels)
-        scores = fitted.heads.scores_of(features, *fitted.chosen)
-        details = {"chosen": fitted.describe(*fitted.chosen)} | _candidates(fitted, features, labels)
-        return Findings(accuracies(scores, labels, subject.num_classes), details)
+        if self.choose == "test":
+            return self._judge_optimistically(subject)
+        fitted, held_out = self.fit(subject)
+        features, labels = self._test_part(subject)
+        scores = fitted.scores(features)
+        found = fitted.describe_all(features, labels, held_out)
+        return Findings(accuracies(scores, labels, subject.num_classes), {"chosen": fitted.describe(*fitted.chosen)} | found)
 
-    def fit(self, subject: Subject) -> FittedProbe:
-        """Trains all candidates and chooses one; test images are not looked at, unless that is how it is chosen."""
+    def fit(
+        self, subject: Subject, after_epoch: Callable[[int, FittedProbe], None] | None = None
+    ) -> tuple[FittedProbe, Tensor | None]:
+        """Trains all candidates and chooses one, without a look at the test images.
+
+        Args:
+            subject: The backbone and its training images.
+            after_epoch: Called with the epochs done and the probe as it stands.
+
+        Returns:
+            The probe, and the share (L, R) that every candidate got right on the held-out part; None where there was one candidate.
+        """
         images = self._images(subject)
-        normaliser = Normaliser(self, images).to(subject.device)
-        first = next(images.batches(2, 1, self.seed))[0]
-        count = 1 if images.held_out is None else 2
-        size = (first.shape[1], first.shape[2], subject.num_classes)
-        heads = [LinearHeads(self.rates, *size, self.init_std, self.seed).to(subject.device) for _ in range(count)]
-        best = _Best(heads[0], _test_part(self, subject), normaliser) if self.choose == "test" else None
-        self._train(subject, images, normaliser, heads, best)
-        fitted = FittedProbe(normaliser, heads[0], best=best)
-        if images.held_out is None:
-            return fitted
-        features, labels = images.held_out_part()
-        right, losses = heads[1].judge(normaliser(features), labels)
-        return FittedProbe(normaliser, heads[0], choose_best(right, losses), right)
+        fitted, twin = train(self, images, subject, after_epoch)
+        return choose(fitted, twin, images) if twin is not None else (fitted, None)
+
+    def _judge_optimistically(self, subject: Subject) -> Findings:
+        """The best that any layer reached after any epoch on the very images that are judged."""
+        features, labels = self._test_part(subject)
+        best: dict[str, Any] = {"top1": -1.0}
+
+        def look(epoch: int, fitted: FittedProbe) -> None:
+            right = fitted.judge(features, labels)[0]
+            if float(right.max()) > best["top1"]:
+                fitted.choose(int(right.argmax()))
+                figures = accuracies(fitted.scores(features), labels, subject.num_classes)
+                best.update(top1=float(right.max()), figures=figures, chosen={**fitted.describe(*fitted.chosen), "epoch": epoch})
+
+        fitted, _ = self.fit(subject, look)
+        details = {"chosen": best["chosen"], "chosen_on": "test"} | fitted.describe_all(features, labels, None)
+        return Findings(best["figures"], details)
+
+    def _images(self, subject: Subject) -> ProbeImages:
+        several = self.layers == "every" or len(self.rates) > 1
+        share = self.held_out_share if several and self.choose == "held_out" else 0.0
+        if self.augment:
+            return AugmentedImages(subject, self._describe(subject), self._view(subject), share, self.seed)
+        return CachedImages(*self._features(subject, "train"), share, self.seed)
+
+    def _test_part(self, subject: Subject) -> tuple[Tensor, Tensor]:
+        return self._features(subject, "test")
+
+    def _features(self, subject: Subject, part: Literal["train", "test"]) -> tuple[Tensor, Tensor]:
+        """Features (n, L, F) and labels (n,), from what all protocols share where that is the same."""
+        if self.layers == "last" and self.crop_fraction == 1:
+            shared = subject.train_features if part == "train" else subject.test_features
+            return shared.pooled(self.pool)[:, None], shared.labels
+        source, title = (subject.train, "training") if part == "train" else (subject.test, "test")
+        return describe_all(subject, source, self._view(subject), self._describe(subject), title)
+
+    def _view(self, subject: Subject) -> View:
+        return evaluation_view(subject.recipe.image_size, self.crop_fraction)
+
+    def _describe(self, subject: Subject) -> Describe:
+        return (last_layer if self.layers == "last" else every_layer)(subject, self.pool)

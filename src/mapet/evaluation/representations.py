@@ -1,0 +1,103 @@
+"""What a frozen backbone says about images beyond its last layer: raw outputs of every block, and tokens that are not pooled."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from mapet.compat import VisionTransformer
+from mapet.data.loader import make_loader, sequential_batches
+from mapet.data.sources import ImageSource
+from mapet.data.views import EvaluationView, FixedView, View, normalise
+from mapet.evaluation.subject import BATCH_SIZE, FeatureSet, Subject
+from mapet.runtime.progress import progress
+
+Describe = Callable[[Tensor], Tensor]
+
+
+def evaluation_view(size: int, crop_fraction: float) -> View:
+    """The central part of an image: as in pre-training where `crop_fraction` is 1, and as `EvaluationView` says below 1."""
+    return FixedView(size) if crop_fraction == 1 else EvaluationView(size, crop_fraction)
+
+
+def describe_all(subject: Subject, source: ImageSource, view: View, describe: Describe, part: str) -> tuple[Tensor, Tensor]:
+    """What `describe` says about every readable image of `source`, in its order.
+
+    Args:
+        subject: For its workers, its device and its count of unreadable images.
+        source: Labelled images.
+        view: How they are seen.
+        describe: From uint8 images (B, 3, H, W) to (B, ...).
+        part: What to call the images.
+
+    Returns:
+        (n, ...) and the labels (n,) int64, on the subject's device.
+    """
+    batches, pinned = sequential_batches(len(source), BATCH_SIZE), subject.device.type == "cuda"
+    described, labels = [], []
+    with progress(f"Features of {part} images, {subject.title}", len(source)) as bar:
+        for loaded in make_loader(source, view, batches, subject.workers, pin_memory=pinned):
+            subject.unreadable.record(loaded.unreadable)
+            described.append(describe(loaded.images))
+            labels.append(loaded.labels)
+            bar.advance(len(loaded.keys) + len(loaded.unreadable))
+    return torch.cat(described), torch.cat(labels).to(subject.device)
+
+
+def last_layer(subject: Subject, pool: str) -> Describe:
+    """Describes images by the pooled tokens behind the final norm, (B, 1, F)."""
+
+    def describe(images: Tensor) -> Tensor:
+        mean, cls = subject.features(images)
+        return FeatureSet(mean, cls, cls.new_empty(0)).pooled(pool)[:, None]
+
+    return describe
+
+
+def every_layer(subject: Subject, pool: str) -> Describe:
+    """Describes images by the pooled raw outputs of all L blocks, without final norm, (B, L, F).
+
+    Source: BEiT's linear evaluation (mim.md, section 5), which takes class token and mean of the patches side by side ("both").
+    """
+
+    @torch.inference_mode()
+    def describe(images: Tensor) -> Tensor:
+        layers = [
+            FeatureSet(patches.mean(dim=1).float(), prefix[:, :has_class].flatten(1).float(), prefix).pooled(pool)
+            for patches, prefix in block_outputs(subject.backbone, _input(subject, images))
+        ]
+        return torch.stack(layers, dim=1)
+
+    has_class = int(subject.backbone.cls_token is not None)
+    return describe
+
+
+def patch_tokens(subject: Subject) -> Describe:
+    """Describes images by their patch tokens behind the final norm, (B, N_p, D) float16, cached or not."""
+
+    @torch.inference_mode()
+    def describe(images: Tensor) -> Tensor:
+        backbone = subject.backbone
+        tokens = backbone.forward_features(_input(subject, images))
+        if isinstance(backbone.norm, nn.Identity):
+            tokens = backbone.fc_norm(tokens)
+        return tokens[:, backbone.num_prefix_tokens :].half()
+
+    return describe
+
+
+def block_outputs(backbone: VisionTransformer, images: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """Patch tokens (B, N_p, D) and prefix tokens (B, P, D) behind every block, first to last, without final norm.
+
+    Args:
+        backbone: A timm VisionTransformer or Beit.
+        images: (B, 3, H, W), normalised.
+    """
+    outputs = backbone.forward_intermediates(images, return_prefix_tokens=True, output_fmt="NLC", intermediates_only=True)
+    return [output if isinstance(output, tuple) else (output, output[:, :0]) for output in outputs]  # type: ignore[misc]
+
+
+def _input(subject: Subject, images: Tensor) -> Tensor:
+    return normalise(images.to(subject.device, non_blocking=True), subject.recipe.mean, subject.recipe.std)
