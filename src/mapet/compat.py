@@ -42,18 +42,22 @@ from timm.data.mixup import Mixup, mixup_target  # noqa: E402
 from timm.data.random_erasing import RandomErasing  # noqa: E402
 from timm.data.transforms_factory import create_transform  # noqa: E402
 from timm.layers.attention import Attention  # noqa: E402
+from timm.layers.attention_pool import AttentionPoolLatent  # noqa: E402
 from timm.layers.layer_scale import LayerScale  # noqa: E402
 from timm.models import checkpoint_seq  # noqa: E402
-from timm.models.vision_transformer import Block, VisionTransformer  # noqa: E402
 from timm.models.beit import Beit  # noqa: E402
+from timm.models.vision_transformer import Block, VisionTransformer  # noqa: E402
 from timm.optim import param_groups_weight_decay  # noqa: E402  # pyright: ignore[reportPrivateImportUsage]
+from timm.optim.lars import Lars  # noqa: E402
 from timm.utils.model_ema import ModelEmaV3  # noqa: E402
 
 __all__ = [
     "DECLARED_OPERATORS",
     "Attention",
+    "AttentionPoolLatent",
     "Beit",
     "Block",
+    "Lars",
     "LayerScale",
     "Mixup",
     "ModelEmaV3",

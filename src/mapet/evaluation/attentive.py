@@ -14,10 +14,10 @@ from typing import Annotated, ClassVar, cast
 
 import torch
 from pydantic import Field
-from timm.layers.attention_pool import AttentionPoolLatent  # noqa: TID251
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from mapet.compat import AttentionPoolLatent
 from mapet.data.loader import make_loader, sequential_batches
 from mapet.data.sources import ImageSource
 from mapet.data.views import FixedView

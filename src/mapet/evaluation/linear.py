@@ -92,6 +92,11 @@ class LinearProbe(Protocol):
         """All pairs of a learning rate and a weight decay."""
         return [Rate(*pair) for pair in product(candidates(self.lr), candidates(self.weight_decay))]
 
+    @property
+    def with_random(self) -> bool:
+        """Not where every epoch passes the backbone again."""
+        return not self.augment
+
     def judge(self, subject: Subject) -> Findings:
         """Accuracies of the candidate that was chosen; in the details, of all that there were."""
         if self.choose == "test":

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from mapet.compat import timm
+from mapet.compat import Lars
 from mapet.runtime.seeding import seeded_generator
 
 _CHUNK = 4096
@@ -82,7 +82,7 @@ class LinearHeads(nn.Module):
             return torch.optim.AdamW(groups, fused=True)
         for group in groups[::2]:
             group["always_adapt"] = True
-        return timm.optim.Lars(groups, momentum=0.9, trust_coeff=0.001)  # pyright: ignore[reportAttributeAccessIssue]
+        return Lars(groups, momentum=0.9, trust_coeff=0.001)  # pyright: ignore[reportArgumentType]
 
     @torch.no_grad()
     def judge(self, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

@@ -38,7 +38,6 @@ class Protocol(ABC):
 
     Attributes:
         metric: The figure that counts, unless the data set has a convention of its own.
-        with_random: Whether the same backbone at random initialisation is judged too, unasked.
 
     Raises:
         SettingsError: A setting has a value that is not allowed.
@@ -47,7 +46,6 @@ class Protocol(ABC):
     name: ClassVar[str]
     version: ClassVar[int] = 1
     metric: ClassVar[str] = "top1"
-    with_random: ClassVar[bool] = True
 
     pool: str = "mean"
     preset: str = field(default="", compare=False)
@@ -71,6 +69,11 @@ class Protocol(ABC):
     def title(self) -> str:
         """Name and preset, as the command line takes them."""
         return f"{self.name}:{self.preset}" if self.preset else self.name
+
+    @property
+    def with_random(self) -> bool:
+        """Whether the same backbone at random initialisation is judged too, unasked: where that costs little."""
+        return True
 
     def stem(self, data: str) -> str:
         """The name under which results on `data` are kept: another protocol or other data, another name."""
