@@ -38,6 +38,7 @@ DECLARED_OPERATORS = import_torchvision()
 
 import timm  # noqa: E402  (only importable once torchvision is)
 from timm.data.config import resolve_model_data_config  # noqa: E402
+from timm.data.imagenet_info import ImageNetInfo  # noqa: E402
 from timm.data.mixup import Mixup, mixup_target  # noqa: E402
 from timm.data.random_erasing import RandomErasing  # noqa: E402
 from timm.data.transforms_factory import create_transform  # noqa: E402
@@ -57,6 +58,7 @@ __all__ = [
     "AttentionPoolLatent",
     "Beit",
     "Block",
+    "ImageNetInfo",
     "Lars",
     "LayerScale",
     "Mixup",

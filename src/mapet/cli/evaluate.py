@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -15,12 +15,22 @@ def evaluate(
         str, typer.Argument(metavar="PROTOCOLS", help="Names from `mapet protocols`, such as knn,linear or linear:paper.")
     ],
     backbone: Annotated[
-        str, typer.Argument(metavar="BACKBONE", help="A run directory, a saved backbone, timm:NAME, or random:NAME.")
+        str,
+        typer.Argument(
+            metavar="BACKBONE",
+            help="A run directory, a published checkpoint, a Hugging Face folder or hf://, timm:NAME, random:NAME.",
+        ),
     ],
     data: Annotated[str | None, typer.Argument(metavar="[DATA]", help="Labelled images; by default those of the run.")] = None,
     pool: Annotated[str | None, typer.Option(help="How tokens become one vector: mean (of the patches), cls, or both.")] = None,
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting of the protocols; repeatable.")
+    ] = None,
+    root: Annotated[Path | None, typer.Option(help="Of transfer: the folder in which data sets such as cars,food101 lie.")] = None,
+    download: Annotated[bool, typer.Option("--download", help="Of transfer: fetch named data sets that are missing.")] = False,
+    model: Annotated[str | None, typer.Option(help="Of a published checkpoint: timm's name of the model; else derived.")] = None,
+    option: Annotated[
+        list[str] | None, typer.Option(metavar="KEY=VALUE", help="Of timm.create_model, such as img_size=32; repeatable.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Where results are kept; by default in the run directory.")] = None,
     random: Annotated[
@@ -31,6 +41,8 @@ def evaluate(
     max_unreadable: MaxUnreadable = 0,
 ) -> None:
     """Judge a backbone on labelled images, next to the same backbone at random initialisation."""
+    from mapet.cli.evaluate_tokens import evaluate_tokenizer, is_about_tokens
+    from mapet.cli.evaluate_transfer import is_transfer, transfer
     from mapet.config.recipes import parse_options
     from mapet.evaluation.evaluate import evaluate as run_evaluation
     from mapet.evaluation.presets import protocols_of
@@ -38,16 +50,21 @@ def evaluate(
     from mapet.runtime.device import choose_device
 
     settings = parse_options(set_ or []) | ({} if pool is None else {"pool": pool})
-    results = run_evaluation(
-        open_backbone(backbone),
-        data,
-        protocols_of(protocols.split(","), settings),
-        device=choose_device(device),
-        folder=out,
-        workers=workers,
-        max_unreadable=max_unreadable,
-        with_random=random,
-    )
+    titles = protocols.split(",")
+    work: dict[str, Any] = {
+        "device": choose_device(device),
+        "folder": out,
+        "workers": workers,
+        "max_unreadable": max_unreadable,
+    }
+    if is_about_tokens(titles):
+        return evaluate_tokenizer(titles, backbone, data, settings, **work)
+    work["with_random"] = random
+    of_model: dict[str, Any] = {"model": model, "options": parse_options(option or [])}
+    if is_transfer(titles):
+        return transfer(titles[0], backbone, data, root, download, settings, of_model, **work)
+    opened = open_backbone(backbone, **of_model)
+    results = run_evaluation(opened, data, protocols_of(titles, settings), **work)
     first = results[0]
     print(f"{first.data}: {first.train_images} training and {first.test_images} test images, {first.classes} classes")
     for result in results:

@@ -11,6 +11,7 @@ from mapet.cli import (
     codebook,
     demo,
     evaluate,
+    export,
     objectives,
     pretrain,
     protocols,
@@ -21,6 +22,7 @@ from mapet.cli import (
     tokenizer_convert,
     tokenizer_random,
     tokenizer_train,
+    validate,
 )
 from mapet.errors import MapetError
 
@@ -35,6 +37,8 @@ app.command("demo")(demo.demo)
 app.command("recipes")(recipes.recipes)
 app.command("pretrain")(pretrain.pretrain)
 app.command("evaluate")(evaluate.evaluate)
+app.command("validate")(validate.validate)
+app.command("export")(export.export)
 app.command("protocols")(protocols.protocols)
 app.command("report")(report.report)
 app.command("tokenize")(tokenize.tokenize)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from mapet.data.folder import FolderImages, holds_images, split_folders, visible_folders
 from mapet.data.hub import PREFIX, is_saved, open_hub, open_saved
 from mapet.data.listing import ListedImages
+from mapet.data.named_sets import is_named_set, open_named
 from mapet.data.parquet import ParquetImages
 from mapet.data.splits import split_files
 from mapet.data.webdataset import TAR_SUFFIXES, TarImages
@@ -34,6 +35,8 @@ def open_location(location: str | Path) -> list[ImageSource] | None:
         DataError: What is there cannot be used, or only some of the files of a pattern are there.
     """
     name, path = str(location), Path(location)
+    if is_named_set(name):
+        return [*open_named(name)]
     if name.startswith(PREFIX):
         return [*open_hub(name)]
     if path.is_dir():

@@ -2,8 +2,8 @@
 
 A location is `digits`; a folder of images, of Parquet files, of tars (WebDataset), of `save_to_disk`, or with train/ and val/ (or
 validation/, or test/) in it; a single .parquet, .tar or .csv file; a pattern such as shards/train-{0000..0127}.tar; an address
-`hf://datasets/OWNER/NAME`; or `package.module:factory`. A sample is known by its content (`sample_key`), never by its name or
-position.
+`hf://datasets/OWNER/NAME`; a public set by name, `food101:ROOT` (`mapet.data.named_sets`); or `package.module:factory`. A sample
+is known by its content (`sample_key`), never by its name or position.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import numpy as np
 
 from mapet.data.hub import PREFIX
 from mapet.data.locations import open_location
+from mapet.data.named_sets import absolute_named, is_named_set
 from mapet.errors import DataError, UnreadableImageError, nearest
 from mapet.registry import Registry
 from mapet.runtime.progress import progress, say
@@ -135,6 +136,8 @@ def open_splits(location: str | Path) -> tuple[ImageSource, ImageSource]:
 def absolute_location(location: str | Path) -> str:
     """`location` as it is understood from any working folder: paths and patterns made absolute, names and addresses as they are."""
     name = str(location)
+    if is_named_set(name):
+        return absolute_named(name)
     if name in SOURCES or name.startswith(PREFIX) or _is_factory(name):
         return name
     return str(Path(name).absolute())
@@ -143,7 +146,8 @@ def absolute_location(location: str | Path) -> str:
 def _is_factory(location: str | Path) -> bool:
     """Whether it is the `package.module:factory` of a user."""
     name = str(location)
-    return name not in SOURCES and re.fullmatch(r"[\w.]+:\w+", name) is not None and not Path(name).exists()
+    dotted = re.fullmatch(r"[\w.]+:\w+", name) is not None and not is_named_set(name)
+    return dotted and name not in SOURCES and not Path(name).exists()
 
 
 def _open_location(location: str | Path) -> list[ImageSource]:

@@ -15,7 +15,17 @@ from mapet.evaluation.protocol import Protocol
 from mapet.registry import Registry
 
 PROTOCOLS: Registry[type[Protocol]] = Registry(
-    "protocol", {"knn": "mapet.evaluation.knn:KNN", "linear": "mapet.evaluation.linear:LinearProbe"}
+    "protocol",
+    {
+        "knn": "mapet.evaluation.knn:KNN",
+        "linear": "mapet.evaluation.linear:LinearProbe",
+        "attentive": "mapet.evaluation.attentive:AttentiveProbe",
+        "logistic": "mapet.evaluation.logistic:LogisticProbe",
+        "fewshot": "mapet.evaluation.few_shot:FewShot",
+        "finetune": "mapet.evaluation.finetune:FineTune",
+        "segment": "mapet.evaluation.segmentation.protocol:Segment",
+        "tokens": "mapet.evaluation.token_classification:TokenClassification",
+    },
 )
 
 

@@ -1,0 +1,70 @@
+"""`mapet evaluate transfer`: one backbone on several data sets."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+NAME = "transfer"
+
+
+def is_transfer(titles: list[str]) -> bool:
+    """Whether a transfer is asked for: "transfer", or "transfer:PROTOCOL"."""
+    return len(titles) == 1 and titles[0].partition(":")[0] == NAME
+
+
+def transfer(
+    title: str,
+    address: str,
+    sets: str | None,
+    root: Path | None,
+    download: bool,
+    settings: Mapping[str, Any],
+    model: str | None = None,
+    options: dict[str, Any] | None = None,
+    **work: Any,
+) -> None:
+    """Judges a backbone on every data set and prints a table.
+
+    Args:
+        title: "transfer" (by the linear probe), or with a protocol behind it: "transfer:linear:paper".
+        address: The backbone.
+        sets: Names of data sets, or locations, with commas between them.
+        root: Where named sets lie.
+        download: Fetch those that are missing.
+        settings: Of `--set`.
+        model: Of a published checkpoint: timm's name.
+        options: Of the backbone, for `timm.create_model`.
+        work: Further arguments of `evaluate_transfer`.
+    """
+    from mapet.data.named_sets import NAMED_SETS
+    from mapet.errors import SettingsError
+    from mapet.evaluation.presets import protocols_of
+    from mapet.evaluation.transfer import evaluate_transfer, transfer_locations
+    from mapet.models.opened import open_backbone
+
+    if not sets:
+        raise SettingsError(
+            f"Which data sets? mapet evaluate {NAME} BACKBONE cars,food101 --root FOLDER. Known by name: {', '.join(NAMED_SETS)}."
+        )
+    name = title.partition(":")[2] or "linear"
+    (protocol,) = protocols_of([name], settings)
+    opened = open_backbone(address, model=model, options=options)
+    locations = transfer_locations(sets.split(","), root, download=download)
+    results = evaluate_transfer(opened, locations, protocol, **work)
+    print(f"{opened.title}, protocol {protocol.title} {protocol.hash}")
+    _print_table(results)
+
+
+def _print_table(results: Any) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from mapet.evaluation.transfer import transfer_rows
+
+    head, *rows = transfer_rows(results)
+    table = Table(*head)
+    for row in rows:
+        table.add_row(*row)
+    Console(highlight=False, markup=False, emoji=False, width=100).print(table)

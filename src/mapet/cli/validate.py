@@ -1,0 +1,119 @@
+"""`mapet validate`: whether a published checkpoint gives its published figures, here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mapet.cli.options import Device, MaxUnreadable
+
+if TYPE_CHECKING:
+    from mapet.evaluation.validation_view import Preprocessing
+
+_WITHOUT_MEANING = {
+    "--pin-mem": "memory is pinned where there is a CUDA device",
+    "--no-prefetcher": "images are normalised on the device either way",
+}
+
+
+def validate(
+    checkpoint: Annotated[Path, typer.Option(help="A published checkpoint, or the model/ folder of a fine-tuning.")],
+    data: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="DATA",
+            help="Folder with val/ in it, or of class folders (ImageNet's layout), or any other location of labelled images.",
+        ),
+    ] = None,
+    data_dir: Annotated[str | None, typer.Option(help="The same as DATA.")] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="A name of MaPeT's release such as vit_standard_base_patch16_224, which can be left out, or any timm name."
+        ),
+    ] = None,
+    gp: Annotated[
+        str | None, typer.Option(help="avg (mean of the patches) or token (CLS); by default as in the checkpoint.")
+    ] = None,
+    interpolation: Annotated[str | None, typer.Option(help="bicubic, bilinear or lanczos.")] = None,
+    crop_pct: Annotated[float | None, typer.Option(help="The shorter side is resized to image size / crop_pct. (0.9)")] = None,
+    mean: Annotated[tuple[float, float, float] | None, typer.Option(help="Subtracted from images in [0, 1].")] = None,
+    std: Annotated[tuple[float, float, float] | None, typer.Option(help="Divided by.")] = None,
+    img_size: Annotated[int | None, typer.Option(min=1, help="Side of the images in pixels; positions are resized to it.")] = None,
+    num_classes: Annotated[int | None, typer.Option(min=1, help="Refuse a head with another number of classes.")] = None,
+    class_map: Annotated[Path | None, typer.Option(help="Names of the head's classes in order, one a line.")] = None,
+    model_kwargs: Annotated[
+        list[str] | None, typer.Option(metavar="KEY=VALUE", help="Further arguments of timm.create_model; repeatable.")
+    ] = None,
+    use_ema: Annotated[bool, typer.Option("--use-ema", help="Judge the moving average that the checkpoint keeps.")] = False,
+    amp: Annotated[bool, typer.Option("--amp", help="bf16 autocast (timm's script: fp16).")] = False,
+    batch_size: Annotated[int, typer.Option("--batch-size", "-b", min=1, help="Images a forward pass.")] = 256,
+    workers: Annotated[int, typer.Option("--workers", "-j", min=0, help="Processes that load images.")] = 2,
+    device: Device = "auto",
+    json: Annotated[Path | None, typer.Option("--json", help="Also write the result to this file.")] = None,
+    max_unreadable: MaxUnreadable = 0,
+    pin_mem: Annotated[bool, typer.Option("--pin-mem", help="Of the released command: nothing to do.")] = False,
+    no_prefetcher: Annotated[bool, typer.Option("--no-prefetcher", help="Of the released command: nothing to do.")] = False,
+) -> None:
+    """Judge a published classifier on labelled images: top-1 and top-5, by the published preprocessing.
+
+    The command of MaPeT's README works as it is: mapet validate IMAGENET --model vit_standard_base_patch16_224 --checkpoint FILE
+    --interpolation bicubic --amp --gp avg --pin-mem --no-prefetcher
+    """
+    from mapet.config.recipes import parse_options
+    from mapet.data.loader import UnreadableImages
+    from mapet.evaluation.classifier import ModelChoice, load_classifier
+    from mapet.evaluation.validate import validate as run_validation
+    from mapet.evaluation.validate import validation_images
+    from mapet.evaluation.validation_classes import read_class_map
+    from mapet.runtime.device import choose_device
+    from mapet.runtime.files import write_json
+
+    location, chosen = _location(data, data_dir), choose_device(device)
+    _say_without_meaning(pin_mem, no_prefetcher)
+    choice = ModelChoice(model, gp, num_classes, img_size, parse_options(model_kwargs or []))
+    classifier = load_classifier(checkpoint, choice, use_ema=use_ema)
+    unreadable = UnreadableImages(max_unreadable)
+    result = run_validation(
+        classifier,
+        validation_images(location),
+        class_map=None if class_map is None else read_class_map(class_map),
+        preprocessing=_changed(
+            classifier.preprocessing, {"interpolation": interpolation, "crop_pct": crop_pct, "mean": mean, "std": std}
+        ),
+        batch_size=batch_size,
+        device=chosen,
+        workers=workers,
+        precision="bf16" if amp else "fp32",
+        unreadable=unreadable,
+    )
+    print(result.lines())
+    if json is not None:
+        write_json(json, result.describe())
+    if unreadable.summary():
+        print(unreadable.summary())
+
+
+def _location(data: str | None, data_dir: str | None) -> str:
+    from mapet.errors import SettingsError
+
+    if (data is None) == (data_dir is None):
+        raise SettingsError("Give the images once: mapet validate DATA --checkpoint FILE, or with --data-dir DATA.")
+    return data or data_dir or ""
+
+
+def _say_without_meaning(pin_mem: bool, no_prefetcher: bool) -> None:
+    from mapet.runtime.progress import say
+
+    given = [name for name, is_given in zip(_WITHOUT_MEANING, (pin_mem, no_prefetcher), strict=True) if is_given]
+    if given:
+        say("Accepted, and nothing to do: " + "; ".join(f"{name} ({_WITHOUT_MEANING[name]})" for name in given) + ".")
+
+
+def _changed(preprocessing: Preprocessing, changes: dict[str, Any]) -> Preprocessing:
+    """The checkpoint's preprocessing with what the user overrules; None is left as it is."""
+    from dataclasses import replace
+
+    return replace(preprocessing, **{name: value for name, value in changes.items() if value is not None})

@@ -1,0 +1,47 @@
+"""`mapet evaluate` of what is no single backbone on a single data set: tokens and transfer."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from mapet.tokenizers.random_projection import RandomProjection
+from tests.cli.test_commands import write_images
+from tests.command import mapet
+from tests.data.named_layouts import LAYOUTS
+
+QUICK = ("--workers", "0", "--set", "min_steps=5", "--set", "epochs=1")
+TINY = ["--option", "img_size=16", "--option", "patch_size=8", "--option", "embed_dim=24", "--option", "depth=1"]
+TINY += ["--option", "num_heads=2", "--workers", "0"]
+
+
+def test_tokens_of_a_tokenizer_are_judged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    photos = write_images(tmp_path / "photos")
+    RandomProjection(image_size=16, patch_size=8, vocab_size=20).save(tmp_path / "tokenizer")
+    assert mapet("evaluate", "tokens", tmp_path / "tokenizer", photos, "--out", tmp_path / "out", *QUICK) == 0
+    said = capsys.readouterr().out
+    assert "20 codes, 2 x 2 tokens an image" in said
+    assert "tokens:mlp" in said
+    assert "most frequent class" in said
+    (kept,) = (json.loads(file.read_text()) for file in (tmp_path / "out").iterdir())
+    assert kept["protocol"]["min_steps"] == 5
+    assert mapet("evaluate", "tokens", tmp_path / "tokenizer") == 2
+    assert "has no images of its own" in capsys.readouterr().err
+    assert mapet("evaluate", "tokens,knn", tmp_path / "tokenizer", photos) == 2
+    assert "'tokens' judges a tokenizer and 'knn' a backbone" in capsys.readouterr().err
+
+
+def test_transfer_to_named_sets_and_folders(tmp_path: Path, monkeypatch, capsys: pytest.CaptureFixture[str]) -> None:
+    photos = write_images(tmp_path / "photos")
+    LAYOUTS["pets"](tmp_path, monkeypatch)
+    words = ("evaluate", "transfer:knn", "random:vit_tiny_patch16_224")
+    assert mapet(*words, f"pets,{photos}", "--root", tmp_path, *TINY) == 0
+    said = capsys.readouterr().out
+    assert "protocol knn:dino" in said
+    assert "mean per class" in said
+    assert mapet(*words, "pets", "--root", photos, *TINY) == 2
+    assert "oxford-iiit-pet/annotations/trainval.txt" in capsys.readouterr().err
+    assert mapet(*words, *TINY) == 2
+    assert "Which data sets?" in capsys.readouterr().err
