@@ -22,6 +22,7 @@ SHORTER = {
     "fit": "--images 16 --points 900 --workers 0",
     "tokenize": "--workers 0",
     "evaluate": "--workers 0",
+    "finetune": "--workers 0 --set epochs=1 --set min_steps=0",
     "codebook": "--images 12 --workers 0",
     "train": "--workers 0 --device cpu --encoder-option depth=1 --encoder-option embed_dim=48 --encoder-option num_heads=3 "
     "--decoder-depth 1",
@@ -52,7 +53,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(line: str) -> None:
     words = shlex.split(line, comments=True)
-    shorter = next((SHORTER[word] for word in words[1:3] if word in SHORTER), "")
+    shorter = next((SHORTER[word] for word in reversed(words[1:3]) if word in SHORTER), "")
     if words[1:3] == ["tokenizer", "fit"]:
         words[words.index("-k") + 1] = "8"
     assert mapet(*words[1:], *shorter.split()) == 0, line
