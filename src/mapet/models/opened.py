@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from mapet.compat import VisionTransformer, resolve_model_data_config
 from mapet.errors import ModelError
-from mapet.models.backbone import create_backbone, image_size
+from mapet.models.archive import state_dict_of
+from mapet.models.backbone import image_size
+from mapet.models.conversion import Conversion, convert
+from mapet.models.huggingface import PREFIX, fetch, is_hugging_face, read_model
+from mapet.models.judged import create_judged
 from mapet.models.saved import BackboneRecipe, load_backbone
-from mapet.runtime.run_directory import RunDirectory
+from mapet.runtime.progress import say
+from mapet.runtime.run_directory import RunDirectory, read_json
 
 RANDOM, TIMM = "random:", "timm:"
+CLASSES = "classes.json"
+ADDRESSES = (
+    "a run directory (the --out of `mapet pretrain`), a published checkpoint (a file), a folder of Hugging Face or timm, "
+    "hf://OWNER/NAME, timm:NAME for timm's weights, or random:NAME for a random initialisation"
+)
 
 
 @dataclass(frozen=True)
@@ -25,6 +38,8 @@ class OpenedBackbone:
         title: What to call it.
         run: The pre-training that it is the result of, if there is one here.
         untrained: It is at its random initialisation.
+        conversion: What became of the entries of a published checkpoint.
+        classes: Names of the classes, in the order of the classifier's outputs, if they are kept with it.
     """
 
     backbone: VisionTransformer
@@ -32,41 +47,89 @@ class OpenedBackbone:
     title: str
     run: RunDirectory | None = None
     untrained: bool = False
+    conversion: Conversion | None = None
+    classes: tuple[str, ...] | None = None
 
 
-def open_backbone(address: str | Path, *, options: dict[str, Any] | None = None) -> OpenedBackbone:
-    """Opens the backbone at `address`.
+def open_backbone(address: str | Path, *, model: str | None = None, options: Mapping[str, Any] | None = None) -> OpenedBackbone:
+    """Opens the backbone at `address`; says what was converted and what dropped, if it is a published one.
 
     Args:
-        address: A run directory, or a folder with a saved backbone; "timm:NAME" for timm's weights (downloaded by timm),
-            "random:NAME" for a timm model at its random initialisation.
-        options: Keyword arguments of `timm.create_model` for the last two.
+        address: A run directory, or a folder with a saved backbone; a file with the checkpoint of MaPeT, BEiT, BEiT v2, CAE, MAE,
+            DINOv2 or timm; a folder of Hugging Face (ViT, ViTMAE, Dinov2, Beit, or written by timm) or "hf://OWNER/NAME";
+            "timm:NAME" for timm's weights (downloaded by timm); "random:NAME" for a timm model at its random initialisation.
+        model: timm's name of the model in a file, where it cannot be derived from names and shapes, or to be sure of it.
+        options: Keyword arguments of `timm.create_model`, for all but the first two; of a published checkpoint those that are not
+            given are derived.
 
     Raises:
-        ModelError: There is none, or it is not what was written.
+        ModelError: There is none, or it is not what was written, or does not fit; what was expected and what was found.
     """
     text = str(address)
     for prefix in (RANDOM, TIMM):
         if text.startswith(prefix):
-            return _by_name(text.removeprefix(prefix), prefix, options or {})
-    path = Path(address)
+            _refuse(model, text)
+            return _by_name(text.removeprefix(prefix), prefix, dict(options or {}))
+    path = fetch(text) if text.startswith(PREFIX) else Path(address)
+    if path.is_file():
+        return _converted(_without_wrapper(state_dict_of(path)), text, model, options or {})
+    if path.is_dir() and not (path / "model.json").is_file() and is_hugging_face(path):
+        return _of_hugging_face(path, text, model, options or {})
+    _refuse(model, text)
+    if not path.exists():
+        raise ModelError(f"There is no backbone at {path}. Give {ADDRESSES}.")
     if (path / "config.json").is_file() and not (path / "model.json").is_file():
         run = RunDirectory.existing(path)
         return OpenedBackbone(*load_backbone(run.backbone), title=text, run=run)
-    if not path.exists():
-        raise ModelError(
-            f"There is no backbone at {path}. Give a run directory (the --out of `mapet pretrain`), timm:NAME for timm's weights, "
-            "or random:NAME for a random initialisation."
-        )
-    return OpenedBackbone(*load_backbone(path), title=text)
+    backbone, recipe = load_backbone(path)
+    return OpenedBackbone(backbone, recipe, title=text, classes=_classes(path, backbone.num_classes))
+
+
+def _classes(folder: Path, count: int) -> tuple[str, ...] | None:
+    """As fine-tuning leaves them beside the model, or an export in it."""
+    for path in (folder / CLASSES, folder.parent / CLASSES):
+        names = read_json(path) if count and path.is_file() else None
+        if isinstance(names, list) and len(names) == count:
+            return tuple(map(str, names))
+    return None
+
+
+def _refuse(model: str | None, address: str) -> None:
+    if model is not None:
+        raise ModelError(f"{address} says itself which model it is. Leave out the model '{model}'.")
 
 
 def _by_name(name: str, prefix: str, options: dict[str, Any]) -> OpenedBackbone:
     options = {"num_classes": 0, **options}
-    backbone = create_backbone(name, **options, pretrained=prefix == TIMM)
+    recipe = BackboneRecipe(name, options, 0, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), seed=0)
+    backbone = recipe.build() if prefix == RANDOM else create_judged(name, **options, pretrained=True)
     data = resolve_model_data_config(backbone)
-    height, _ = image_size(backbone)
-    recipe = BackboneRecipe(name, options, height, data["mean"], data["std"], seed=0)
-    if prefix == RANDOM:
-        backbone = recipe.build()
+    recipe = replace(recipe, image_size=image_size(backbone)[0], mean=data["mean"], std=data["std"])
     return OpenedBackbone(backbone.eval(), recipe, f"{prefix}{name}", untrained=prefix == RANDOM)
+
+
+def _of_hugging_face(folder: Path, title: str, model: str | None, options: Mapping[str, Any]) -> OpenedBackbone:
+    found = read_model(folder)
+    given = {**found.options, **options}
+    return _converted(found.tensors, title, model or found.model, given, found.normalisation, found.notes)
+
+
+def _converted(
+    tensors: Mapping[str, Tensor],
+    title: str,
+    model: str | None,
+    options: Mapping[str, Any],
+    normalisation: Any = None,
+    notes: tuple[str, ...] = (),
+) -> OpenedBackbone:
+    backbone, recipe, conversion = convert(tensors, title, model=model, options=options, normalisation=normalisation)
+    conversion = replace(conversion, notes=(*conversion.notes, *notes))
+    say(f"{title} is a {conversion.summary()}")
+    return OpenedBackbone(backbone, recipe, title, conversion=conversion)
+
+
+def _without_wrapper(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Names without the "module." that DistributedDataParallel puts before all of them."""
+    prefix = "module."
+    wrapped = all(name.startswith(prefix) for name in tensors)
+    return {name.removeprefix(prefix) if wrapped else name: value for name, value in tensors.items()}

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from mapet.compat import VisionTransformer
 from mapet.errors import ModelError
-from mapet.models.backbone import create_backbone
+from mapet.models.judged import create_judged
 from mapet.models.weights import load_strictly
 from mapet.runtime.files import atomic_directory, recover, sha256, write_json
 from mapet.runtime.run_directory import read_json
@@ -44,7 +44,7 @@ class BackboneRecipe:
     def build(self, **options: Any) -> VisionTransformer:
         """The backbone at its random initialisation, a function of `seed` alone."""
         with seeded_globally(self.seed, "backbone"):
-            return create_backbone(self.name, **self.options, **options)
+            return create_judged(self.name, **self.options, **options)
 
 
 def save_backbone(folder: Path, recipe: BackboneRecipe, backbone: VisionTransformer) -> None:
@@ -69,6 +69,6 @@ def load_backbone(folder: Path) -> tuple[VisionTransformer, BackboneRecipe]:
     if values.pop("weights_sha256", None) != sha256(weights):
         raise ModelError(f"{weights} is not what was written (cut off or changed). Run `mapet pretrain` with the same --out again.")
     recipe = BackboneRecipe(**(values | {"mean": tuple(values["mean"]), "std": tuple(values["std"])}))
-    backbone = create_backbone(recipe.name, **recipe.options)
+    backbone = create_judged(recipe.name, **recipe.options)
     load_strictly(backbone, load_file(weights))
     return backbone.eval(), recipe

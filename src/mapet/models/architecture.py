@@ -1,0 +1,254 @@
+"""The architecture that a state dict in timm's names belongs to, and how timm builds it."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mapet.compat import timm
+from mapet.errors import ModelError
+from mapet.models.judged import create_judged, is_beit
+from mapet.models.published import Family
+
+HEAD_DIM = 64
+_PLAIN = {192: "tiny", 384: "small", 768: "base", 1024: "large", 1280: "huge"}
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What the shapes in a state dict tell; heads and image size are not always among it.
+
+    Args:
+        width: Of a token.
+        depth: Number of blocks.
+        patch: Height and width of a patch in pixels.
+        hidden: Width inside the MLP.
+        heads: Of an attention, if a table of relative positions tells.
+        num_patches: That there are positions for.
+        classes: Of the classifier; 0 without one.
+        pool: What the classifier sees: "token" behind `norm`, or "avg" before `fc_norm`.
+        scaled: There is LayerScale.
+        class_token: There is a class token.
+        registers: Number of register tokens.
+        prefix_positions: Positions of tokens before the patches.
+        qkv_bias: Queries, keys and values have a bias.
+        relative: Relative positions, "shared" by all blocks, of each ("own"), or None.
+        absolute: There are absolute positions.
+        gated: The MLP is a SwiGLU.
+    """
+
+    width: int
+    depth: int
+    patch: tuple[int, int]
+    hidden: int
+    heads: int | None
+    num_patches: int
+    classes: int
+    pool: str
+    scaled: bool
+    class_token: bool
+    registers: int
+    prefix_positions: int
+    qkv_bias: bool
+    relative: str | None
+    absolute: bool
+    gated: bool
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, Tensor]) -> Architecture:
+        """Of a state dict under timm's names, of which only shapes are looked at.
+
+        Raises:
+            ModelError: A part that every ViT has is missing, or has another form.
+        """
+        patches, hidden = _shape(tensors, "patch_embed.proj.weight", 4), _shape(tensors, "blocks.0.mlp.fc1.weight", 2)
+        back = _shape(tensors, "blocks.0.mlp.fc2.weight", 2)
+        registers, token = _count(tensors, "reg_token"), _count(tensors, "cls_token")
+        own, shared = (_table(tensors, f"{stem}.relative_position_bias_table") for stem in ("blocks.0.attn", "rel_pos_bias"))
+        absolute = "pos_embed" in tensors
+        rows = _shape(tensors, "pos_embed", 3)[1] if absolute else 0
+        separate = absolute and registers > 0 and _is_square(rows)
+        prefix = 0 if separate or (token and _is_square(rows)) else registers + token
+        num_patches = rows - prefix if absolute else _patches_of(own or shared)
+        return cls(
+            width=patches[0],
+            depth=len({match[1] for name in tensors if (match := re.match(r"blocks\.(\d+)\.", name))}),
+            patch=(patches[2], patches[3]),
+            hidden=hidden[0],
+            heads=(own or shared or (0, None))[1],
+            num_patches=num_patches,
+            classes=_shape(tensors, "head.weight", 2)[0] if "head.weight" in tensors else 0,
+            pool="avg" if "fc_norm.weight" in tensors or not token else "token",
+            scaled="blocks.0.ls1.gamma" in tensors or "blocks.0.gamma_1" in tensors,
+            class_token=token > 0,
+            registers=registers,
+            prefix_positions=prefix,
+            qkv_bias="blocks.0.attn.qkv.bias" in tensors or "blocks.0.attn.q_bias" in tensors,
+            relative="own" if own else "shared" if shared else None,
+            absolute=absolute,
+            gated=hidden[0] == 2 * back[1],
+        )
+
+    def grid(self, asked: Any = None) -> tuple[int, int]:
+        """Rows and columns of patches: a square, or those of the image size `asked` for if they have as many patches.
+
+        Raises:
+            ModelError: The patches make no square, and the image size that was asked for does not fit.
+        """
+        if isinstance(asked, list | tuple):
+            rows, columns = asked[0] // self.patch[0], asked[1] // self.patch[1]
+            if rows * columns == self.num_patches:
+                return rows, columns
+        side = math.isqrt(max(self.num_patches, 0))
+        if side == 0 or side * side != self.num_patches:
+            raise ModelError(
+                f"The weights have positions for {self.num_patches} patches, which make no square. Give the image size: "
+                "options img_size=[HEIGHT, WIDTH]."
+            )
+        return side, side
+
+
+def timm_name(found: Architecture, family: Family) -> str:
+    """The name that timm has for the model that comes closest; what differs are options."""
+    if found.width in family.models and (found.relative or not is_beit(family.models[found.width])):
+        return family.models[found.width]
+    if found.relative:
+        return "beit_base_patch16_224"
+    if found.gated:
+        return "vit_giant_patch14_dinov2"
+    size, patch = _PLAIN.get(found.width, "tiny"), found.patch[0]
+    name = f"vit_{size}_patch{patch}_224"
+    return name if timm.is_model(name) else "vit_huge_patch14_224" if size == "huge" else f"vit_{size}_patch16_224"
+
+
+def timm_options(name: str, found: Architecture, family: Family, asked: Mapping[str, Any], *, strictly: bool) -> dict[str, Any]:
+    """Keyword arguments with which timm's model `name` takes the weights.
+
+    Args:
+        name: A timm model.
+        found: What the weights belong to.
+        family: Where they come from.
+        asked: Keyword arguments that the user gave; they come first.
+        strictly: The user named the model: width, depth, patch and MLP must be those of the model.
+
+    Raises:
+        ModelError: Says what the model expects and what the weights have.
+    """
+    with torch.device("meta"):
+        model = create_judged(name, **dict(asked))
+    usual = Architecture.of(model.state_dict())
+    sizes = _sizes(found, model, asked)
+    if strictly:
+        _check_sizes(name, usual, found)
+        sizes = {key: value for key, value in sizes.items() if key == "img_size"}
+    classes = {} if found.classes == usual.classes else {"num_classes": found.classes}
+    options = sizes | classes | _parts(found, usual, family, is_beit(name))
+    return {**options, **asked}
+
+
+def _sizes(found: Architecture, model: Any, asked: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of width, depth, heads, patch and image size that differ from those of the model."""
+    patch, (rows, columns) = found.patch, found.grid(asked.get("img_size"))
+    image = (rows * patch[0], columns * patch[1])
+    first = model.blocks[0]
+    heads = found.heads or asked.get("num_heads") or (first.attn.num_heads if model.embed_dim == found.width else None)
+    if heads is None:
+        if found.width % HEAD_DIM:
+            raise ModelError(
+                f"The weights do not tell the number of heads, and the width {found.width} is no multiple of {HEAD_DIM}, the "
+                "usual width of a head. Give options num_heads=N."
+            )
+        heads = found.width // HEAD_DIM
+    present = {
+        "img_size": tuple(model.patch_embed.img_size),
+        "patch_size": tuple(model.patch_embed.patch_size),
+        "embed_dim": model.embed_dim,
+        "depth": len(model.blocks),
+        "num_heads": first.attn.num_heads,
+    }
+    wanted = {"img_size": image, "patch_size": patch, "embed_dim": found.width, "depth": found.depth, "num_heads": heads}
+    options: dict[str, Any] = {key: _side(value) for key, value in wanted.items() if value != present[key]}
+    if first.mlp.fc1.out_features / model.embed_dim != found.hidden / found.width:
+        ratio = found.hidden / found.width
+        options["mlp_ratio"] = ratio if int(found.width * ratio) == found.hidden else (found.hidden + 0.5) / found.width
+    return options
+
+
+def _parts(found: Architecture, usual: Architecture, family: Family, beit: bool) -> dict[str, Any]:
+    """Options of what a ViT may have or not, as far as they differ from the usual."""
+    parts: dict[str, tuple[Any, Any, Any]] = {
+        "global_pool": (found.pool, usual.pool, found.pool),
+        "qkv_bias": (found.qkv_bias, usual.qkv_bias, found.qkv_bias),
+        "init_values": (found.scaled, usual.scaled, family.init_values if found.scaled else None),
+    }
+    if beit:
+        parts |= {
+            "use_abs_pos_emb": (found.absolute, usual.absolute, found.absolute),
+            "use_rel_pos_bias": (found.relative == "own", usual.relative == "own", found.relative == "own"),
+            "use_shared_rel_pos_bias": (found.relative == "shared", usual.relative == "shared", found.relative == "shared"),
+        }
+    else:
+        apart = found.class_token and found.prefix_positions == 0
+        parts |= {
+            "class_token": (found.class_token, usual.class_token, found.class_token),
+            "reg_tokens": (found.registers, usual.registers, found.registers),
+            "no_embed_class": (apart, usual.class_token and usual.prefix_positions == 0, apart),
+        }
+    return {name: value for name, (here, there, value) in parts.items() if here != there}
+
+
+def _check_sizes(model: str, expected: Architecture, found: Architecture) -> None:
+    titles = {"width": "width", "depth": "depth", "patch": "patch size", "hidden": "width of the MLP", "heads": "heads"}
+    pairs = {title: (getattr(expected, name), getattr(found, name)) for name, title in titles.items()}
+    wrong = [
+        f"{title} {_side(one)} expected, {_side(other)} found"
+        for title, (one, other) in pairs.items()
+        if one != other and one is not None and other is not None
+    ]
+    if (expected.relative is None) != (found.relative is None):
+        one, other = ("relative" if each.relative else "absolute" for each in (expected, found))
+        wrong.append(f"{one} positions expected, {other} ones found")
+    if wrong:
+        raise ModelError(f"These weights are not those of '{model}': {'; '.join(wrong)}. Give another model, or none.")
+
+
+def _side(value: Any) -> Any:
+    """One number where height and width are the same."""
+    return value[0] if isinstance(value, tuple) and value[0] == value[1] else value
+
+
+def _shape(tensors: Mapping[str, Tensor], name: str, dimensions: int) -> tuple[int, ...]:
+    if name not in tensors:
+        raise ModelError(f"The weights have no {name}, as every ViT has.")
+    shape = tuple(tensors[name].shape)
+    if len(shape) != dimensions or 0 in shape:
+        raise ModelError(f"{name} has the shape {shape}; {dimensions} dimensions are expected.")
+    return shape
+
+
+def _count(tensors: Mapping[str, Tensor], name: str) -> int:
+    return _shape(tensors, name, 3)[1] if name in tensors else 0
+
+
+def _table(tensors: Mapping[str, Tensor], name: str) -> tuple[int, int] | None:
+    """Rows and heads of a table of relative positions."""
+    if name not in tensors:
+        return None
+    rows, heads = _shape(tensors, name, 2)
+    return rows, heads
+
+
+def _patches_of(table: tuple[int, int] | None) -> int:
+    """A square of g x g patches has (2g - 1)^2 + 3 rows."""
+    side = math.isqrt(max(table[0] - 3, 0)) if table else 0
+    return ((side + 1) // 2) ** 2
+
+
+def _is_square(number: int) -> bool:
+    return math.isqrt(number) ** 2 == number

@@ -1,0 +1,206 @@
+"""A published checkpoint as a backbone of timm's, and an account of what became of every entry."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import Tensor, nn
+
+from mapet.compat import VisionTransformer, timm
+from mapet.errors import ModelError
+from mapet.models.architecture import Architecture, timm_name, timm_options
+from mapet.models.backbone import grid_size, image_size
+from mapet.models.by_timm import translated_by_timm
+from mapet.models.contents import listing
+from mapet.models.entries import Entries, Entry
+from mapet.models.published import Published, recognise
+from mapet.models.relative_positions import resize_relative_positions
+from mapet.models.saved import BackboneRecipe
+
+_FRESH = re.compile(r"(head|fc_norm|norm)\.(weight|bias)")
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What became of the entries of a file.
+
+    Args:
+        family: What the file is ("MaPeT pre-training checkpoint").
+        kept: Names in the file of entries that are in the model as they were, perhaps under another name.
+        converted: Names in the file of entries that were joined, resized or changed otherwise.
+        dropped: Names in the file of entries that the model has no place for.
+        new: Names in the model that the file says nothing about; they are at their initialisation.
+        notes: What else there is to know, each a sentence.
+    """
+
+    family: str
+    kept: tuple[str, ...]
+    converted: tuple[str, ...]
+    dropped: tuple[str, ...]
+    new: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+
+    def summary(self) -> str:
+        """For people, in one paragraph."""
+        used = len(self.kept) + len(self.converted)
+        parts = [f"{self.family}: {used} of {used + len(self.dropped)} entries used"]
+        for title, names in (("converted", self.converted), ("dropped", self.dropped), ("new", self.new)):
+            if names:
+                parts.append(f"{title}: {', '.join(_grouped(names))}")
+        return "; ".join(parts) + "." + "".join(f" {note}" for note in self.notes)
+
+
+def convert(
+    tensors: Mapping[str, Tensor],
+    title: str,
+    *,
+    model: str | None = None,
+    options: Mapping[str, Any] | None = None,
+    normalisation: tuple[tuple[float, float, float], tuple[float, float, float]] | None = None,
+) -> tuple[VisionTransformer, BackboneRecipe, Conversion]:
+    """The backbone of a checkpoint, in evaluation mode on the CPU.
+
+    Args:
+        tensors: Of the file, under its own names.
+        title: What to call the file in messages.
+        model: timm's name of the model; by default it is derived from names and shapes.
+        options: Keyword arguments of `timm.create_model`. `img_size` other than the file's has the positions resized (bicubic),
+            `num_classes=0` drops a classifier.
+        normalisation: Mean and standard deviation per channel, if they are known; by default those of the model's weights at
+            timm where `model` names some, else those that the family was trained with.
+
+    Raises:
+        ModelError: The file is none that is known, or does not fit; what was expected and what was found.
+    """
+    try:
+        return _convert(tensors, title, model, dict(options or {}), normalisation)
+    except (RuntimeError, IndexError, ValueError, ArithmeticError) as error:  # shapes that cannot be joined, in a damaged file
+        words = str(error).strip().partition("\n")[0].rstrip(".")
+        raise ModelError(
+            f"{title} cannot be converted: {words}. If the model and its options are right, the file is damaged: get it again."
+        ) from error
+
+
+def _convert(
+    tensors: Mapping[str, Tensor],
+    title: str,
+    model: str | None,
+    options: dict[str, Any],
+    normalisation: tuple[tuple[float, float, float], tuple[float, float, float]] | None,
+) -> tuple[VisionTransformer, BackboneRecipe, Conversion]:
+    published = recognise(tensors)
+    if published is None and model is not None:
+        published = translated_by_timm(tensors, model, options, title)
+    if published is None:
+        raise ModelError(
+            f"{title} is no checkpoint that is known here. If timm can read it, give model=NAME (timm's name for it). "
+            f"It contains {listing(tensors)}"
+        )
+    found = Architecture.of(published.entries.tensors)
+    name = _named(model) or timm_name(found, published.family)
+    all_options = timm_options(name, found, published.family, options, strictly=model is not None)
+    told = normalisation or _normalisation(model)
+    mean, std = told or (published.family.mean, published.family.std)
+    recipe = BackboneRecipe(name, all_options, 0, mean, std, seed=0)
+    backbone = recipe.build()
+    recipe = replace(recipe, image_size=image_size(backbone)[0])
+    conversion = _load(backbone, published, found, tuple(tensors), all_options)
+    if told is None:
+        note = f"The file does not say how images were normalised; mean {mean} and standard deviation {std} are taken."
+        conversion = replace(conversion, notes=(*conversion.notes, note))
+    return backbone.eval(), recipe, conversion
+
+
+def _named(model: str | None) -> str | None:
+    """MaPeT's release calls its models vit_standard_SIZE_patch16_224."""
+    return None if model is None else model.replace("vit_standard_", "vit_", 1)
+
+
+def _normalisation(model: str | None) -> tuple[tuple[float, float, float], tuple[float, float, float]] | None:
+    """Of the weights at timm, where the name has their tag ("vit_base_patch16_224.mae") or is that of a Beit."""
+    config = timm.get_pretrained_cfg(model) if model and ("." in model or model.startswith("beit")) else None
+    return (config.mean, config.std) if config else None  # type: ignore[return-value]
+
+
+def _load(
+    backbone: VisionTransformer, published: Published, found: Architecture, names: tuple[str, ...], options: Mapping[str, Any]
+) -> Conversion:
+    own, notes = backbone.state_dict(), []
+    entries = _without_unused_ends(published.entries, own, found, options)
+    _check_names(type(backbone).__name__, entries, own, found)
+    for name, entry in entries.items():
+        if entry.value.shape != own[name].shape:
+            resized = _resized(name, entry.value, backbone, found, options)
+            entries[name] = Entry(resized, entry.sources, changed=True)
+            if not name.startswith("blocks.") or name.startswith("blocks.0."):
+                notes.append(_resizing_note(name, backbone, found, options))
+    backbone.load_state_dict(entries.tensors, strict=False)
+    changed = {source for entry in entries.values() if entry.changed for source in entry.sources}
+    used = {source for entry in entries.values() for source in entry.sources}
+    return Conversion(
+        published.family.title,
+        kept=tuple(name for name in names if name in used - changed),
+        converted=tuple(name for name in names if name in changed),
+        dropped=tuple(name for name in names if name not in used),
+        new=tuple(name for name in own if name not in entries),
+        notes=tuple(notes),
+    )
+
+
+def _without_unused_ends(entries: Entries, own: Mapping[str, Tensor], found: Architecture, options: Mapping[str, Any]) -> Entries:
+    """Drops the norm and the classifier that other options than the file's leave without a place."""
+    classes = options.get("num_classes")
+    if found.classes and classes and classes != found.classes:
+        raise ModelError(
+            f"The classifier of these weights has {found.classes} classes, {classes} expected. Leave num_classes out to keep it, "
+            "or give num_classes=0 to drop it."
+        )
+    return Entries({name: entry for name, entry in entries.items() if name in own or not _FRESH.fullmatch(name)})
+
+
+def _check_names(kind: str, entries: Entries, own: Mapping[str, Tensor], found: Architecture) -> None:
+    """Refuses weights some of which a ViT of their shape has no place for, or which lack some."""
+    unknown = [entry.sources[0] for name, entry in entries.items() if name not in own]
+    absent = [name for name in own if name not in entries and not _FRESH.fullmatch(name)]
+    for title, names in (("The model has no place for", unknown), ("The file lacks", absent)):
+        if names:
+            more = f" and {len(names) - 4} more" if len(names) > 4 else ""
+            raise ModelError(
+                f"{title} {', '.join(names[:4])}{more}: these are not the weights of a plain {kind} of {found.depth} blocks. "
+                "If timm has the model, give model=NAME."
+            )
+
+
+def _resized(name: str, value: Tensor, backbone: VisionTransformer, found: Architecture, options: Mapping[str, Any]) -> Tensor:
+    """Positions for the grid of the backbone: absolute ones bicubic, relative ones as BEiT resizes its own."""
+    own, grid = backbone.state_dict()[name], grid_size(backbone)
+    if name == "pos_embed" and value.shape[2] == own.shape[2]:
+        prefix = found.prefix_positions
+        return timm.layers.pos_embed.resample_abs_pos_embed(value, list(grid), _found_grid(found, options), prefix, antialias=False)
+    if name.endswith("relative_position_bias_table") and value.shape[1] == own.shape[1]:
+        rows, columns = _found_grid(found, options)
+        return resize_relative_positions(value, (rows, columns), grid)
+    raise ModelError(f"{name} is {tuple(value.shape)}, expected {tuple(own.shape)}. Give another model, or none.")
+
+
+def _found_grid(found: Architecture, options: Mapping[str, Any]) -> list[int]:
+    """Rows and columns that the file has positions for."""
+    return list(found.grid(options.get("img_size")))
+
+
+def _resizing_note(name: str, backbone: nn.Module, found: Architecture, options: Mapping[str, Any]) -> str:
+    (rows, columns), (new_rows, new_columns) = _found_grid(found, options), grid_size(backbone)  # type: ignore[arg-type]
+    kind = "Relative positions" if "relative" in name else "Positions"
+    return f"{kind} were resized from {rows} x {columns} to {new_rows} x {new_columns} patches."
+
+
+def _grouped(names: tuple[str, ...]) -> list[str]:
+    """Names with numbers as *, and those of one part put together: "blocks.*.attn.q.weight", "decoder.*"."""
+    starred = list(dict.fromkeys(re.sub(r"(?<![^.])\d+(?![^.])", "*", name) for name in names))
+    tops: dict[str, list[str]] = {}
+    for name in starred:
+        tops.setdefault(name.partition(".")[0], []).append(name)
+    return [name for top, kinds in tops.items() for name in (kinds if len(kinds) < 5 else [f"{top}.* ({len(kinds)} kinds)"])]

@@ -1,0 +1,29 @@
+"""Exports as they are kept here: a state dict under timm's names, and what timm needs to build the model it belongs to."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mapet.models.export import Outputs, Written, largest_difference
+from mapet.models.opened import CLASSES, OpenedBackbone
+from mapet.models.saved import load_backbone, save_backbone
+from mapet.runtime.files import write_json
+
+
+def write(opened: OpenedBackbone, folder: Path) -> Written:
+    """Writes weights.safetensors and model.json, and loads them again."""
+    recipe = opened.recipe
+    save_backbone(folder / "backbone", recipe, opened.backbone)
+    for file in (folder / "backbone").iterdir():
+        file.rename(folder / file.name)
+    (folder / "backbone").rmdir()
+    if opened.classes:
+        write_json(folder / CLASSES, list(opened.classes))
+    again, _ = load_backbone(folder)
+    arguments = "".join(f", {name}={value!r}" for name, value in recipe.options.items())
+    usage = (
+        "import timm\nfrom safetensors.torch import load_file\n\n"
+        f'model = timm.create_model("{recipe.name.partition(".")[0]}"{arguments})\n'
+        'model.load_state_dict(load_file("FOLDER/weights.safetensors"))'
+    )
+    return Written("timm", usage, largest_difference(opened.backbone, Outputs(again)))

@@ -1,0 +1,54 @@
+"""Exports for timm: the form in which timm keeps its models on the Hub."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import cast
+
+from safetensors.torch import load_file, save_file
+
+from mapet.compat import VisionTransformer, timm
+from mapet.models.backbone import image_size
+from mapet.models.export import Outputs, Written, largest_difference
+from mapet.models.opened import OpenedBackbone
+from mapet.models.weights import load_strictly
+from mapet.runtime.files import write_json
+
+_USAGE = """\
+import timm
+
+model = timm.create_model("local-dir:FOLDER", pretrained=True)  # "hf-hub:OWNER/NAME" once it is pushed"""
+
+
+def write(opened: OpenedBackbone, folder: Path) -> Written:
+    """Writes model.safetensors and config.json, and loads them again through `timm.create_model`, strictly."""
+    backbone, recipe = opened.backbone, opened.recipe
+    weights = {name: value.detach().cpu().contiguous() for name, value in backbone.state_dict().items()}
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    architecture = recipe.name.partition(".")[0]
+    data = {
+        "input_size": [3, *image_size(backbone)],
+        "fixed_input_size": True,
+        "interpolation": "bicubic",
+        "crop_pct": 1.0,
+        "crop_mode": "center",
+        "mean": list(recipe.mean),
+        "std": list(recipe.std),
+        "num_classes": backbone.num_classes,
+        "pool_size": None,
+        "first_conv": "patch_embed.proj",
+        "classifier": "head",
+    }
+    config = {
+        "architecture": architecture,
+        "num_classes": backbone.num_classes,
+        "num_features": backbone.num_features,
+        "global_pool": backbone.global_pool,
+        "model_args": recipe.options,
+        "pretrained_cfg": data,
+    }
+    labels = {"label_names": list(opened.classes)} if opened.classes else {}
+    write_json(folder / "config.json", config | labels)
+    again = cast(VisionTransformer, timm.create_model(f"local-dir:{folder}", pretrained=True)).eval()
+    load_strictly(again, load_file(folder / "model.safetensors"))
+    return Written("timm", _USAGE, largest_difference(backbone, Outputs(again)))

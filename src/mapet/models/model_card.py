@@ -1,0 +1,125 @@
+"""README.md of an export: what the backbone is, what it was found to be worth, how to load it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from mapet.models.opened import OpenedBackbone
+from mapet.runtime.run_directory import RunDirectory, read_json
+
+
+def model_card(opened: OpenedBackbone, *, library: str, usage: str, notes: tuple[str, ...], difference: float | None) -> str:
+    """The card in Markdown, with the Hub's header. Of paths only the last name is in it.
+
+    Args:
+        opened: The backbone.
+        library: That reads the export.
+        usage: Lines of Python that load it.
+        notes: What was changed in the export.
+        difference: Of its outputs from the backbone's.
+    """
+    backbone, recipe = opened.backbone, opened.recipe
+    task = "image-classification" if backbone.num_classes else "image-feature-extraction"
+    height = recipe.image_size
+    sections = [
+        f"---\nlibrary_name: {library}\npipeline_tag: {task}\ntags:\n- vision\n- mapet\n---",
+        f"# {_last_name(opened.title)}",
+        _what_it_is(opened),
+        f"Images: {height} x {height} pixels (shorter side resized bicubic, centre cropped), values in [0, 1], normalised by mean "
+        f"{_numbers(recipe.mean)} and standard deviation {_numbers(recipe.std)}.",
+        f"## Loading\n\nFOLDER is where these files lie.\n\n```python\n{usage}\n```",
+        *_pre_training(opened.run),
+        *_evaluations(opened.run),
+        _export(notes, difference),
+        "## Licence\n\nNone is stated here. Before you publish these weights, add one that the images, the tokenizer and any "
+        "weights that this model started from allow.",
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def _what_it_is(opened: OpenedBackbone) -> str:
+    backbone, recipe = opened.backbone, opened.recipe
+    count = sum(parameter.numel() for parameter in backbone.parameters())
+    classes = f", with a classifier of {backbone.num_classes} classes" if backbone.num_classes else ""
+    origin = "It was pre-trained with mapet." if opened.run else ""
+    if opened.conversion:
+        origin = f"It was converted from a published checkpoint. {opened.conversion.summary()}"
+    if opened.untrained:
+        origin = "It is at its random initialisation: it has learned nothing."
+    kind = f"`{recipe.name}` of timm with {json.dumps(recipe.options)}"
+    return f"A vision transformer of {count:,} parameters{classes}: {kind}. {origin}".rstrip()
+
+
+def _pre_training(run: RunDirectory | None) -> Iterator[str]:
+    if run is None:
+        return
+    config = run.read_config()
+    science = config.get("science", {})
+    training, objective = science.get("training", {}), science.get("objective", {})
+    images = config.get("images") or {}
+    steps = [entry["step"] for entry in run.read_metrics() if "step" in entry]
+    facts = {
+        "Objective": _with_options(objective),
+        "Data": _last_name(config["data"]) if "data" in config else None,
+        "Images": f"{images['count']:,}" if images else None,
+        "Optimizer steps": f"{max(steps):,}" if steps else None,
+        "Images per step": training.get("batch_size"),
+        "Learning rate": training.get("lr"),
+        "Weight decay": training.get("weight_decay"),
+        "Image size": science.get("image_size"),
+        "View": science.get("view", {}).get("name"),
+        "Seed": science.get("seed"),
+        "Tokenizer": f"fingerprint `{config['tokenizer_fingerprint']}`" if config.get("tokenizer_fingerprint") else None,
+        "Settings": f"hash `{config['science_hash']}`" if config.get("science_hash") else None,
+        "Software": _software(run),
+    }
+    lines = [f"| {name} | {value} |" for name, value in facts.items() if value is not None]
+    yield "\n".join(["## Pre-training\n", "| | |", "|---|---|", *lines])
+
+
+def _evaluations(run: RunDirectory | None) -> Iterator[str]:
+    """Every figure that is kept with the run, with the hash of its protocol."""
+    results = [read_json(path) for path in sorted(run.evaluations.glob("*.json"))] if run else []
+    rows = [_row(result) for result in results if isinstance(result, dict) and "protocol_hash" in result and "figures" in result]
+    if rows:
+        head = ["| Protocol | Hash | Images | Figure | At random initialisation |", "|---|---|---|---|---|"]
+        yield "\n".join(["## Evaluation\n", *head, *rows, "\nFigures compare only where the hash of the protocol is the same."])
+
+
+def _row(result: dict[str, Any]) -> str:
+    name = result["protocol"].get("name", "?") + (f":{result['preset']}" if result.get("preset") else "")
+    metric = result.get("metric", "top1")
+    value, random = (_percent(figures, metric) for figures in (result["figures"], result.get("random_figures")))
+    return f"| {name} | `{result['protocol_hash']}` | {_last_name(result['data'])} | {metric} {value} | {random} |"
+
+
+def _percent(figures: dict[str, float] | None, metric: str) -> str:
+    return "" if figures is None or metric not in figures else f"{100 * figures[metric]:.2f} %"
+
+
+def _export(notes: tuple[str, ...], difference: float | None) -> str:
+    measured = "" if difference is None else f"Its outputs differ from the original's by {difference:.1e} at most (on noise)."
+    return " ".join(["## Export\n\nWritten by `mapet export`.", measured, *notes]).strip()
+
+
+def _with_options(section: dict[str, Any]) -> str | None:
+    options = section.get("options")
+    return None if not section else section.get("name", "?") + (f" with {json.dumps(options)}" if options else "")
+
+
+def _software(run: RunDirectory) -> str | None:
+    starts = read_json(run.environment) if run.environment.is_file() else []
+    packages = starts[-1].get("packages", {}) if starts else {}
+    return ", ".join(f"{name} {version}" for name, version in packages.items() if version) or None
+
+
+def _last_name(location: str) -> str:
+    """A path without the folders that it lies in; an address on the Hub or at timm as it is."""
+    return location if ":" in location and not Path(location).exists() else Path(location).name or location
+
+
+def _numbers(values: tuple[float, ...]) -> str:
+    return "(" + ", ".join(f"{value:g}" for value in values) + ")"

@@ -1,0 +1,300 @@
+"""Exports are read by the libraries they are for, and compute what the backbone computes."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from mapet.compat import timm
+from mapet.data.views import FixedView, normalise
+from mapet.errors import FailedRunError, ModelError, SettingsError
+from mapet.models import export_timm
+from mapet.models.export import Written, export
+from mapet.models.opened import OpenedBackbone, open_backbone
+from mapet.models.saved import save_backbone
+from mapet.runtime.run_directory import RunDirectory
+from tests.models.checkpoints import images, randomise
+
+SIZES = {"img_size": 32, "patch_size": 8, "embed_dim": 64, "depth": 2, "num_heads": 2}
+VIT, BEIT = "vit_tiny_patch16_224", "beit_base_patch16_224"
+SCALED = {**SIZES, "init_values": 0.1}
+
+
+def opened(name: str, **options) -> OpenedBackbone:
+    found = open_backbone(f"random:{name}", options=options)
+    randomise(found.backbone)
+    return replace(found, recipe=replace(found.recipe, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6)))
+
+
+MODELS = {
+    "plain": (VIT, SIZES),
+    "LayerScale": (VIT, SCALED),
+    "classifier on the class token": (VIT, {**SCALED, "num_classes": 5}),
+    "classifier on the mean": (VIT, {**SCALED, "num_classes": 5, "global_pool": "avg"}),
+    "mean without a classifier": (VIT, {**SCALED, "global_pool": "avg"}),
+    "Beit with a classifier": (BEIT, {**SIZES, "num_classes": 5}),
+    "Beit with a shared table": (
+        BEIT,
+        {**SIZES, "use_rel_pos_bias": False, "use_shared_rel_pos_bias": True, "global_pool": "token"},
+    ),
+}
+
+
+@pytest.mark.parametrize(("name", "options"), MODELS.values(), ids=MODELS)
+def test_transformers(tmp_path, name, options):
+    import transformers
+
+    found = opened(name, **options)
+    written = export(found, "hf", tmp_path / "hf")
+    assert written.difference is not None
+    assert written.difference < 1e-5
+    with torch.inference_mode():
+        if found.backbone.num_classes:
+            theirs = (
+                transformers.AutoModelForImageClassification.from_pretrained(tmp_path / "hf").eval()(pixel_values=images()).logits
+            )
+            ours = found.backbone(images())
+        else:
+            theirs = transformers.AutoModel.from_pretrained(tmp_path / "hf", add_pooling_layer=False).eval()
+            theirs = theirs(pixel_values=images()).last_hidden_state
+            ours = found.backbone.forward_features(images())
+            ours = found.backbone.fc_norm(ours) if found.backbone.global_pool == "avg" else ours
+    torch.testing.assert_close(theirs, ours, rtol=1e-5, atol=1e-5)
+    again = open_backbone(tmp_path / "hf").backbone
+    with torch.inference_mode():
+        back = again(images()) if found.backbone.num_classes else again.forward_features(images())
+    torch.testing.assert_close(back, ours, rtol=1e-5, atol=1e-5)
+
+
+def test_the_image_processor_gives_the_view_of_evaluations(tmp_path):
+    import transformers
+
+    found = opened(VIT, **SCALED)
+    export(found, "hf", tmp_path / "hf")
+    down, across = np.mgrid[0:60, 0:90]
+    ramp = np.stack([down * 255 / 59, across * 255 / 89, 255 - across * 255 / 89], axis=-1).round().astype(np.uint8)
+    processor = transformers.AutoImageProcessor.from_pretrained(tmp_path / "hf")
+    theirs = torch.as_tensor(np.array(processor(Image.fromarray(ramp)).pixel_values))[0]
+    recipe = found.recipe
+    seen = FixedView(recipe.image_size)(Image.fromarray(ramp))
+    ours = normalise(seen[None], recipe.mean, recipe.std)[0]
+    assert theirs.shape == ours.shape == (3, 32, 32)
+    assert (theirs - ours).abs().max() < 3 / 255 / min(recipe.std)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"), [MODELS["LayerScale"], MODELS["classifier on the mean"], MODELS["Beit with a classifier"]]
+)
+def test_timm(tmp_path, name, options):
+    found = opened(name, **options)
+    assert export(found, "timm", tmp_path / "timm").difference == 0
+    again = timm.create_model(f"local-dir:{tmp_path / 'timm'}", pretrained=True).eval()
+    own = found.backbone.state_dict()
+    assert again.state_dict().keys() == own.keys()
+    assert all(torch.equal(value, own[key]) for key, value in again.state_dict().items())
+    data = timm.data.resolve_model_data_config(again)
+    assert [*data["mean"], *data["std"], data["crop_pct"], *data["input_size"]] == [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 1.0, 3, 32, 32]
+    back = open_backbone(tmp_path / "timm")
+    assert (back.recipe.mean, back.recipe.image_size) == ((0.1, 0.2, 0.3), 32)
+    assert "tag" not in (tmp_path / "timm" / "config.json").read_text()
+
+
+def test_safetensors(tmp_path):
+    found = opened(VIT, **SCALED)
+    written = export(found, "safetensors", tmp_path / "plain")
+    assert written.difference == 0
+    again = timm.create_model(VIT, **found.recipe.options)
+    again.load_state_dict(load_file(tmp_path / "plain" / "weights.safetensors"), strict=True)
+    assert open_backbone(tmp_path / "plain").recipe == found.recipe
+    names: dict = {}
+    exec(written.usage.replace("FOLDER", str(tmp_path / "plain")), names)
+    assert torch.equal(names["model"].pos_embed, found.backbone.pos_embed)
+
+
+def test_onnx(tmp_path):
+    pytest.importorskip("onnxscript")
+    onnxruntime = pytest.importorskip("onnxruntime")
+    found = opened(VIT, **{**SCALED, "depth": 1, "num_classes": 3})
+    written = export(found, "onnx", tmp_path / "onnx")
+    assert written.difference is not None
+    assert written.difference < 1e-4
+    session = onnxruntime.InferenceSession(str(tmp_path / "onnx" / "model.onnx"), providers=["CPUExecutionProvider"])
+    for count in (1, 5):
+        (theirs,) = session.run(None, {"images": images(count).numpy()})
+        with torch.inference_mode():
+            torch.testing.assert_close(torch.from_numpy(theirs), found.backbone(images(count)), rtol=1e-4, atol=1e-4)
+
+
+def test_onnx_without_its_packages(tmp_path, monkeypatch):
+    from mapet.models import export_onnx
+
+    monkeypatch.setattr(export_onnx, "find_spec", lambda name: None)
+    with pytest.raises(ModelError, match=r"needs onnx and onnxscript.*pip install 'mapet\[onnx\]'"):
+        export(opened(VIT, **SIZES), "onnx", tmp_path / "onnx")
+    assert not (tmp_path / "onnx").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "reason"),
+    [
+        ("vit_small_patch14_reg4_dinov2", {**SIZES, "patch_size": 8}, "register tokens"),
+        (VIT, {**SIZES, "class_token": False, "global_pool": "avg"}, "no class token"),
+        (VIT, {**SIZES, "no_embed_class": True}, "no position for the class token"),
+        (VIT, {**SIZES, "qk_norm": True}, "norms of queries and keys"),
+        (VIT, {**SIZES, "pre_norm": True}, "a norm before its blocks"),
+        (VIT, {**SIZES, "act_layer": "silu"}, "another activation than GELU"),
+        (VIT, {**SIZES, "num_classes": 3, "global_pool": "max"}, "pooling 'max'"),
+    ],
+)
+def test_what_transformers_cannot_express_is_refused(tmp_path, name, options, reason):
+    with pytest.raises(ModelError, match=f"has {reason}, which ViT in transformers has not. Use --to timm"):
+        export(opened(name, **options), "hf", tmp_path / "hf")
+    assert not (tmp_path / "hf").exists()
+
+
+def test_an_export_that_computes_something_else_is_not_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(export_timm, "write", lambda found, folder: Written("timm", "", 0.1))
+    with pytest.raises(FailedRunError, match=r"differ from the backbone's by 1.0e-01"):
+        export(opened(VIT, **SIZES), "timm", tmp_path / "timm")
+    assert not (tmp_path / "timm").exists()
+
+
+def test_nothing_is_written_over(tmp_path):
+    (tmp_path / "mine.txt").write_text("kept")
+    with pytest.raises(ModelError, match="is there already, and nothing is written over"):
+        export(opened(VIT, **SIZES), "timm", tmp_path)
+    with pytest.raises(SettingsError, match=r"There is no export format called 'tim'. Did you mean 'timm'"):
+        export(opened(VIT, **SIZES), "tim", tmp_path / "new")
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+@pytest.fixture
+def run(tmp_path) -> Path:
+    """A run with a record of what it was begun with, and a figure."""
+    found = opened(VIT, **SCALED)
+    run = RunDirectory(tmp_path / "someone" / "run-7")
+    save_backbone(run.backbone, found.recipe, found.backbone)
+    config = {
+        "data": "/data/of/someone/photos",
+        "tokenizer": "/data/of/someone/tok",
+        "tokenizer_fingerprint": "f00d" * 16,
+        "science_hash": "0123456789abcdef",
+        "images": {"count": 12345, "sha256": "1"},
+        "science": {
+            "seed": 4,
+            "image_size": 32,
+            "objective": {"name": "mapet", "options": {"num_context": 9}},
+            "training": {"lr": 0.001},
+        },
+    }
+    run.config.write_text(json.dumps(config))
+    for step in (10, 250):
+        run.append_metrics({"step": step, "loss": 1.0})
+    result = {
+        "protocol": {"name": "knn", "pool": "mean"},
+        "preset": "default",
+        "protocol_hash": "abcd1234",
+        "data": "/data/of/someone/cats",
+        "figures": {"top1": 0.5678},
+        "random_figures": {"top1": 0.1},
+        "metric": "top1",
+    }
+    run.evaluations.mkdir()
+    (run.evaluations / "knn.json").write_text(json.dumps(result))
+    return run.path
+
+
+def test_the_card_says_what_was_done_and_no_path(run, tmp_path):
+    found = open_backbone(run)
+    export(found, "timm", tmp_path / "out")
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert card.startswith("---\nlibrary_name: timm\npipeline_tag: image-feature-extraction\n")
+    for fact in (
+        "# run-7",
+        'mapet with {"num_context": 9}',
+        "| photos |",
+        "12,345",
+        "| 250 |",
+        "f00d" * 16,
+        "0123456789abcdef",
+        "0.001",
+    ):
+        assert fact in card, fact
+    assert "| knn:default | `abcd1234` | cats | top1 56.78 % | 10.00 % |" in card
+    assert 'timm.create_model("local-dir:FOLDER", pretrained=True)' in card
+    assert "someone" not in card
+    assert str(tmp_path) not in card
+    assert "## Licence" in card
+
+
+class FakeHub:
+    """Records what it is asked for."""
+
+    calls: list
+
+    def __init__(self, **_) -> None:
+        type(self).calls = []
+
+    def create_repo(self, name, **options) -> None:
+        if name.startswith("stranger"):
+            raise OSError("403 Forbidden: you may not write here")
+        self.calls.append(("create", name, options))
+
+    def upload_folder(self, *, repo_id, folder_path, commit_message) -> None:
+        self.calls.append(("upload", repo_id, sorted(path.name for path in Path(folder_path).iterdir()), commit_message))
+
+
+def test_push(tmp_path, monkeypatch):
+    import huggingface_hub
+
+    from mapet.models.hub_push import push
+
+    monkeypatch.setattr(huggingface_hub, "HfApi", FakeHub)
+    export(opened(VIT, **SIZES), "timm", tmp_path / "out")
+    assert push(tmp_path / "out", "me/vit", private=True) == "https://huggingface.co/me/vit"
+    files = ["README.md", "config.json", "model.safetensors"]
+    assert FakeHub.calls == [
+        ("create", "me/vit", {"private": True, "exist_ok": True}),
+        ("upload", "me/vit", files, "Export from mapet"),
+    ]
+    with pytest.raises(FailedRunError, match=r"403 Forbidden.*hf auth login.*hf upload stranger/vit"):
+        push(tmp_path / "out", "stranger/vit")
+    with pytest.raises(ModelError, match="Write OWNER/NAME"):
+        push(tmp_path / "out", "vit")
+
+
+def test_the_command(run, tmp_path, capsys, monkeypatch):
+    import typer
+
+    from mapet.cli.export import export as command
+
+    app = typer.Typer()
+    app.command()(command)
+    monkeypatch.setattr(sys, "argv", ["export", str(run), "--to", "timm", "--out", str(tmp_path / "out")])
+    app(standalone_mode=False)
+    assert f'timm.create_model("local-dir:{tmp_path / "out"}"' in capsys.readouterr().out
+    assert (tmp_path / "out" / "model.safetensors").is_file()
+
+
+def test_names_of_classes_go_along(tmp_path):
+    import transformers
+
+    found, names = opened(VIT, **{**SIZES, "num_classes": 3}), ["ant", "bee", "cat"]
+    save_backbone(tmp_path / "tuned" / "model", found.recipe, found.backbone)
+    (tmp_path / "tuned" / "classes.json").write_text(json.dumps(names))
+    tuned = open_backbone(tmp_path / "tuned" / "model")
+    assert tuned.classes == tuple(names)
+    for form in ("hf", "timm", "safetensors"):
+        export(tuned, form, tmp_path / form)
+    assert transformers.AutoConfig.from_pretrained(tmp_path / "hf").id2label == dict(enumerate(names))
+    assert json.loads((tmp_path / "timm" / "config.json").read_text())["label_names"] == names
+    assert open_backbone(tmp_path / "safetensors").classes == tuple(names)
+    assert open_backbone(tmp_path / "timm").backbone.num_classes == 3
