@@ -137,3 +137,8 @@ def test_setting_names_are_dotted() -> None:
     assert {"seed", "training.lr", "objective.options", "mechanics.device"} <= set(setting_names())
     assert "training" not in setting_names()
     assert len(PretrainSettings.model_fields) < len(setting_names())
+
+
+def test_a_rate_that_would_rise_to_its_minimum_is_refused() -> None:
+    with pytest.raises(SettingsError, match=r"training\.min_lr is 0\.1, above training\.lr, which is 0\.001"):
+        parse_settings({"training": {"steps": 1, "lr": 1e-3, "min_lr": 0.1}})

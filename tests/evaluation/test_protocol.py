@@ -56,7 +56,11 @@ def test_values_that_are_not_allowed_are_refused_at_once() -> None:
 def test_a_preset_is_only_a_name() -> None:
     assert protocol_of("linear") == protocol_of("linear:cached") == LinearProbe()
     assert protocol_of("linear:cached").title == "linear:cached"
-    assert protocol_of("linear:paper").hash == LinearProbe(augment=True, normalise="none", crop_fraction=0.9).hash != LinearProbe().hash
+    assert (
+        protocol_of("linear:paper").hash
+        == LinearProbe(augment=True, normalise="none", crop_fraction=0.9).hash
+        != LinearProbe().hash
+    )
 
 
 def test_every_preset_is_a_protocol_of_its_own() -> None:

@@ -67,7 +67,7 @@ def test_figures_lie_beside_the_page_and_have_alt_texts(run):
     page = read(write_report([run]))
     files = {path.read_bytes() for path in (run.path / "report-figures").glob("*.png")}
     assert {base64.b64decode(image["src"].partition(",")[2]) for image in page.images} == files
-    assert len(files) == 10
+    assert len(files) == 11
     assert all(len(image["alt"]) > 40 for image in page.images)
 
 
@@ -107,7 +107,7 @@ def test_run_that_has_only_begun(run, tmp_path):
     page = read(write_report([RunDirectory(begun)]))
     assert "Not judged yet." in page.text
     assert "(not finished)" in page.text
-    assert page.text.count("Not shown") == 5
+    assert page.text.count("Not shown") == 6
 
 
 def test_images_that_moved_away(run):

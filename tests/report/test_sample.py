@@ -80,7 +80,8 @@ def test_usage_without_a_store_counts_the_sample(views):
 @pytest.mark.parametrize("name", ["stored", "online"])
 def test_page_shows_everything(views, tmp_path, name):
     text = write_report([views[name]], tmp_path / "page.html").read_text(encoding="utf-8")
-    assert text.count("Not shown") == 1  # not judged yet
+    without_signs = name == "online"  # a run of few steps, and without a store there are no token frequencies to compare with
+    assert text.count("Not shown") == 1 + without_signs  # not judged yet
     assert ("a training image drawn by the seed" in text) == (name == "stored")
     assert "codes are used" in text
 

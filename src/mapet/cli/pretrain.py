@@ -19,6 +19,10 @@ def pretrain(
     ] = None,
     tokenizer: Annotated[Path | None, typer.Option(help="A fitted tokenizer; by default the run fits its own.")] = None,
     tokens: Annotated[Path | None, typer.Option(help="A token store; by default the run makes its own.")] = None,
+    probe_every: Annotated[
+        float | None,
+        typer.Option(help="Epochs between online probes (k-NN, linear) on a part of the training images; needs labels."),
+    ] = None,
     max_unreadable: Annotated[int | None, typer.Option(min=0, help="Unreadable images that may be skipped (0).")] = None,
 ) -> None:
     """Pre-train a backbone on the images in DATA.
@@ -26,11 +30,22 @@ def pretrain(
     Fits a tokenizer and tokenises first where nothing is there yet. The same command continues an interrupted run exactly.
     """
     from mapet.config import load_recipe
+    from mapet.training.monitor import read_warnings, standing_warnings, warnings_file
     from mapet.training.pretrain import pretrain as run_pretraining
 
     overrides = [*(set_ or [])]
     if max_unreadable is not None:
         overrides.append(f"mechanics.max_unreadable={max_unreadable}")
-    run = run_pretraining(data, load_recipe(recipe, overrides), out, tokenizer=tokenizer, tokens=tokens)
+    if probe_every is not None:
+        overrides.append(f"mechanics.probe_every={probe_every}")
+    settings = load_recipe(recipe, overrides)
+    monitors = []
+    if settings.mechanics.probe_every is not None:
+        from mapet.evaluation.online import OnlineProbe
+
+        monitors.append(OnlineProbe(settings))
+    run = run_pretraining(data, settings, out, tokenizer=tokenizer, tokens=tokens, monitors=monitors)
+    if standing := standing_warnings(read_warnings(run)):
+        print(f"Warnings: {len(standing)} that still hold, in {warnings_file(run)}")
     print(f"Backbone: {run.backbone}")
     print(f"Next: mapet evaluate knn,linear {run.path}    mapet report {run.path}")

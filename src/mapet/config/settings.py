@@ -111,6 +111,12 @@ class TrainingSettings(Section):
             raise ValueError("give either training.warmup_epochs or training.warmup_steps")
         return self
 
+    @model_validator(mode="after")
+    def _falling(self) -> Self:
+        if self.min_lr > self.lr:
+            raise ValueError(f"training.min_lr is {self.min_lr:g}, above training.lr, which is {self.lr:g}; lower it as well")
+        return self
+
 
 class Mechanics(Section):
     """How the work is done; never what is learned."""
@@ -126,6 +132,9 @@ class Mechanics(Section):
     checkpoint_every: int = Field(default=500, ge=1, description="optimizer steps between checkpoints")
     keep_checkpoints: int = Field(default=2, ge=1)
     log_every: int = Field(default=10, ge=1, description="optimizer steps between entries of metrics.jsonl")
+    probe_every: float | None = Field(
+        default=None, gt=0, description="epochs between online probes on labelled training images; null for none"
+    )
     memory: float = Field(
         default=4.0, ge=0, description="GiB of main memory for features that are clustered; more are read from disk in every pass"
     )

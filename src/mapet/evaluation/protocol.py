@@ -38,6 +38,7 @@ class Protocol(ABC):
 
     Attributes:
         metric: The figure that counts, unless the data set has a convention of its own.
+        pools: Whether `pool` means anything to it.
 
     Raises:
         SettingsError: A setting has a value that is not allowed.
@@ -46,6 +47,7 @@ class Protocol(ABC):
     name: ClassVar[str]
     version: ClassVar[int] = 1
     metric: ClassVar[str] = "top1"
+    pools: ClassVar[bool] = True
 
     pool: str = "mean"
     preset: str = field(default="", compare=False)
@@ -57,7 +59,8 @@ class Protocol(ABC):
     def describe(self) -> dict[str, Any]:
         """Name, version and every setting."""
         settings = asdict(self)
-        del settings["preset"]
+        for unused in ("preset",) if self.pools else ("preset", "pool"):
+            del settings[unused]
         return {"name": self.name, "version": self.version, **settings}
 
     @property
@@ -78,7 +81,7 @@ class Protocol(ABC):
     def stem(self, data: str) -> str:
         """The name under which results on `data` are kept: another protocol or other data, another name."""
         digits = hashlib.sha256(data.encode(errors="surrogateescape")).hexdigest()[:8]
-        return f"{self.name}-{self.pool}-{self.hash}-{digits}"
+        return "-".join([self.name, *([self.pool] if self.pools else []), self.hash, digits])
 
     def open_data(self, location: str) -> tuple[ImageSource, ImageSource]:
         """Images to learn from and images to be judged on.
@@ -146,7 +149,8 @@ class Result:
 
     def line(self) -> str:
         """The figure for people: against random initialisation, with the hash of its protocol."""
-        title = f"{self.protocol['name']} ({f'{self.preset}, ' if self.preset else ''}{self.protocol['pool']})"
+        words = ", ".join(filter(None, (self.preset, self.protocol.get("pool"))))
+        title = f"{self.protocol['name']} ({words})"
         metric = METRICS.get(self.metric, self.metric)
         gain = ""
         if self.random_value is not None:

@@ -59,6 +59,7 @@ class TokenClassification(Protocol):
     """
 
     name: ClassVar[str] = "tokens"
+    pools: ClassVar[bool] = False
     with_random: ClassVar[bool] = False
 
     head: str = "mlp"

@@ -12,6 +12,8 @@ import numpy as np
 from mapet.errors import MapetError
 from mapet.report.drawing import RUN_COLORS, SOFT, Picture, canvas, short
 from mapet.report.reading import ReportedRun, entropy
+from mapet.token_store.read import TokenStore
+from mapet.training.vital_floor import count_all, floor_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -102,6 +104,8 @@ def _loss_references(runs: Sequence[ReportedRun]) -> dict[str, float]:
             continue
         found[f"uniform guess, ln {len(counts)} = {math.log(len(counts)):.2f}"] = math.log(len(counts))
         found[f"token frequencies alone: {entropy(counts):.2f}"] = entropy(counts)
+        if isinstance(run.tokens, TokenStore) and (known := floor_of(count_all(run.tokens)).entropy_by_position) is not None:
+            found[f"frequencies at each position: {known:.2f}"] = known
     return found
 
 
@@ -117,7 +121,7 @@ def _accuracy_references(runs: Sequence[ReportedRun]) -> dict[str, float]:
 
 
 _CAPTIONS = {
-    "loss": "Mean cross-entropy of the predicted tokens. Below the line of the token frequencies (the entropy of the stored "
-    "tokens) the model uses what it sees.",
+    "loss": "Mean cross-entropy of the predicted tokens. What lies below the lines of the token frequencies (the entropy of the "
+    "stored tokens, anywhere and at each position) is due to the images.",
     "token_accuracy": "Share of hidden patches whose token is the model's first choice.",
 }

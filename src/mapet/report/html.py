@@ -16,6 +16,8 @@ from mapet.report.masks import mask_figures
 from mapet.report.prediction import prediction_figure
 from mapet.report.probes import probe_bars, verdict
 from mapet.report.reading import ReportedRun, flat, open_runs
+from mapet.report.segmentation import segmentation_figures
+from mapet.report.vitals import vital_figures, warning_texts
 from mapet.runtime.files import atomic_file, write_text
 from mapet.runtime.progress import format_seconds
 from mapet.runtime.run_directory import RunDirectory
@@ -61,6 +63,8 @@ class _Report:
             self._overview(),
             page.section("What the pre-training is worth", self._probes()),
             page.section("Training", self._curves()),
+            *self._segmentations(),
+            page.section("Vital signs", self._for_every_run(vital_figures, warning_texts)),
             page.section("One image, its tokens, and the model's confidence", self._for_every_run(_prediction)),
             page.section("The visual vocabulary", self._for_every_run(codebook_figures)),
             page.section("Who sees what", self._for_every_run(mask_figures)),
@@ -85,20 +89,27 @@ class _Report:
             return self._show([probe_bars(self.runs)])
         return page.left_out(_how_to_evaluate(self.runs[0]))
 
+    def _segmentations(self) -> list[str]:
+        if not any(result.protocol.get("name") == "segment" for run in self.runs for result in run.results):
+            return []
+        return [page.section("Segmentation", self._for_every_run(segmentation_figures))]
+
     def _curves(self) -> str:
         if any(run.metrics for run in self.runs):
             return self._show(curves(self.runs))
         run = self.runs[0]
         return page.left_out(f"{run.run.metrics} has no entries yet; they come while `mapet pretrain` runs.")
 
-    def _for_every_run(self, draw: Callable[[ReportedRun], list[Picture]]) -> str:
+    def _for_every_run(
+        self, draw: Callable[[ReportedRun], list[Picture]], words: Callable[[ReportedRun], str] = lambda _: ""
+    ) -> str:
         parts = []
         for run in self.runs:
             try:
                 shown = self._show(draw(run))
             except (MapetError, OSError) as error:
                 shown = page.left_out(error)
-            parts.append((page.heading(run.title, 3) if len(self.runs) > 1 else "") + shown)
+            parts.append((page.heading(run.title, 3) if len(self.runs) > 1 else "") + words(run) + shown)
         return "".join(parts)
 
 

@@ -29,10 +29,9 @@ _RANDOM = "#c3cad2"
 def protocol_title(result: Result) -> str:
     """The protocol in words, without its hash."""
     protocol = result.protocol
-    name, pool = str(protocol["name"]), str(protocol["pool"])
-    preset = f", {result.preset}" if result.preset else ""
-    metric = "" if result.metric == "top1" else f", {METRICS.get(result.metric, result.metric)}"
-    return f"{_NAMES.get(name, name)}{preset}, {_POOLS.get(pool, pool)}{metric}"
+    name, pool = str(protocol["name"]), protocol.get("pool")
+    metric = None if result.metric == "top1" else METRICS.get(result.metric, result.metric)
+    return ", ".join(filter(None, (_NAMES.get(name, name), result.preset, _POOLS.get(pool, pool) if pool else None, metric)))
 
 
 def sampling_interval(share: float, images: int) -> tuple[float, float]:
@@ -62,7 +61,8 @@ def _clause(result: Result) -> str:
     name = _NAMES.get(result.protocol["name"], result.protocol["name"])
     after, before = result.value, result.random_value or 0.0
     gain = 100 * (after - before)
-    error = 100 * math.sqrt(sum(share * (1 - share) / result.test_images for share in (after, before)))
+    shares = () if result.metric == "miou" else (after, before)
+    error = 100 * math.sqrt(sum(share * (1 - share) / result.test_images for share in shares))
     verb = "moves" if abs(gain) <= 1.96 * error else "lifts" if gain > 0 else "lowers"
     doubt = ", within the sampling error of the test images" if verb == "moves" else ""
     what = METRICS.get(result.metric, result.metric) if result.metric != "top1" else "accuracy"
@@ -110,9 +110,10 @@ def _draw_groups(
         for run, result in members:
             who = f"{run.title}: " if len(runs) > 1 else ""
             color = RUN_COLORS[runs.index(run) % len(RUN_COLORS)]
-            _bar(axes, y, result.value, result.test_images, color, f"{who}pre-trained")
+            images = None if result.metric == "miou" else result.test_images
+            _bar(axes, y, result.value, images, color, f"{who}pre-trained")
             if result.random_value is not None:
-                _bar(axes, y + 0.42, result.random_value, result.test_images, _RANDOM, "random")
+                _bar(axes, y + 0.42, result.random_value, images, _RANDOM, "random")
             y += 1.0
         y += 0.35
     axes.set(xlim=(0, 1.0), ylim=(y - 0.35, -0.45), yticks=[], xticks=[0, 0.25, 0.5, 0.75, 1])
@@ -121,11 +122,12 @@ def _draw_groups(
     axes.tick_params(length=0)
 
 
-def _bar(axes: Axes, y: float, value: float, images: int, color: str, label: str) -> None:
-    """A bar with its interval; the text stands in it where there is room, behind it otherwise."""
-    low, high = sampling_interval(value, images)
+def _bar(axes: Axes, y: float, value: float, images: int | None, color: str, label: str) -> None:
+    """A bar, with its interval where it is a share of images; the text stands in it where there is room, behind it otherwise."""
+    low, high = sampling_interval(value, images) if images else (value, value)
     axes.barh(y, value, height=0.38, color=color)
-    axes.errorbar(value, y, xerr=[[value - low], [high - value]], color=INK, elinewidth=0.9, capsize=2, capthick=0.9)
+    if images:
+        axes.errorbar(value, y, xerr=[[value - low], [high - value]], color=INK, elinewidth=0.9, capsize=2, capthick=0.9)
     text = f"{100 * value:.1f} %"
     on_bar = "white" if color in RUN_COLORS else INK
     if value > 0.55:

@@ -88,7 +88,12 @@ class ReportedRun:
         for path in sorted(self.run.evaluations.glob("*.json")):
             try:
                 result = Result(**read_json(path))
-                order = (result.data != self.data, str(result.protocol["name"]), result.protocol["pool"] != "mean", path.name)
+                order = (
+                    result.data != self.data,
+                    str(result.protocol["name"]),
+                    result.protocol.get("pool", "mean") != "mean",
+                    path.name,
+                )
                 found.append((order, result))
             except (CheckpointError, TypeError, KeyError):
                 continue

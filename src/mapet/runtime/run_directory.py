@@ -3,6 +3,7 @@
 config.json        the settings, science and mechanics apart, with the hash of the science
 environment.json   versions, hardware, commit, command line; one entry for every start
 metrics.jsonl      one line every few steps
+warnings.jsonl     what the vital signs warned of, in words
 tensorboard/       the same, for TensorBoard
 tokenizer/ tokens/ made by this run where none were given
 checkpoints/       to continue from

@@ -17,6 +17,7 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 from mapet.runtime.files import storage_errors
 from mapet.runtime.progress import ProgressBar
 from mapet.runtime.run_directory import RunDirectory
+from mapet.training.monitor import Moment, Watch
 from mapet.training.step import StepSums
 
 Item = TypeVar("Item")
@@ -53,15 +54,15 @@ class TrainingLog:
         self.steps.append(sums)
         self.images += images
 
-    def write(self, step: int, rate: float, bar: ProgressBar) -> None:
-        """Writes one entry about the steps since the last one, up to number `step`, and starts the next."""
+    def write(self, step: int, rate: float, bar: ProgressBar, watch: Watch) -> None:
+        """Writes one entry about the steps since the last one, up to number `step`, with what `watch` sees; starts the next."""
         targets = float(torch.stack([sums.targets for sums in self.steps]).sum())
         seconds = time.perf_counter() - self.window_began
         names = self.steps[0].metrics
         means = {name: float(torch.stack([sums.metrics[name] for sums in self.steps]).sum()) / max(1, targets) for name in names}
         if "correct" in means:
             means["token_accuracy"] = means.pop("correct")
-        entry = {
+        entry: dict[str, float] = {
             "step": step,
             "epoch": step / self.steps_per_epoch,
             "loss": float(torch.stack([sums.loss for sums in self.steps]).sum()) / max(1, targets),
@@ -72,6 +73,7 @@ class TrainingLog:
             "waiting": self.waited / seconds,
             "seconds": time.perf_counter() - self.began,
         }
+        entry |= watch.observe(Moment(step, rate, entry))
         self.run.append_metrics(entry)
         self.board.add(entry, step)
         bar.note(_note(entry))
@@ -115,4 +117,5 @@ class EventFile:
 
 def _note(entry: dict[str, float]) -> str:
     accuracy = f"accuracy {entry['token_accuracy']:.3f}  " if "token_accuracy" in entry else ""
-    return f"loss {entry['loss']:.3f}  {accuracy}{entry['images_per_second']:.0f} images/s  waiting {entry['waiting']:.0%}"
+    gained = f"{entry['bits_gained']:+.2f} bits  " if "bits_gained" in entry else ""
+    return f"loss {entry['loss']:.3f}  {gained}{accuracy}{entry['images_per_second']:.0f} images/s  waiting {entry['waiting']:.0%}"

@@ -5,6 +5,7 @@ Whatever is missing on the way is made first (tokenizer, stored tokens); whateve
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +32,7 @@ from mapet.tokenizers.base import Tokenizer
 from mapet.tokenizers.fit import fit_tokenizer
 from mapet.tokenizers.fit_settings import FitSettings
 from mapet.tokenizers.load import load_tokenizer
+from mapet.training.monitor import Monitor
 from mapet.training.record import RunRecord
 from mapet.training.trainer import Trainer
 
@@ -42,6 +44,7 @@ def pretrain(
     *,
     tokenizer: str | Path | None = None,
     tokens: str | Path | None = None,
+    monitors: Sequence[Monitor] = (),
 ) -> RunDirectory:
     """Pre-trains as `settings` say on the training images of `data`, or continues the run in `out`.
 
@@ -51,10 +54,16 @@ def pretrain(
         out: The run directory.
         tokenizer: A saved tokenizer; without one, the run fits its own.
         tokens: A token store that fits the images and the view; without one, the run makes its own. The online view has none.
+        monitors: Who watches besides the vital signs, such as `mapet.evaluation.online.OnlineProbe(settings)`.
 
     Raises:
         MapetError: Before the optimizer moves, where anything does not fit; see `errors.py`.
     """
+    if settings.mechanics.probe_every is not None and not monitors:
+        raise SettingsError(
+            f"mechanics.probe_every is {settings.mechanics.probe_every:g}, but no monitor is there that probes. Give pretrain() "
+            "monitors=[mapet.evaluation.online.OnlineProbe(settings)], as `mapet pretrain` does, or leave it out."
+        )
     run = RunDirectory(out)
     device = choose_device(settings.mechanics.device)
     recipe = backbone_recipe(settings)
@@ -63,6 +72,8 @@ def pretrain(
     record = RunRecord(run, data, settings, tokenizer, tokens)
     given_tokenizer, given_store = _given_inputs(record, settings, backbone, needs_tokens)
     source = open_source(data, "train")
+    for monitor in monitors:
+        monitor.check(source)
     step_batches(len(source), settings.training.batch_size, settings.seed, 0, 0)  # refuses too few images before any work
     record.begin()
     source = with_keys(source)
@@ -78,7 +89,7 @@ def pretrain(
     keys = image_keys(source)
     record.fix_inputs(fingerprint, [keys[index] for index in usable])
     objective = build_objective(settings, backbone)
-    Trainer(objective, subset(source, usable), store, settings, run, device, tokenizer_in_loop).run()
+    Trainer(objective, subset(source, usable), store, settings, run, device, tokenizer_in_loop, monitors).run()
     save_backbone(run.backbone, recipe, objective.backbone)
     return run
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -25,8 +25,10 @@ from mapet.token_store.read import TokenStore
 from mapet.tokenizers.base import Tokenizer
 from mapet.training.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
 from mapet.training.log import TrainingLog
+from mapet.training.monitor import Monitor, Watch
 from mapet.training.optim import learning_rate, make_optimizer
 from mapet.training.step import TrainingStep
+from mapet.training.vital_signs import VitalSigns
 
 
 class Trainer:
@@ -43,6 +45,7 @@ class Trainer:
         run: Where everything is written.
         device: Where to compute.
         tokenizer: Computes the tokens where they are not stored; moved to `device`.
+        monitors: Who watches besides the vital signs, which every run has.
     """
 
     def __init__(
@@ -54,6 +57,7 @@ class Trainer:
         run: RunDirectory,
         device: torch.device,
         tokenizer: Tokenizer | None = None,
+        monitors: Sequence[Monitor] = (),
     ) -> None:
         self.objective, self.source, self.store = objective.to(device), source, store
         self.tokenizer = tokenizer.to(device).eval() if tokenizer is not None else None
@@ -64,6 +68,7 @@ class Trainer:
         self.steps_per_epoch = step_batches(len(source), settings.training.batch_size, settings.seed, 0, 0).steps_per_epoch
         self.total_steps = settings.training.steps or max(1, round((settings.training.epochs or 0) * self.steps_per_epoch))
         self.warmup_steps = settings.training.warmup_steps + round(settings.training.warmup_epochs * self.steps_per_epoch)
+        self.monitors = [VitalSigns(), *monitors]
         self.first_step = self._resume()
         self._recent: deque[tuple[int, list[str]]] = deque(maxlen=settings.mechanics.log_every)
 
@@ -79,9 +84,11 @@ class Trainer:
         mechanics = self.settings.mechanics
         log = TrainingLog(self.run_directory, self.first_step, self.steps_per_epoch)
         self.objective.train()
+        watch = Watch(self.monitors, self)
         with StopRequest() as stop, progress("Pre-training", self.total_steps, self.first_step) as bar:
             for step, (images, token_ids) in enumerate(log.timed(self._load()), self.first_step):
                 rate = learning_rate(step, self.total_steps, self.warmup_steps, self.settings.training)
+                watch.before_step(step, token_ids)
                 log.add(self.training_step(images, token_ids, step, rate), len(images))
                 done, stopping = step + 1, stop.requested
                 save = done % mechanics.checkpoint_every == 0 or done == self.total_steps or stopping
@@ -89,7 +96,7 @@ class Trainer:
                 if write or self.device.type == "cpu":
                     self._check_finite()
                 if write:
-                    log.write(done, rate, bar)
+                    log.write(done, rate, bar, watch)
                 if save:
                     self._save(done)
                 bar.advance()

@@ -1,0 +1,115 @@
+"""The online probe: k-NN and a linear probe on labelled images while a backbone is being pre-trained.
+
+A part of the training images, the same in every run on them, lends its labels: four fifths are learned from, one fifth is judged.
+They are chosen by content, so that copies of an image are on one side. The test split is never looked at. The backbone is copied
+first: pre-training goes on bitwise as it would have without.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mapet.config.settings import PretrainSettings
+from mapet.data.loader import UnreadableImages
+from mapet.data.sources import ImageSource, subset
+from mapet.errors import DataError
+from mapet.evaluation.presets import protocol_of
+from mapet.evaluation.protocol import Protocol
+from mapet.evaluation.subject import Subject, check_labels
+from mapet.runtime.progress import format_seconds, say
+from mapet.runtime.seeding import seeded_globally
+from mapet.token_store.keys import image_keys
+from mapet.training.monitor import Moment, Monitor, Observation
+from mapet.training.pretrain import backbone_recipe
+
+if TYPE_CHECKING:
+    from mapet.training.trainer import Trainer
+
+PROBED_IMAGES = 2000
+HELD_OUT_SHARE = 0.2
+
+
+class OnlineProbe(Monitor):
+    """Judges the backbone every `mechanics.probe_every` epochs, at the first log point then, and at the end.
+
+    Args:
+        settings: Of the run.
+        protocols: What to measure; by default k-NN and a short linear probe. Their figures are comparable within runs on the same
+            images, and not with those of `mapet evaluate`.
+    """
+
+    def __init__(self, settings: PretrainSettings, protocols: Sequence[Protocol] | None = None) -> None:
+        self.settings = settings
+        self.protocols = protocols or [protocol_of("knn"), protocol_of("linear", {"min_steps": 200, "epochs": 20})]
+
+    def check(self, source: ImageSource) -> None:
+        """Refuses images without labels.
+
+        Raises:
+            DataError: Says what they lack, and that the run can do without the probe.
+        """
+        try:
+            check_labels(source)
+        except DataError as error:
+            raise DataError(f"{error} Or leave out --probe-every: the pre-training itself needs no labels.") from None
+
+    def begin(self, trainer: Trainer) -> None:
+        """Chooses the images."""
+        self.trainer, self._last = trainer, trainer.first_step
+        self._period = max(1, round((self.settings.mechanics.probe_every or 1) * trainer.steps_per_epoch))
+        self.train, self.held_out = probe_parts(trainer.source)
+
+    def observe(self, moment: Moment) -> Observation:
+        """Top-1 of every protocol, 0 to 1, and the seconds that it took, where a probe is due."""
+        due = moment.step // self._period > self._last // self._period or moment.step == self.trainer.total_steps
+        self._last = moment.step
+        if not due:
+            return Observation()
+        began = time.perf_counter()
+        figures = self._judge(moment.step)
+        seconds = time.perf_counter() - began
+        told = ", ".join(f"{name} {100 * figure:.1f} %" for name, figure in figures.items())
+        say(
+            f"Probe at step {moment.step}: {told} of {len(self.held_out)} held-out training images, {len(self.train)} to learn "
+            f"from, {format_seconds(seconds)}."
+        )
+        return Observation({**{f"online/{name}": figure for name, figure in figures.items()}, "online/seconds": seconds})
+
+    def _judge(self, step: int) -> dict[str, float]:
+        backbone = copy.deepcopy(self.trainer.objective.backbone)
+        backbone.set_grad_checkpointing(False)
+        subject = Subject(
+            f"step {step}",
+            backbone,
+            backbone_recipe(self.settings),
+            self.train,
+            self.held_out,
+            device=self.trainer.device,
+            workers=self.settings.mechanics.workers,
+            unreadable=UnreadableImages(len(self.train) + len(self.held_out)),
+        )
+        with seeded_globally(self.settings.seed, "online probe"):
+            found = {protocol.name: protocol.judge(subject).figures[protocol.metric] for protocol in self.protocols}
+        return found
+
+
+def probe_parts(source: ImageSource) -> tuple[ImageSource, ImageSource]:
+    """At most `PROBED_IMAGES` images to learn from and to be judged on, chosen by content alone.
+
+    Raises:
+        DataError: They are too few for both.
+    """
+    keys = image_keys(source)
+    chosen = np.sort(np.argsort(np.array([key[16:] for key in keys]), kind="stable")[:PROBED_IMAGES])
+    held_out = np.array([int(keys[index][8:16], 16) < HELD_OUT_SHARE * 2**32 for index in chosen], bool)
+    if held_out.all() or not held_out.any():
+        raise DataError(
+            f"{source.location} has {len(source)} images, too few to learn from some and judge on others. Leave out --probe-every, "
+            "or add images."
+        )
+    return subset(source, chosen[~held_out]), subset(source, chosen[held_out])

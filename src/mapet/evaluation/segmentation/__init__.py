@@ -1,0 +1,1 @@
+"""Semantic segmentation: UperNet on a backbone, trained and tested as the field does."""

@@ -1,0 +1,83 @@
+"""Testing a trained model on whole images: scores over all pixels, and some pictures of what it sees."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from mapet.data.decode import decode_image
+from mapet.data.loader import UnreadableImage
+from mapet.errors import DataError, UnreadableImageError
+from mapet.evaluation.segmentation.data import MaskedImages
+from mapet.evaluation.segmentation.miou import ConfusionMatrix, Scores
+from mapet.evaluation.segmentation.model import UperNet
+from mapet.evaluation.segmentation.overlays import overlay
+from mapet.evaluation.segmentation.settings import SegmentSettings
+from mapet.evaluation.segmentation.sliding import segment_image
+from mapet.evaluation.subject import Subject
+from mapet.runtime.device import autocast
+from mapet.runtime.files import atomic_file
+from mapet.runtime.progress import progress
+
+OVERLAYS = 8
+
+
+@torch.inference_mode()
+def judge_model(model: UperNet, subject: Subject, test: MaskedImages, settings: SegmentSettings, overlays: Path | None) -> Scores:
+    """Scores of a model, in evaluation mode, on all test images, each at the size of its mask.
+
+    Args:
+        model: The model.
+        subject: For its device, its normalisation and its count of unreadable images.
+        test: The images.
+        settings: Of sizes and windows.
+        overlays: Folder for `OVERLAYS` pictures, evenly spread over the test images; None for none.
+
+    Raises:
+        DataError: No image can be read, or too many cannot.
+    """
+    device, matrix = subject.device, ConfusionMatrix(len(test.class_names), subject.device)
+    find = _finder(model, subject, settings)
+    pictured = {*np.linspace(0, len(test) - 1, min(OVERLAYS, len(test))).round().astype(int).tolist()} if overlays else {}
+    judged = 0
+    with progress(f"Test images, {subject.title}", len(test)) as bar:
+        for index in range(len(test)):
+            bar.advance()
+            try:
+                image = decode_image(test.read(index))
+            except UnreadableImageError as error:
+                subject.unreadable.record([UnreadableImage(index, test.keys[index], test.describe(index), str(error))])
+                continue
+            truth, found = test.read_mask(index), find(image)
+            matrix.add(torch.from_numpy(truth).to(device), found)
+            judged += 1
+            if overlays is not None and index in pictured:
+                name = f"{Path(test.describe(index)).stem}.png"
+                _write(overlay(image, truth, found.cpu().numpy(), test.class_names), overlays / name)
+    if not judged:
+        raise DataError(f"None of the {len(test)} test images of {test.location} can be read.")
+    return matrix.scores()
+
+
+def _finder(model: UperNet, subject: Subject, settings: SegmentSettings) -> Callable[[Image.Image], Tensor]:
+    """From an image to its classes, (H, W) int64."""
+
+    def logits(windows: Tensor) -> Tensor:
+        with autocast(subject.device, settings.precision):
+            return model.logits(windows)
+
+    def find(image: Image.Image) -> Tensor:
+        recipe = subject.recipe
+        return segment_image(logits, image, settings.scale, settings.crop, settings.stride, recipe.mean, recipe.std, subject.device)
+
+    return find
+
+
+def _write(picture: Image.Image, path: Path) -> None:
+    with atomic_file(path) as partial:
+        picture.save(partial, "PNG")

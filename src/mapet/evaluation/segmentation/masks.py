@@ -1,0 +1,121 @@
+"""Masks: files that hold a number for every pixel, and what the numbers mean."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from mapet.data.labels import LISTINGS, listed_classes
+from mapet.errors import DataError
+
+# Besides class numbers, arrays of classes hold these two.
+IGNORED, PADDED = -1, -2
+IGNORE_ID = 255
+ADE20K_LISTING = "objectInfo150.txt"
+MASK_SUFFIXES = (".png", ".bmp", ".gif", ".tif", ".tiff")
+_UNKNOWN = -3
+# Pillow stretches grey levels of 2 and 4 bits to 0 to 255.
+_FACTORS = {"L;2": 85, "L;4": 17}
+_IGNORED_NAME = re.compile(r"\(ignored?\)\s*$", re.IGNORECASE)
+
+
+class MaskIds:
+    """What the numbers in the masks of a data set stand for.
+
+    Args:
+        listing: The file that says so.
+        classes: Names of the classes that are told apart.
+        numbers: Id in a mask to class number, or to `IGNORED`.
+    """
+
+    def __init__(self, listing: Path, classes: Sequence[str], numbers: dict[int, int]) -> None:
+        self.listing, self.classes = listing, tuple(classes)
+        self._numbers = np.full(2**16, _UNKNOWN, np.int16)
+        for number, value in numbers.items():
+            self._numbers[number] = value
+        self._allowed = ", ".join(_ranges(sorted(numbers)))
+
+    def read(self, path: Path) -> np.ndarray:
+        """(H, W) int16: the class of every pixel, or `IGNORED`.
+
+        Raises:
+            DataError: The file is no mask, or holds a number without a meaning.
+        """
+        ids = read_ids(path)
+        classes = self._numbers[ids]
+        if (classes == _UNKNOWN).any():
+            row, column = np.argwhere(classes == _UNKNOWN)[0]
+            raise DataError(
+                f"{path} has the id {ids[row, column]} (row {row}, column {column}), which {self.listing} does not know; allowed: "
+                f"{self._allowed}. Correct the mask, or the list of classes."
+            )
+        return classes
+
+
+def ids_of(root: Path) -> MaskIds:
+    """What the masks below `root` hold, by the class list that lies there.
+
+    ADE20K's objectInfo150.txt: 1 to 150 are the classes, 0 is ignored. labels.txt or classes.txt: line n is the id n, counted from
+    0; a name that ends in "(ignore)" is no class. 255 is always ignored.
+
+    Raises:
+        DataError: There is no list, or fewer than two classes in it.
+    """
+    if (root / ADE20K_LISTING).is_file():
+        names = _ade20k_names(root / ADE20K_LISTING)
+        numbers = {0: IGNORED, **{number + 1: number for number in range(len(names))}}
+        return MaskIds(root / ADE20K_LISTING, names, {IGNORE_ID: IGNORED, **numbers})
+    listing = next((root / name for name in LISTINGS if (root / name).is_file()), root / LISTINGS[0])
+    names = listed_classes(root) or ()
+    classes = [name for name in names if not _IGNORED_NAME.search(name)]
+    if len(classes) < 2:
+        found = f"{len(classes)} classes in it" if listing.is_file() else "not there"
+        raise DataError(
+            f"{listing} is {found}. Give the class names, one a line, at least two: line 1 is the id 0 in the masks. End a name in "
+            f"'(ignore)' where it is no class; 255 is always ignored. ADE20K has {ADE20K_LISTING} instead."
+        )
+    kept = iter(range(len(classes)))
+    numbers = {number: IGNORED if _IGNORED_NAME.search(name) else next(kept) for number, name in enumerate(names)}
+    return MaskIds(listing, classes, {IGNORE_ID: IGNORED, **numbers})
+
+
+def read_ids(path: Path) -> np.ndarray:
+    """(H, W) integers of an 8-bit, 16-bit or palette image.
+
+    Raises:
+        DataError: The file cannot be read, or holds colours.
+    """
+    try:
+        with Image.open(path) as image:
+            factor = _FACTORS.get(str(image.tile[0].args), 1) if image.tile else 1
+            mode, array = image.mode, np.asarray(image)
+    except Exception as error:  # Pillow's decoders raise nearly anything on damaged bytes
+        raise DataError(f"The mask {path} cannot be read: {error or type(error).__name__}. Repair or remove it.") from error
+    if mode not in ("1", "L", "P", "I", "I;16", "I;16B", "I;16L"):
+        raise DataError(
+            f"The mask {path} holds colours (mode {mode}), and a number for every pixel is expected: an 8-bit or 16-bit grey image "
+            "or a palette image whose values are class ids. Replace every colour by the id of its class."
+        )
+    if array.size and (array.min() < 0 or array.max() >= 2**16):
+        raise DataError(f"The mask {path} holds values from {array.min()} to {array.max()}; allowed: 0 to {2**16 - 1}.")
+    return array.astype(np.int32) // factor
+
+
+def _ade20k_names(listing: Path) -> list[str]:
+    """The last column of a table with tabs, below its header: "wall, wood" is "wall"."""
+    lines = [line for line in listing.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    names = [re.split(r"\t+", line.strip())[-1].split(",")[0].strip() for line in lines[1:]]
+    if len(names) < 2:
+        raise DataError(f"{listing} names {len(names)} classes. Take the file that comes with ADE20K (a header and 150 lines).")
+    return names
+
+
+def _ranges(numbers: list[int]) -> list[str]:
+    """0, 1, 2, 255 as "0 to 2" and "255"."""
+    starts = [number for number in numbers if number - 1 not in numbers]
+    ends = [number for number in numbers if number + 1 not in numbers]
+    return [str(start) if start == end else f"{start} to {end}" for start, end in zip(starts, ends, strict=True)]

@@ -1,0 +1,67 @@
+"""Intersection over union, from the pixels of a whole data set."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+class ConfusionMatrix:
+    """Counts pixels by their true and their predicted class.
+
+    Args:
+        num_classes: C.
+        device: Where to count.
+    """
+
+    def __init__(self, num_classes: int, device: torch.device | str = "cpu") -> None:
+        self.counts = torch.zeros(num_classes, num_classes, dtype=torch.int64, device=device)
+
+    def add(self, truth: Tensor, predicted: Tensor) -> None:
+        """Adds pixels, both of one shape; where the truth is negative, they count for nothing."""
+        known = truth >= 0
+        pairs = truth[known].long() * len(self.counts) + predicted[known].long()
+        self.counts += torch.bincount(pairs, minlength=self.counts.numel()).view_as(self.counts)
+
+    def scores(self) -> Scores:
+        """What the counts add up to."""
+        counts = self.counts.cpu().double()
+        right, truth, predicted = counts.diagonal(), counts.sum(dim=1), counts.sum(dim=0)
+        iou, recall = right / (truth + predicted - right), right / truth
+        return Scores(
+            miou=float(iou.nanmean()),
+            pixel_accuracy=float(right.sum() / counts.sum()),
+            mean_class_accuracy=float(recall.nanmean()),
+            iou=[None if value != value else value for value in iou.tolist()],
+        )
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Shares, 0 to 1.
+
+    Args:
+        miou: Mean over the classes that are in the truth or predicted anywhere.
+        pixel_accuracy: Of all pixels that have a class.
+        mean_class_accuracy: Mean over the classes in the truth of the share of their pixels that is found.
+        iou: Of every class; None where it is neither in the truth nor predicted.
+    """
+
+    miou: float
+    pixel_accuracy: float
+    mean_class_accuracy: float
+    iou: list[float | None]
+
+
+def constant_scores(class_pixels: Tensor, predicted: int) -> Scores:
+    """Of predicting one class for every pixel.
+
+    Args:
+        class_pixels: (C,) int64, true pixels of every class.
+        predicted: That class.
+    """
+    matrix = ConfusionMatrix(len(class_pixels))
+    matrix.counts[:, predicted] = class_pixels
+    return matrix.scores()

@@ -1,0 +1,86 @@
+"""Semantic segmentation (MaPeT, Tables 4 and 10): UperNet and the whole backbone learn, and the mean IoU is the figure.
+
+    mapet evaluate segment RUN FOLDER                             a short training on small images
+    mapet evaluate segment:base RUN ADE20K --device cuda          as published
+
+In its folder it keeps checkpoints, from which the same command continues exactly, metrics.jsonl, and overlays/ of test images.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, cast
+
+import torch
+
+from mapet.data.sources import ImageSource
+from mapet.evaluation.protocol import Findings
+from mapet.evaluation.segmentation.data import MaskedImages, open_segmentation
+from mapet.evaluation.segmentation.judging import judge_model
+from mapet.evaluation.segmentation.miou import Scores, constant_scores
+from mapet.evaluation.segmentation.settings import SegmentSettings
+from mapet.evaluation.segmentation.training import SegmentationTraining
+from mapet.evaluation.subject import Subject
+
+
+@dataclass(frozen=True, kw_only=True)
+class Segment(SegmentSettings):
+    """Trains a class for every pixel; see `SegmentSettings` for the settings."""
+
+    name: ClassVar[str] = "segment"
+    metric: ClassVar[str] = "miou"
+    pools: ClassVar[bool] = False
+    with_random: ClassVar[bool] = False
+
+    def open_data(self, location: str) -> tuple[ImageSource, ImageSource]:
+        """Images with masks; see `mapet.evaluation.segmentation.data` for the layouts.
+
+        Raises:
+            DataError: Says which file is wrong or missing.
+        """
+        return open_segmentation(location)
+
+    def count_classes(self, train: ImageSource, test: ImageSource) -> int:
+        """Classes of the class list that are not ignored."""
+        return len(cast(MaskedImages, train).class_names)
+
+    def judge(self, subject: Subject) -> Findings:
+        """mIoU, pixel accuracy and mean class accuracy on the test images after the last step.
+
+        Details: IoU and test pixels of every class, what predicting the most frequent one would give, the blocks that were used,
+        the last loss, and where the overlays are, beside the result.
+        """
+        train, test = cast(MaskedImages, subject.train), cast(MaskedImages, subject.test)
+        kept = nullcontext(subject.folder) if subject.folder else tempfile.TemporaryDirectory(prefix="mapet-segment-")
+        with kept as folder:
+            training = SegmentationTraining(subject, train, self, Path(folder))
+            model = training.run()
+            overlays = Path(folder) / "overlays"
+            scores = judge_model(model, subject, test, self, overlays if subject.folder else None)
+            log = training.run_directory.read_metrics()
+        figures = {"miou": scores.miou, "pixel_accuracy": scores.pixel_accuracy, "mean_class_accuracy": scores.mean_class_accuracy}
+        details = {
+            **_details(train, test, scores),
+            "blocks": model.blocks,
+            "last_loss": log[-1]["loss"] if log else None,
+            "overlays": f"{subject.folder.name}/overlays" if subject.folder else None,
+        }
+        return Findings(figures, details)
+
+
+def _details(train: MaskedImages, test: MaskedImages, scores: Scores) -> dict[str, Any]:
+    """IoU of every class, and what predicting the most frequent training class everywhere would give."""
+    frequent = int(train.class_pixels.argmax())
+    constant = constant_scores(torch.from_numpy(test.class_pixels), frequent)
+    return {
+        "iou": dict(zip(test.class_names, scores.iou, strict=True)),
+        "test_pixels": dict(zip(test.class_names, test.class_pixels.tolist(), strict=True)),
+        "most_frequent_class": {
+            "name": train.class_names[frequent],
+            "miou": constant.miou,
+            "pixel_accuracy": constant.pixel_accuracy,
+        },
+    }

@@ -1,0 +1,191 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from mapet.data.loader import UnreadableImages, step_batches
+from mapet.data.views import IMAGENET_MEAN, IMAGENET_STD
+from mapet.errors import CheckpointError, DataError, InterruptedRunError, NonFiniteLossError
+from mapet.evaluation.segmentation import training as module
+from mapet.evaluation.segmentation.augment import Augmentation
+from mapet.evaluation.segmentation.data import open_segmentation
+from mapet.evaluation.segmentation.loader import load_pairs
+from mapet.evaluation.segmentation.masks import PADDED
+from mapet.evaluation.segmentation.protocol import Segment
+from mapet.evaluation.segmentation.training import SegmentationTraining
+from mapet.evaluation.subject import Subject
+from mapet.models.saved import BackboneRecipe
+from tests.evaluation.segmentation.pictures import write_pair
+
+OPTIONS = {"img_size": 16, "patch_size": 8, "embed_dim": 16, "depth": 4, "num_heads": 2, "num_classes": 0}
+RECIPE = BackboneRecipe("vit_tiny_patch16_224", OPTIONS, 16, IMAGENET_MEAN, IMAGENET_STD, seed=0)
+SMALL = {
+    "steps": 6, "batch_size": 3, "lr": 2e-3, "warmup_steps": 1, "drop_path": 0.2, "crop": 32, "stride": 21, "scale": (128, 32),
+    "channels": 8, "aux_channels": 8,
+}  # fmt: skip
+
+
+def training_in(
+    folder: Path, pictures: Path, kept: bool = True, seed: int = 0, unreadable: int = 0, **settings
+) -> SegmentationTraining:
+    train, test = open_segmentation(str(pictures))
+    recipe = BackboneRecipe(RECIPE.name, RECIPE.options, 16, RECIPE.mean, RECIPE.std, seed)
+    subject = Subject(
+        "tiny", recipe.build(), recipe, train, test, device=torch.device("cpu"), workers=0, unreadable=UnreadableImages(unreadable)
+    )
+    subject.folder = folder if kept else None
+    return SegmentationTraining(subject, train, Segment(**{**SMALL, **settings}), folder)
+
+
+class StopAfter:
+    """A signal that comes while some step is taken."""
+
+    def __init__(self, steps: int) -> None:
+        self.left = steps
+
+    def __enter__(self) -> StopAfter:
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+    @property
+    def requested(self) -> bool:
+        self.left -= 1
+        return self.left <= 0
+
+
+def test_an_interrupted_training_goes_on_exactly(tmp_path: Path, folder: Path, monkeypatch) -> None:
+    whole = training_in(tmp_path / "whole", folder)
+    expected = whole.run().state_dict()
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "StopRequest", lambda: StopAfter(4))
+        with pytest.raises(InterruptedRunError, match=r"after step 4 .*same command continues"):
+            training_in(tmp_path / "cut", folder).run()
+    continued = training_in(tmp_path / "cut", folder)
+    assert continued.first_step == 4
+    found = continued.run().state_dict()
+    assert all(torch.equal(value, found[name]) for name, value in expected.items())
+    losses = [training.run_directory.read_metrics()[-1]["step"] for training in (whole, continued)]
+    assert losses == [6, 6]
+    again = training_in(tmp_path / "cut", folder)  # what is finished is not trained again
+    assert again.first_step == 6
+    assert torch.equal(again.run().state_dict()["backbone.pos_embed"], expected["backbone.pos_embed"])
+
+
+def test_checkpoints_come_every_few_minutes(tmp_path: Path, folder: Path, monkeypatch) -> None:
+    saved = []
+    monkeypatch.setattr(module, "save_checkpoint", lambda folder, step, *rest, keep: saved.append(step))
+    training_in(tmp_path, folder).run()
+    monkeypatch.setattr(module, "CHECKPOINT_SECONDS", 0.0)
+    training_in(tmp_path, folder, steps=3).run()
+    assert saved == [6, 1, 2, 3]
+
+
+def test_nothing_is_kept_where_nothing_may_be(tmp_path: Path, folder: Path, monkeypatch) -> None:
+    monkeypatch.setattr(module, "StopRequest", lambda: StopAfter(2))
+    with pytest.raises(InterruptedRunError, match=r"Nothing was kept: give --out"):
+        training_in(tmp_path, folder, kept=False).run()
+    assert not (tmp_path / "checkpoints").exists()
+
+
+@pytest.mark.parametrize("other", ["backbone", "settings", "masks"])
+def test_another_training_is_not_continued(tmp_path: Path, folder: Path, other: str) -> None:
+    training_in(tmp_path / "out", folder, steps=1).run()
+    if other == "masks":
+        path = folder / "annotations" / "train" / "picture0.png"
+        Image.open(path).transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(path)
+    changes = {"backbone": {"seed": 1}, "settings": {"lr": 1e-3}, "masks": {}}[other]
+    with pytest.raises(CheckpointError, match=r"another backbone, other images or masks, or other settings.*--out"):
+        training_in(tmp_path / "out", folder, steps=1, **changes)
+
+
+def test_nan_stops_before_the_optimizer_moves(tmp_path: Path, folder: Path) -> None:
+    training = training_in(tmp_path, folder)
+    with torch.no_grad():
+        training.model.decode_head.classifier[1].bias[0] = float("nan")
+    before = {name: value.clone() for name, value in training.model.named_parameters()}
+    with pytest.raises(NonFiniteLossError, match=r"step 0 .*Sample keys of that batch: [0-9a-f]{32}"):
+        training.run()
+    unchanged = [torch.equal(value, before[name]) for name, value in training.model.named_parameters() if "classifier" not in name]
+    assert all(unchanged)
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_padding_has_the_mean_colour_and_rates_follow_the_layers(tmp_path: Path, folder: Path) -> None:
+    training = training_in(tmp_path, folder)
+    seen = []
+    training.model.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    images = torch.full((2, 3, 32, 32), 200, dtype=torch.uint8)
+    labels = torch.zeros(2, 32, 32, dtype=torch.int16)
+    labels[:, 16:] = PADDED
+    training.step(images, labels, 0, 0.01)
+    assert (seen[0][:, :, 16:] == 0).all()
+    assert seen[0][0, 0, 0, 0].item() == pytest.approx((200 / 255 - IMAGENET_MEAN[0]) / IMAGENET_STD[0], rel=1e-5)
+    rates = sorted({group["lr"] for group in training.optimizer.param_groups})
+    assert rates == pytest.approx([0.01 * 0.75**power for power in (5, 4, 3, 2, 1, 0)])
+
+
+def test_the_loss_is_that_of_both_heads(tmp_path: Path, folder: Path) -> None:
+    images = torch.randint(0, 255, (2, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    labels = torch.zeros(2, 32, 32, dtype=torch.int16)
+    labels[:, :8] = -1
+    weighted = {
+        weight: training_in(tmp_path / str(weight), folder, aux_weight=weight, dropout=0.0, drop_path=0.0)
+        .step(images, labels, 0, 0.0)
+        .loss
+        for weight in (0.0, 0.4, 1.0)
+    }
+    aux = weighted[1.0] - weighted[0.0]
+    assert aux > 0.5
+    assert weighted[0.4].item() == pytest.approx((weighted[0.0] + 0.4 * aux).item(), rel=1e-5)
+    published = training_in(tmp_path / "published", folder, dropout=0.0, drop_path=0.0, published_denominator=True)
+    assert published.step(images, labels, 0, 0.0).loss.item() == pytest.approx(0.75 * weighted[0.4].item(), rel=1e-5)
+
+
+def test_what_is_dropped_is_a_function_of_the_step(tmp_path: Path, folder: Path) -> None:
+    step = training_in(tmp_path, folder, dropout=0.5, drop_path=0.5).step
+    images = torch.randint(0, 255, (2, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    labels = torch.zeros(2, 32, 32, dtype=torch.int16)
+    first, second, again = (step(images, labels, number, 0.0).loss for number in (0, 1, 0))
+    assert first == again
+    assert first != second
+
+
+def test_workers_change_nothing(folder: Path) -> None:
+    train, _ = open_segmentation(str(folder))
+    augment = Augmentation(32, (128, 32), (0.5, 2.0), 0.75)
+    alone, helped = ([*load_pairs(train, augment, step_batches(6, 3, 0, 1, 4), 0, workers, False)] for workers in (0, 1))
+    assert len(alone) == len(helped) == 3
+    for one, other in zip(alone, helped, strict=True):
+        assert one.keys == other.keys
+        assert torch.equal(one.images, other.images)
+        assert torch.equal(one.labels, other.labels)  # type: ignore[arg-type]
+
+
+def test_every_epoch_draws_anew(folder: Path) -> None:
+    train, _ = open_segmentation(str(folder))
+    augment = Augmentation(32, (128, 32), (0.5, 2.0), 0.75)
+    first, second = load_pairs(train, augment, step_batches(6, 6, 0, 0, 2), 0, 0, False)
+    places = [second.keys.index(key) for key in first.keys]
+    assert not any(torch.equal(first.images[index], second.images[place]) for index, place in enumerate(places))
+
+
+def test_an_unreadable_image_is_refused_or_skipped(tmp_path: Path, folder: Path) -> None:
+    path = folder / "images" / "train" / "picture0.png"
+    path.write_bytes(path.read_bytes()[:2000])
+    with pytest.raises(DataError, match=r"picture0.png: damaged or cut short"):
+        training_in(tmp_path / "strict", folder).run()
+    lenient = training_in(tmp_path / "lenient", folder, unreadable=1)
+    lenient.run()
+    assert lenient.subject.unreadable.names == [str(path)]
+
+
+def test_one_image_is_too_few(tmp_path: Path) -> None:
+    for part in ("train", "val"):
+        write_pair(tmp_path / "pictures", part, "only", 0)
+    (tmp_path / "pictures" / "labels.txt").write_text("a\nb\nc\nd")
+    with pytest.raises(DataError, match=r"has 1 image to train on; at least two"):
+        training_in(tmp_path / "out", tmp_path / "pictures")

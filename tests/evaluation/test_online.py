@@ -1,0 +1,136 @@
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from mapet.data.sources import sample_keys, subset
+from mapet.errors import DataError, SettingsError
+from mapet.evaluation import online
+from mapet.evaluation.online import OnlineProbe, probe_parts
+from mapet.evaluation.presets import protocol_of
+from mapet.runtime.run_directory import RunDirectory
+from mapet.token_store.read import TokenStore
+from mapet.training.monitor import Moment
+from mapet.training.pretrain import pretrain
+from mapet.training.trainer import Trainer
+from tests.training.tiny import (
+    LOCATION,
+    TinyImages,
+    assert_equal_weights,
+    tiny_objective,
+    tiny_settings,
+    tiny_source,
+    tiny_store,
+    weights_of,
+)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory) -> TokenStore:
+    return tiny_store(tmp_path_factory.mktemp("tiny") / "store")
+
+
+def probed(path: Path, store: TokenStore, *, monitors: bool = True, **changes) -> Trainer:
+    settings = tiny_settings(**({"mechanics__probe_every": 1.0, "training__drop_path": 0.2} | changes))
+    watching = (
+        [OnlineProbe(settings, [protocol_of("knn"), protocol_of("linear", {"min_steps": 5, "epochs": 5})])] if monitors else []
+    )
+    objective = tiny_objective(settings)
+    return Trainer(objective, tiny_source(), store, settings, RunDirectory(path), torch.device("cpu"), monitors=watching)
+
+
+def figures(trainer: Trainer) -> dict[int, list[float]]:
+    entries = trainer.run_directory.read_metrics()
+    return {entry["step"]: [entry["online/knn"], entry["online/linear"]] for entry in entries if "online/knn" in entry}
+
+
+def test_a_probe_after_every_epoch_and_at_the_end_changes_no_bit_of_the_training(tmp_path: Path, store, capsys) -> None:
+    with_probe, without = probed(tmp_path / "with", store), probed(tmp_path / "without", store, monitors=False)
+    with_probe.run()
+    without.run()
+    assert_equal_weights(weights_of(with_probe.objective), weights_of(without.objective))
+    assert [*figures(with_probe)] == [5, 10, 12]
+    assert figures(without) == {}
+    assert all(0 <= figure <= 1 for found in figures(with_probe).values() for figure in found)
+    assert all(entry["online/seconds"] > 0 for entry in with_probe.run_directory.read_metrics() if "online/knn" in entry)
+    said = capsys.readouterr().err
+    assert said.count("Probe at step") == 3
+    assert "held-out training images" in said
+
+
+def test_a_continued_run_probes_at_the_same_steps_with_the_same_figures(tmp_path: Path, store) -> None:
+    whole = probed(tmp_path / "run", store, mechanics__checkpoint_every=6, mechanics__log_every=2)
+    whole.run()
+    before = figures(whole)
+    assert [*before] == [6, 10, 12]
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "step-00000012")
+    again = probed(tmp_path / "run", store, mechanics__checkpoint_every=6, mechanics__log_every=2)
+    assert again.first_step == 6
+    again.run()
+    assert figures(again) == before
+
+
+def test_the_backbone_is_judged_as_it_stands(tmp_path: Path, store) -> None:
+    """Dark and bright images: features that tell them apart give 100 %, features that are all the same do not."""
+    trainer = probed(tmp_path, store)
+    [probe] = trainer.monitors[1:]
+    probe.begin(trainer)
+    moment = Moment(12, 1e-3, {})
+    told = probe.observe(moment).scalars
+    for parameter in trainer.objective.backbone.parameters():
+        parameter.data.zero_()
+    probe.begin(trainer)
+    blind = probe.observe(moment).scalars
+    assert told["online/linear"] == 1
+    assert blind["online/linear"] in (np.mean(probe.held_out.labels == 0), np.mean(probe.held_out.labels == 1))
+    assert all(parameter.requires_grad for parameter in trainer.objective.backbone.parameters())
+
+
+def test_the_parts_are_chosen_by_content() -> None:
+    source = TinyImages("tiny", 200, seed=5)
+    train, held_out = probe_parts(source)
+    keys = {"train": sample_keys(train), "held out": sample_keys(held_out)}
+    assert not {*keys["train"]} & {*keys["held out"]}
+    assert len(train) + len(held_out) == 200
+    assert 15 < len(held_out) < 65
+    order = np.random.default_rng(0).permutation(200)
+    other_train, other_held_out = probe_parts(subset(source, [*order, *order[:50]]))  # in another order, some images twice
+    assert {*sample_keys(other_train)} == {*keys["train"]}
+    assert {*sample_keys(other_held_out)} == {*keys["held out"]}
+
+
+def test_of_many_images_some_are_taken_the_same_whatever_their_order(monkeypatch) -> None:
+    monkeypatch.setattr(online, "PROBED_IMAGES", 60)
+    source = TinyImages("tiny", 200, seed=5)
+    parts = probe_parts(source)
+    assert sum(map(len, parts)) == 60
+    others = probe_parts(subset(source, range(199, -1, -1)))
+    for one, other in zip(parts, others, strict=True):
+        assert {*sample_keys(one)} == {*sample_keys(other)}
+
+
+class Unlabelled(TinyImages):
+    def __init__(self, location: str, split: str) -> None:
+        super().__init__(location, 40, seed=0)
+        self.labels = None
+
+
+def test_images_without_labels_are_refused_before_any_work(tmp_path: Path) -> None:
+    settings = tiny_settings(mechanics__probe_every=2)
+    with pytest.raises(DataError, match=r"has no labels\.(.|\n)*Or leave out --probe-every"):
+        pretrain(f"{__name__}:Unlabelled", settings, tmp_path / "run", monitors=[OnlineProbe(settings)])
+    assert not (tmp_path / "run").exists()
+
+
+def test_too_few_images_are_refused() -> None:
+    with pytest.raises(DataError, match="has 2 images, too few"):
+        probe_parts(TinyImages("tiny", 2, seed=1))
+
+
+def test_a_setting_that_nobody_heeds_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"probe_every is 2, but no monitor(.|\n)*OnlineProbe\(settings\)"):
+        pretrain(LOCATION, tiny_settings(mechanics__probe_every=2), tmp_path / "run")
