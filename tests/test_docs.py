@@ -22,7 +22,7 @@ SHORTER = {
     "fit": "--images 16 --points 900 --workers 0",
     "tokenize": "--workers 0",
     "evaluate": "--workers 0",
-    "finetune": "--workers 0 --set epochs=1 --set min_steps=0",
+    "finetune": "--workers 0 --set epochs=2 --set min_steps=0",
     "codebook": "--images 12 --workers 0",
     "train": "--workers 0 --device cpu --encoder-option depth=1 --encoder-option embed_dim=48 --encoder-option num_heads=3 "
     "--decoder-depth 1",

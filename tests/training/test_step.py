@@ -49,7 +49,7 @@ def gradients_of(settings: PretrainSettings, name: str | None = None) -> tuple[f
         torch.nn.init.normal_(objective.head.weight, generator=torch.Generator().manual_seed(2))
         torch.nn.init.normal_(objective.mask_token, generator=torch.Generator().manual_seed(3))
     step = make_step(settings, objective)
-    step._move = lambda *_, **__: None  # type: ignore[method-assign]
+    step.move = lambda *_, **__: None  # type: ignore[method-assign]
     sums = step(*images_and_tokens(), 4, 1e-3)
     gradients = {name: p.grad.clone() for name, p in step.objective.named_parameters() if p.grad is not None}
     return float(sums.loss / sums.targets), float(sums.targets), gradients
@@ -113,7 +113,7 @@ def test_clipping_bounds_the_norm_and_reports_what_it_was() -> None:
     norms = []
     for clip_norm in (None, 1e-3):
         step = make_step(tiny_settings(training__clip_norm=clip_norm))
-        step._move = lambda *_, **__: None  # type: ignore[method-assign]
+        step.move = lambda *_, **__: None  # type: ignore[method-assign]
         reported = float(step(*images_and_tokens(), 0, 1e-3).gradient_norm)
         norms.append((reported, float(torch.nn.utils.get_total_norm([p.grad for p in step._parameters]))))
     (free, same), (before, after) = norms

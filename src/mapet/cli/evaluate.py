@@ -62,7 +62,7 @@ def evaluate(
     work["with_random"] = random
     of_model: dict[str, Any] = {"model": model, "options": parse_options(option or [])}
     if is_transfer(titles):
-        return transfer(titles[0], backbone, data, root, download, settings, of_model, **work)
+        return transfer(titles[0], backbone, data, root, download, settings, **of_model, **work)
     opened = open_backbone(backbone, **of_model)
     results = run_evaluation(opened, data, protocols_of(titles, settings), **work)
     first = results[0]

@@ -111,12 +111,6 @@ class TrainingSettings(Section):
             raise ValueError("give either training.warmup_epochs or training.warmup_steps")
         return self
 
-    @model_validator(mode="after")
-    def _falling(self) -> Self:
-        if self.min_lr > self.lr:
-            raise ValueError(f"training.min_lr is {self.min_lr:g}, above training.lr, which is {self.lr:g}; lower it as well")
-        return self
-
 
 class Mechanics(Section):
     """How the work is done; never what is learned."""
@@ -152,6 +146,13 @@ class PretrainSettings(Section):
     tokenizer: TokenizerSettings = TokenizerSettings()
     training: TrainingSettings
     mechanics: Mechanics = Mechanics()
+
+    @model_validator(mode="after")
+    def _falling_rate(self) -> Self:
+        lowest, highest = self.training.min_lr, self.training.lr
+        if lowest > highest:
+            raise ValueError(f"training.min_lr is {lowest:g}, above training.lr, which is {highest:g}; lower it as well")
+        return self
 
     @property
     def science(self) -> dict[str, Any]:

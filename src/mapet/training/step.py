@@ -17,6 +17,7 @@ from mapet.objectives.base import Objective, ObjectiveOutput
 from mapet.objectives.masking import narrow_corruption
 from mapet.runtime.device import autocast
 from mapet.runtime.seeding import derive_seed, seeded_generator
+from mapet.training.guard import GuardedStep
 
 
 @dataclass(frozen=True)
@@ -36,15 +37,12 @@ class StepSums:
     gradient_norm: Tensor
 
 
-class TrainingStep:
+class TrainingStep(GuardedStep):
     """Applies optimizer steps to an objective.
-
-    Once a loss or gradient is not finite, `halted_at` holds that step and the optimizer no longer moves, decided on the device:
-    whoever reads `halted_at` later finds the weights as they were before that step.
 
     Args:
         objective: Trained in place.
-        optimizer: A fused optimizer, which skips its step where `found_inf` is set.
+        optimizer: A fused optimizer.
         settings: Of the run.
         device: Where objective and batches are.
     """
@@ -52,8 +50,8 @@ class TrainingStep:
     def __init__(
         self, objective: Objective, optimizer: torch.optim.Optimizer, settings: PretrainSettings, device: torch.device
     ) -> None:
-        self.objective, self.optimizer, self.settings, self.device = objective, optimizer, settings, device
-        self.halted_at = torch.full((), -1, dtype=torch.int64, device=device)
+        super().__init__(optimizer, device)
+        self.objective, self.settings = objective, settings
         self._parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
     def __call__(self, images: Tensor, token_ids: Tensor | None, step: int, learning_rate: float) -> StepSums:
@@ -64,7 +62,7 @@ class TrainingStep:
         sums = _add_up(outputs)
         gradient_norm = self._normalise_and_clip(sums["targets"])
         self.objective.before_move()
-        self._move(step, learning_rate, finite=torch.isfinite(sums["loss"]) & torch.isfinite(gradient_norm))
+        self.move(step, learning_rate, finite=torch.isfinite(sums["loss"]) & torch.isfinite(gradient_norm))
         metrics = {name: value for name, value in sums.items() if name not in ("loss", "targets")}
         return StepSums(sums["loss"], sums["targets"], metrics, gradient_norm)
 
@@ -107,15 +105,6 @@ class TrainingStep:
         if clip_norm is not None:
             torch.nn.utils.clip_grads_with_norm_(self._parameters, clip_norm, norm)
         return norm
-
-    def _move(self, step: int, learning_rate: float, finite: Tensor) -> None:
-        self.halted_at = torch.where((self.halted_at < 0) & ~finite, step, self.halted_at)
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
-        self.optimizer.grad_scale = None  # type: ignore[attr-defined]
-        self.optimizer.found_inf = (self.halted_at >= 0).float()  # type: ignore[attr-defined]
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
 
 
 def _add_up(outputs: list[ObjectiveOutput]) -> dict[str, Tensor]:

@@ -55,9 +55,3 @@ def make_optimizer(model: nn.Module, depth: int, settings: FineTuneSettings) -> 
     """Fused AdamW, which skips its step where `found_inf` is set."""
     groups = parameter_groups(model, depth, settings.layer_decay, settings.weight_decay)
     return torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, eps=settings.eps, fused=True)
-
-
-def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """The rate of a step, scaled for every layer."""
-    for group in optimizer.param_groups:
-        group["lr"] = rate * group["lr_scale"]

@@ -9,19 +9,18 @@ from torch.nn.functional import cross_entropy
 from mapet.compat import Mixup, RandomErasing, mixup_target
 from mapet.data.augmentation import seeded_everywhere
 from mapet.data.views import normalise
-from mapet.evaluation.finetuning.optim import set_rate
 from mapet.evaluation.finetuning.settings import FineTuneSettings
 from mapet.models.saved import BackboneRecipe
 from mapet.runtime.device import autocast
 from mapet.runtime.seeding import derive_seed
+from mapet.training.guard import GuardedStep
 from mapet.training.step import StepSums
 
 
-class FineTuneStep:
+class FineTuneStep(GuardedStep):
     """Applies optimizer steps to a classifier.
 
-    Mixing, erasing and drop path are functions of (seed, step). Once a loss or gradient is not finite, `halted_at` holds that step
-    and the optimizer no longer moves, decided on the device.
+    Mixing, erasing and drop path are functions of (seed, step).
 
     Args:
         model: Trained in place, in training mode.
@@ -39,8 +38,8 @@ class FineTuneStep:
         recipe: BackboneRecipe,
         device: torch.device,
     ) -> None:
-        self.model, self.optimizer, self.settings, self.recipe, self.device = model, optimizer, settings, recipe, device
-        self.halted_at = torch.full((), -1, dtype=torch.int64, device=device)
+        super().__init__(optimizer, device)
+        self.model, self.settings, self.recipe = model, settings, recipe
         self._parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         self._erase = RandomErasing(settings.erasing, mode="pixel", device=str(device))
         self._mixup = Mixup(
@@ -65,7 +64,7 @@ class FineTuneStep:
         inputs, targets = self.prepare(images, labels, step)
         loss = self._backward(inputs, targets)
         norm = self._clip()
-        self._move(step, learning_rate, finite=torch.isfinite(loss) & torch.isfinite(norm))
+        self.move(step, learning_rate, finite=torch.isfinite(loss) & torch.isfinite(norm))
         return StepSums(loss, torch.full_like(loss, len(inputs)), {}, norm)
 
     def prepare(self, images: Tensor, labels: Tensor, step: int) -> tuple[Tensor, Tensor]:
@@ -106,11 +105,3 @@ class FineTuneStep:
         if self.settings.clip_norm is not None:
             torch.nn.utils.clip_grads_with_norm_(self._parameters, self.settings.clip_norm, norm)
         return norm
-
-    def _move(self, step: int, learning_rate: float, finite: Tensor) -> None:
-        self.halted_at = torch.where((self.halted_at < 0) & ~finite, step, self.halted_at)
-        set_rate(self.optimizer, learning_rate)
-        self.optimizer.grad_scale = None  # type: ignore[attr-defined]
-        self.optimizer.found_inf = (self.halted_at >= 0).float()  # type: ignore[attr-defined]
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)

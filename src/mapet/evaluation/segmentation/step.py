@@ -13,13 +13,12 @@ from mapet.evaluation.segmentation.settings import SegmentSettings
 from mapet.models.saved import BackboneRecipe
 from mapet.runtime.device import autocast
 from mapet.runtime.seeding import derive_seed
+from mapet.training.guard import GuardedStep
 from mapet.training.step import StepSums
 
 
-class SegmentationStep:
+class SegmentationStep(GuardedStep):
     """Applies optimizer steps to a model.
-
-    Once a loss or gradient is not finite, `halted_at` holds that step and the optimizer no longer moves, decided on the device.
 
     Args:
         model: Trained in place.
@@ -37,8 +36,8 @@ class SegmentationStep:
         recipe: BackboneRecipe,
         device: torch.device,
     ) -> None:
-        self.model, self.optimizer, self.settings, self.recipe, self.device = model, optimizer, settings, recipe, device
-        self.halted_at = torch.full((), -1, dtype=torch.int64, device=device)
+        super().__init__(optimizer, device)
+        self.model, self.settings, self.recipe = model, settings, recipe
 
     def __call__(self, images: Tensor, labels: Tensor, step: int, learning_rate: float) -> StepSums:
         """Takes step number `step`.
@@ -63,17 +62,8 @@ class SegmentationStep:
         loss.backward()
         norm = torch.nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
         loss = loss.detach()
-        self._move(step, learning_rate, finite=torch.isfinite(loss) & torch.isfinite(norm))
+        self.move(step, learning_rate, finite=torch.isfinite(loss) & torch.isfinite(norm))
         return StepSums(loss, torch.ones_like(loss), {"pixel_accuracy": _accuracy(logits.detach(), classes)}, norm)
-
-    def _move(self, step: int, learning_rate: float, finite: Tensor) -> None:
-        self.halted_at = torch.where((self.halted_at < 0) & ~finite, step, self.halted_at)
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate * group["lr_scale"]
-        self.optimizer.grad_scale = None  # type: ignore[attr-defined]
-        self.optimizer.found_inf = (self.halted_at >= 0).float()  # type: ignore[attr-defined]
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
 
 
 def _accuracy(logits: Tensor, classes: Tensor) -> Tensor:
