@@ -45,6 +45,7 @@ from timm.data.transforms_factory import create_transform  # noqa: E402
 from timm.layers.attention import Attention  # noqa: E402
 from timm.layers.attention_pool import AttentionPoolLatent  # noqa: E402
 from timm.layers.layer_scale import LayerScale  # noqa: E402
+from timm.layers.pos_embed import resample_abs_pos_embed  # noqa: E402
 from timm.models import checkpoint_seq  # noqa: E402
 from timm.models.beit import Beit  # noqa: E402
 from timm.models.vision_transformer import Block, VisionTransformer  # noqa: E402
@@ -70,6 +71,7 @@ __all__ = [
     "import_torchvision",
     "mixup_target",
     "param_groups_weight_decay",
+    "resample_abs_pos_embed",
     "resolve_model_data_config",
     "timm",
 ]

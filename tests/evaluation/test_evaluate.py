@@ -13,10 +13,13 @@ from mapet.data.loader import UnreadableImages
 from mapet.data.sources import open_source
 from mapet.errors import DataError, MapetError, ModelError, SettingsError
 from mapet.evaluation import evaluate as module
+from mapet.evaluation.classes import check_same_classes
 from mapet.evaluation.evaluate import evaluate
 from mapet.evaluation.knn import KNN
 from mapet.evaluation.linear import LinearProbe
+from mapet.evaluation.presets import protocol_of
 from mapet.evaluation.subject import Subject
+from mapet.models.opened import open_backbone
 from mapet.models.saved import BackboneRecipe, load_backbone
 from mapet.runtime.run_directory import RunDirectory
 from mapet.training.trainer import Trainer
@@ -170,3 +173,45 @@ def test_a_damaged_backbone_is_refused(run: RunDirectory, tmp_path: Path, file: 
     (tmp_path / file).write_bytes(content)
     with pytest.raises(MapetError, match=r"damaged|not what was written"):
         load_backbone(tmp_path)
+
+
+def test_results_of_another_backbone_are_not_written_over(run: RunDirectory, tmp_path: Path) -> None:
+    opened = open_backbone(run.path)
+    evaluate(opened, None, [KNN()], device=CPU, folder=tmp_path, with_random=False)
+    evaluate(opened, None, [KNN()], device=CPU, folder=tmp_path, with_random=False)
+    (kept,) = tmp_path.glob("knn-*.json")
+    before = kept.read_text()
+    with pytest.raises(SettingsError, match=r"is the result of .*, and another is to be judged"):
+        evaluate(dataclasses.replace(opened, title="another"), None, [KNN()], device=CPU, folder=tmp_path, with_random=False)
+    assert kept.read_text() == before
+
+
+def test_a_place_for_results_is_asked_for_before_any_work(run: RunDirectory, tmp_path: Path) -> None:
+    nowhere = dataclasses.replace(open_backbone(run.path), run=None, title="random:vit")
+    with pytest.raises(SettingsError, match="finetune:short trains a model of its own, and random:vit is no run directory"):
+        evaluate(nowhere, LOCATION, [protocol_of("finetune")], device=CPU)
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(SettingsError, match="is a file, and results are kept in a folder"):
+        evaluate(nowhere, LOCATION, [KNN()], device=CPU, folder=tmp_path / "file")
+
+
+def test_lists_of_training_and_test_images_number_classes_alike(tmp_path: Path) -> None:
+    write_images(tmp_path, "a.png b.png c.png")
+    (tmp_path / "train.csv").write_text("path,label\na.png,ant\nb.png,bee\nc.png,cat\n")
+    (tmp_path / "test.csv").write_text("path,label\nb.png,bee\nc.png,cat\n")
+    train, test = KNN().open_data(str(tmp_path / "{train,test}.csv"))
+    assert train.classes == test.classes == ("ant", "bee", "cat")
+    assert test.labels.tolist() == [1, 2]
+
+
+def test_lists_of_other_classes_are_refused() -> None:
+    train, test = (open_source(LOCATION, split) for split in ("train", "test"))
+    train.classes, test.classes = ("dark", "bright"), ("bright", "dark")
+    with pytest.raises(DataError, match=r"different lists of classes .* in another order"):
+        check_same_classes(train, test)
+
+
+def test_images_with_masks_are_for_another_command(run: RunDirectory, tmp_path: Path) -> None:
+    write_images(tmp_path / "data", " ".join(f"{part}/{n}.png" for part in ("images", "annotations") for n in range(20)))
+    with pytest.raises(DataError, match=r"images with masks, not classes\. Judge with `mapet evaluate segment`"):
+        evaluate(run, str(tmp_path / "data"), [KNN()], device=CPU)

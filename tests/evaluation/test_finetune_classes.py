@@ -8,8 +8,8 @@ import pytest
 
 from mapet.data.sources import subset
 from mapet.errors import DataError
+from mapet.evaluation.classes import check_complete, check_same_classes
 from mapet.evaluation.finetune import FineTune
-from mapet.evaluation.finetuning.classes import check_classes
 from tests.data.images import write_images
 from tests.training.tiny import LOCATION, TinyImages
 
@@ -52,27 +52,27 @@ def labelled(labels: list[int], classes: tuple[str, ...] | None) -> TinyImages:
 def test_a_listed_class_without_training_images_is_refused() -> None:
     train, test = labelled([0, 2, 2], ("cat", "dog", "emu")), labelled([0, 1, 2], ("cat", "dog", "emu"))
     with pytest.raises(DataError, match=r"1 of 3 classes have no training images in .*: dog\. Add images, or remove"):
-        check_classes(train, test)
+        check_complete(train, test)
 
 
 def test_class_numbers_with_a_gap_are_refused() -> None:
     with pytest.raises(DataError, match=r"1 of 3 classes have no training images in .*: number 1\..*from 0 without gaps"):
-        check_classes(labelled([0, 2, 2], None), labelled([0, 2], None))
+        check_complete(labelled([0, 2, 2], None), labelled([0, 2], None))
 
 
 def test_test_labels_that_training_lacks_are_refused() -> None:
     with pytest.raises(DataError, match=r"1 of 3 classes have no training images in .*: number 2"):
-        check_classes(labelled([0, 1], ("cat", "dog")), labelled([0, 1, 2], ("cat", "dog")))
+        check_complete(labelled([0, 1], ("cat", "dog")), labelled([0, 1, 2], ("cat", "dog")))
 
 
 def test_another_order_of_classes_is_refused() -> None:
     with pytest.raises(DataError, match=r"different lists of classes \(2 and 2\): in another order"):
-        check_classes(labelled([0, 1], ("cat", "dog")), labelled([0, 1], ("dog", "cat")))
+        check_same_classes(labelled([0, 1], ("cat", "dog")), labelled([0, 1], ("dog", "cat")))
     with pytest.raises(DataError, match=r"\(2 and 3\): emu\. Use the same names in both"):
-        check_classes(labelled([0, 1], ("cat", "dog")), labelled([0, 1], ("cat", "dog", "emu")))
+        check_same_classes(labelled([0, 1], ("cat", "dog")), labelled([0, 1], ("cat", "dog", "emu")))
 
 
 def test_a_held_out_part_may_lack_a_class_by_chance(capsys) -> None:
     whole = labelled([0, 1, 2, 0, 1], ("cat", "dog", "emu"))
-    check_classes(subset(whole, range(3)), subset(whole, [3, 4]))
+    check_complete(subset(whole, range(3)), subset(whole, [3, 4]))
     assert "1 of 3 classes have no test images by chance: emu" in capsys.readouterr().err

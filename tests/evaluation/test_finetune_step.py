@@ -63,7 +63,9 @@ def test_micro_batches_change_nothing() -> None:
     whole, parts = (step_of(quick(drop_path=0.0, micro_batch=size)) for size in (None, 3))
     norms = [step(IMAGES, LABELS, 0, 0.0).gradient_norm for step in (whole, parts)]
     torch.testing.assert_close(*norms, rtol=1e-5, atol=0)
-    assert quick(micro_batch=3).hash == quick().hash != quick(batch_size=4).hash
+    still, drawing = {"drop_path": 0.0}, {"drop_path": 0.1}
+    assert quick(micro_batch=3, **still).hash == quick(**still).hash != quick(batch_size=4, **still).hash
+    assert quick(micro_batch=3, **drawing).hash != quick(**drawing).hash, "drop path draws for every part anew"
 
 
 def test_mixup_is_a_weighted_mean_of_images_and_labels() -> None:

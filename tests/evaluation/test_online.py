@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from mapet.data.sources import sample_keys, subset
-from mapet.errors import DataError, SettingsError
+from mapet.errors import DataError, SettingsError, UnreadableImageError
 from mapet.evaluation import online
 from mapet.evaluation.online import OnlineProbe, probe_parts
 from mapet.evaluation.presets import protocol_of
@@ -111,6 +111,21 @@ def test_of_many_images_some_are_taken_the_same_whatever_their_order(monkeypatch
     others = probe_parts(subset(source, range(199, -1, -1)))
     for one, other in zip(parts, others, strict=True):
         assert {*sample_keys(one)} == {*sample_keys(other)}
+
+
+def test_files_that_cannot_be_opened_are_passed_over() -> None:
+    source = TinyImages("tiny", 60, seed=5)
+    read = source.read
+
+    def lost(index: int) -> bytes:
+        if index == 3:
+            raise UnreadableImageError("the file cannot be opened")
+        return read(index)
+
+    source.read = lost  # type: ignore[method-assign]
+    parts = probe_parts(source)
+    assert sum(map(len, parts)) == 59
+    assert "" not in {*sample_keys(parts[0]), *sample_keys(parts[1])}
 
 
 class Unlabelled(TinyImages):

@@ -309,16 +309,31 @@ def test_other_timm_models_are_fed_as_timm_says(tmp_path: Path) -> None:
 
 
 def test_a_saved_model_is_opened_by_its_folder(tmp_path: Path) -> None:
-    recipe = BackboneRecipe("vit_tiny_patch16_224", {**TINY, "num_classes": 5, "global_pool": "avg"}, 32, (0.5,) * 3, (0.2,) * 3, 0)
+    options = {**TINY, "num_classes": 5, "global_pool": "avg"}
+    recipe = BackboneRecipe("vit_tiny_patch16_224", options, 32, (0.5,) * 3, (0.2,) * 3, 0, crop_fraction=0.875)
     save_backbone(tmp_path / "model", recipe, recipe.build())
     classifier = load_classifier(tmp_path / "model")
-    assert (classifier.classes, classifier.preprocessing) == (5, Preprocessing(32, mean=recipe.mean, std=recipe.std))
+    assert (classifier.classes, classifier.preprocessing) == (5, Preprocessing(32, 0.875, mean=recipe.mean, std=recipe.std))
     with pytest.raises(ModelError, match="images of 32 pixels and 5 classes"):
         load_classifier(tmp_path / "model", ModelChoice(classes=10))
     bare = BackboneRecipe("vit_tiny_patch16_224", {**TINY, "num_classes": 0}, 32, (0.5,) * 3, (0.2,) * 3, 0)
     save_backbone(tmp_path / "bare", bare, bare.build())
     with pytest.raises(ModelError, match="a backbone without a classifier"):
         load_classifier(tmp_path / "bare")
+
+
+def test_a_saved_model_knows_which_output_is_which_class(tmp_path: Path) -> None:
+    folder = images_of(tmp_path / "val")
+    names = sorted(path.name for path in folder.iterdir())
+    recipe = BackboneRecipe("vit_tiny_patch16_224", {**TINY, "num_classes": len(names)}, 32, (0.5,) * 3, (0.2,) * 3, 0)
+    save_backbone(tmp_path / "model", recipe, recipe.build())
+    shares = []
+    for order in (names, names[::-1]):
+        (tmp_path / "classes.json").write_text(json.dumps(order))
+        classifier = load_classifier(tmp_path / "model")
+        assert classifier.names == tuple(order)
+        shares.append(head_numbers(validation_images(str(folder)), len(names), classifier.names).tolist())
+    assert shares == [[*range(len(names))], [*range(len(names))][::-1]]
 
 
 def test_unreadable_images_are_not_counted(checkpoint: Path, tmp_path: Path) -> None:

@@ -194,6 +194,15 @@ def test_warnings_are_said_once_and_withdrawn_and_forgotten_with_the_steps_behin
     assert [line["step"] for line in read_warnings(again.run_directory)] == [1]
 
 
+def test_a_fault_that_comes_back_is_said_again(tmp_path: Path, store, capsys) -> None:
+    watch = Watch([], tiny_trainer(tmp_path, store, tiny_settings()))
+    for step, message in enumerate(["bad", "bad", None, None, "bad", "bad"], 1):
+        watch._judge(step, "odd", message)
+    lines = read_warnings(watch.run)
+    assert [(line["step"], line["message"]) for line in lines] == [(1, "bad"), (3, None), (5, "bad")]
+    assert [line["name"] for line in standing_warnings(lines)] == ["odd"]
+
+
 def test_the_floor_of_stored_tokens(store) -> None:
     counts = count_stored(store, tiny_source())
     naive = np.zeros((16, VOCAB), int)

@@ -69,3 +69,5 @@ def evaluate(
     print(f"{first.data}: {first.train_images} training and {first.test_images} test images, {first.classes} classes")
     for result in results:
         print(result.line())
+    if kept := out or (opened.run.evaluations if opened.run else None):
+        print(f"Kept in {kept}")

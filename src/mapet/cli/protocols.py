@@ -7,15 +7,25 @@ from typing import Annotated
 import typer
 
 
-def protocols(name: Annotated[str | None, typer.Argument(help="Print the presets of this protocol in full.")] = None) -> None:
+def protocols(
+    name: Annotated[str | None, typer.Argument(help="Print this one, or all settings of NAME:PRESET.")] = None,
+) -> None:
     """List the protocols with the hash of every preset, or print one: its settings and where they come from."""
     from mapet.evaluation.presets import PROTOCOLS, preset_text, presets_of, protocol_of
 
+    if name is not None and ":" in name:
+        chosen = protocol_of(name)
+        print(f"# {chosen.title}, protocol {chosen.hash}")
+        for setting, value in chosen.describe().items():
+            print(f"{setting}: {value}")
+        return
     if name is not None:
         print(preset_text(name), end="")
+        print(f"# With the settings that are not named here: mapet protocols {name}:{next(iter(presets_of(name)))}")
         return
     for protocol in PROTOCOLS:
         print(f"{protocol:12} {preset_text(protocol).splitlines()[0].lstrip('# ')}")
         for preset in presets_of(protocol):
             chosen = protocol_of(f"{protocol}:{preset}")
             print(f"    {chosen.title:28} protocol {chosen.hash}")
+    print("On several data sets: mapet evaluate transfer:PROTOCOL BACKBONE cars,food101 --root FOLDER")

@@ -24,12 +24,13 @@ class ListedImages:
     Args:
         listing: The CSV file.
         location: What the user gave, for messages; the file by default.
+        classes: Names to number labels by, such as those of the training images; by default those of labels.txt, or its own.
 
     Raises:
         DataError: No readable CSV, no column of paths, a row without a path, or labels that do not fit.
     """
 
-    def __init__(self, listing: Path, location: str | None = None) -> None:
+    def __init__(self, listing: Path, location: str | None = None, classes: tuple[str, ...] | None = None) -> None:
         self._folder = listing.parent
         self.location = location or str(listing)
         columns = _read_columns(listing)
@@ -43,7 +44,7 @@ class ListedImages:
         if "" in self._files or not self._files:
             row = f"row {self._files.index('') + 1} has no {path}" if self._files else "it has no rows"
             raise DataError(f"{listing} must name an image file in every row below the first line; {row}.")
-        self.classes = listed_classes(self._folder) if LABEL_COLUMN in columns else None
+        self.classes = classes or listed_classes(self._folder) if LABEL_COLUMN in columns else None
         self.labels: np.ndarray | None = None
         if LABEL_COLUMN in columns:
             self.labels, self.classes = number_labels(columns[LABEL_COLUMN], self.classes, self.describe)

@@ -92,7 +92,7 @@ def _open_files(files: Sequence[Path], location: str, classes: tuple[str, ...] |
     if all(file.suffix.lower() == ".parquet" for file in files):
         return ParquetImages(files, location)
     if len(files) == 1 and files[0].suffix.lower() == ".csv":
-        return ListedImages(files[0], location)
+        return ListedImages(files[0], location, classes)
     what = "is a single file" if len(files) == 1 else f"and the other {len(files) - 1} files are not all tars or all Parquet"
     raise DataError(f"{files[0]} {what}. Give the folder that holds the images, .tar or .parquet files, or one .csv file.")
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cache
 from typing import Protocol
 
 import numpy as np
@@ -118,8 +119,14 @@ def normalise(images: Tensor, mean: tuple[float, ...] = IMAGENET_MEAN, std: tupl
         (B, 3, H, W) float32, or the float type that was given.
     """
     scaled = images.float() / 255 if images.dtype == torch.uint8 else images
-    means, stds = scaled.new_tensor(mean).view(-1, 1, 1), scaled.new_tensor(std).view(-1, 1, 1)
-    return (scaled - means) / stds
+    return (scaled - _channels(tuple(mean), scaled.dtype, scaled.device)) / _channels(tuple(std), scaled.dtype, scaled.device)
+
+
+@cache
+def _channels(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """(C, 1, 1), copied to the device once: every copy from the host would wait for the device."""
+    with torch.inference_mode(False):  # whoever asks first, it serves training too
+        return torch.tensor(values, dtype=dtype, device=device).view(-1, 1, 1)
 
 
 def _positive(size: int) -> int:

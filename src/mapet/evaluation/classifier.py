@@ -26,6 +26,7 @@ from mapet.models.contents import listing
 from mapet.models.saved import load_backbone
 from mapet.models.weights import join_qkv, load_strictly
 from mapet.runtime.files import sha256
+from mapet.runtime.run_directory import read_json
 
 # Names of the release, and timm's for the same architecture.
 PUBLISHED = {f"vit_standard_{size}_patch16_224": f"vit_{size}_patch16_224" for size in ("tiny", "small", "base")}
@@ -44,6 +45,7 @@ class Classifier:
         classes: Outputs of its head.
         checkpoint: The file or folder.
         sha256: Of the weights' file.
+        names: Of its outputs, in order, where they are known.
     """
 
     model: nn.Module
@@ -52,6 +54,7 @@ class Classifier:
     classes: int
     checkpoint: Path
     sha256: str
+    names: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -90,7 +93,7 @@ def load_classifier(checkpoint: Path | str, choice: ModelChoice | None = None, *
     weights, digest = read_weights(path, use_ema=use_ema), sha256(path)
     published = any(name.endswith(".attn.q.weight") for name in weights)
     weights = join_qkv(weights)
-    name = choice.name or _recognise(weights, path)
+    name = choice.name or _recognise(weights, path, published)
     timm_name = PUBLISHED.get(name, name)
     if not timm.is_model(timm_name):
         raise ModelError(f"There is no model '{name}'. {nearest(name, [*PUBLISHED, *timm.list_models('vit_*')])}")
@@ -137,14 +140,16 @@ def _saved_classifier(path: Path, choice: ModelChoice) -> Classifier:
             f"{path} was made for images of {recipe.image_size} pixels and {model.num_classes} classes. Leave out --img-size and "
             "--num-classes."
         )
-    preprocessing = Preprocessing(recipe.image_size, mean=recipe.mean, std=recipe.std)
+    preprocessing = Preprocessing(recipe.image_size, recipe.crop_fraction, mean=recipe.mean, std=recipe.std)
     digest = sha256(path / "weights.safetensors")
-    return Classifier(model.requires_grad_(False), choice.name or recipe.name, preprocessing, model.num_classes, path, digest)
+    names = tuple(read_json(path.parent / "classes.json")) if (path.parent / "classes.json").is_file() else None
+    name = choice.name or recipe.name
+    return Classifier(model.requires_grad_(False), name, preprocessing, model.num_classes, path, digest, names)
 
 
-def _recognise(weights: Mapping[str, Tensor], path: Path) -> str:
-    """The name of the release whose width, depth and patch these weights have."""
-    found = vit_facts(weights)
+def _recognise(weights: Mapping[str, Tensor], path: Path, published: bool) -> str:
+    """The name of the release whose names (q and kv apart), width, depth and patch these weights have."""
+    found = vit_facts(weights) if published else None
     name = next((name for name in PUBLISHED if _published_facts(name) == found), None) if found else None
     if name is None:
         raise ModelError(

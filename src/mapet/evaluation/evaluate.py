@@ -18,7 +18,7 @@ from mapet.evaluation.subject import Subject
 from mapet.models.opened import OpenedBackbone, open_backbone
 from mapet.runtime.files import write_json
 from mapet.runtime.progress import say
-from mapet.runtime.run_directory import RunDirectory
+from mapet.runtime.run_directory import RunDirectory, read_json
 
 
 def evaluate(
@@ -50,8 +50,11 @@ def evaluate(
     opened = open_backbone(judged.path) if isinstance(judged, RunDirectory) else judged
     folder = folder or (opened.run.evaluations if opened.run else None)
     location = data or _own_data(opened)
+    _check_folder(folder, protocols, opened)
     unreadable = UnreadableImages(max_unreadable)
     judges = _Judges(opened, location, {"device": device, "workers": workers, "unreadable": unreadable})
+    if folder is not None and not (opened.run and folder == opened.run.evaluations):
+        _refuse_others(folder, [protocol.stem(location) for protocol in protocols], opened.title)
     results = []
     for protocol in protocols:
         random = protocol.with_random if with_random is None else with_random
@@ -62,6 +65,25 @@ def evaluate(
     if unreadable.summary():
         say(unreadable.summary())
     return results
+
+
+def _check_folder(folder: Path | None, protocols: Sequence[Protocol], opened: OpenedBackbone) -> None:
+    """Refuses, before any work, a file in place of a folder, and a long training whose model nobody would keep."""
+    if folder is not None and folder.is_file():
+        raise SettingsError(f"--out {folder} is a file, and results are kept in a folder. Give another.")
+    training = next((protocol for protocol in protocols if protocol.keeps_model), None)
+    if folder is None and training is not None:
+        raise SettingsError(
+            f"{training.title} trains a model of its own, and {opened.title} is no run directory that could keep it. "
+            "Give --out FOLDER."
+        )
+
+
+def _refuse_others(folder: Path, stems: Sequence[str], title: str) -> None:
+    """Refuses to write over the results of another backbone."""
+    for path in (folder / f"{stem}.json" for stem in stems):
+        if path.is_file() and (before := read_json(path).get("backbone")) != title:
+            raise SettingsError(f"{path} is the result of {before}, and {title} is to be judged. Give another --out.")
 
 
 def _own_data(opened: OpenedBackbone) -> str:
@@ -82,7 +104,7 @@ class _Judges:
         began = time.perf_counter()
         train, test = self._open(protocol)
         kept = folder / protocol.stem(self._location) if folder is not None else None
-        found = self._judge(protocol, "pre-trained", kept)
+        found = self._judge(protocol, "untrained" if self._opened.untrained else "pre-trained", kept)
         random = self._judge(protocol, "random", kept and kept / "random") if with_random else None
         metric = getattr(test, "metric", protocol.metric)
         return Result(

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from mapet.data.sources import ImageSource
-from mapet.evaluation.finetuning.classes import check_classes
+from mapet.evaluation.classes import check_complete
 from mapet.evaluation.finetuning.settings import FineTuneSettings
 from mapet.evaluation.finetuning.training import FineTuning
 from mapet.evaluation.protocol import Findings
@@ -30,11 +30,12 @@ class FineTune(FineTuneSettings):
 
     name: ClassVar[str] = "finetune"
     with_random: ClassVar[bool] = False
+    keeps_model: ClassVar[bool] = True
 
     def open_data(self, location: str) -> tuple[ImageSource, ImageSource]:
         """Images to train on and images to be judged on, of the same classes."""
         train, test = super().open_data(location)
-        check_classes(train, test)
+        check_complete(train, test)
         return train, test
 
     def judge(self, subject: Subject) -> Findings:

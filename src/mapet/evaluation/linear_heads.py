@@ -92,14 +92,14 @@ class LinearHeads(nn.Module):
             features: (n, L, D).
             labels: (n,) int64.
         """
-        right = torch.zeros(self.layers, len(self.rates), dtype=torch.float64, device=features.device)
+        right = torch.zeros(self.layers, len(self.rates), dtype=torch.float64)
         losses = torch.zeros_like(right)
         for rows, answers in zip(features.split(_CHUNK), labels.split(_CHUNK), strict=True):
             scores = self(rows)
             expected = answers[:, None, None].expand(scores.shape[:-1])
             finite = scores.isfinite().all(dim=-1)
-            right += ((scores.argmax(dim=-1) == expected) & finite).sum(dim=0)
-            losses += cross_entropy(scores.movedim(-1, 1), expected, reduction="none").double().sum(dim=0)
+            right += ((scores.argmax(dim=-1) == expected) & finite).sum(dim=0).cpu()
+            losses += cross_entropy(scores.movedim(-1, 1), expected, reduction="none").cpu().double().sum(dim=0)
         return right / len(labels), losses / len(labels)
 
     @torch.no_grad()

@@ -18,7 +18,7 @@ def accuracies(scores: Tensor, labels: Tensor, num_classes: int) -> dict[str, fl
         `top1`; `top5`, among the five likeliest (all classes where there are fewer); `mean_per_class`, the mean over the classes
         that occur of the share found in each.
     """
-    best = scores.topk(min(5, scores.shape[1]), dim=1).indices
+    best, labels = scores.topk(min(5, scores.shape[1]), dim=1).indices.cpu(), labels.cpu()
     found = best == labels[:, None]
     right = found[:, 0].double()
     counts = torch.bincount(labels, minlength=num_classes)

@@ -17,7 +17,7 @@ import numpy as np
 from mapet.config.settings import PretrainSettings
 from mapet.data.loader import UnreadableImages
 from mapet.data.sources import ImageSource, subset
-from mapet.errors import DataError
+from mapet.errors import DataError, MapetError
 from mapet.evaluation.presets import protocol_of
 from mapet.evaluation.protocol import Protocol
 from mapet.evaluation.subject import Subject, check_labels
@@ -71,7 +71,11 @@ class OnlineProbe(Monitor):
         if not due:
             return Observation()
         began = time.perf_counter()
-        figures = self._judge(moment.step)
+        try:
+            figures = self._judge(moment.step)
+        except MapetError as error:
+            say(f"No probe at step {moment.step}: {error}")
+            return Observation()
         seconds = time.perf_counter() - began
         told = ", ".join(f"{name} {100 * figure:.1f} %" for name, figure in figures.items())
         say(
@@ -105,7 +109,9 @@ def probe_parts(source: ImageSource) -> tuple[ImageSource, ImageSource]:
         DataError: They are too few for both.
     """
     keys = image_keys(source)
-    chosen = np.sort(np.argsort(np.array([key[16:] for key in keys]), kind="stable")[:PROBED_IMAGES])
+    readable = np.array([index for index, key in enumerate(keys) if not key.startswith("?")], np.int64)
+    order = np.argsort(np.array([keys[index][16:] for index in readable], str), kind="stable")
+    chosen = np.sort(readable[order[:PROBED_IMAGES]])
     held_out = np.array([int(keys[index][8:16], 16) < HELD_OUT_SHARE * 2**32 for index in chosen], bool)
     if held_out.all() or not held_out.any():
         raise DataError(

@@ -31,6 +31,8 @@ PROTOCOLS: Registry[type[Protocol]] = Registry(
 
 def preset_text(name: str) -> str:
     """The YAML file of the protocol `name`: its presets, and in comments where their settings come from."""
+    if name == "transfer":
+        raise SettingsError("A transfer is a protocol on several data sets, alone: mapet evaluate transfer:PROTOCOL BACKBONE SETS")
     if name not in PROTOCOLS:
         raise SettingsError(f"There is no protocol called '{name}'. {nearest(name, PROTOCOLS)}")
     return (files("mapet.evaluation") / "protocols" / f"{name}.yaml").read_text(encoding="utf-8")

@@ -8,8 +8,9 @@ from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar
 
-from mapet.data.sources import ImageSource, open_splits
+from mapet.data.sources import ImageSource, absolute_location, open_splits
 from mapet.errors import SettingsError, nearest
+from mapet.evaluation.classes import check_same_classes
 from mapet.evaluation.subject import POOLS, Subject, check_labels, count_classes
 
 METRICS = {"top1": "top-1", "top5": "top-5", "mean_per_class": "mean per class", "miou": "mIoU"}
@@ -39,6 +40,7 @@ class Protocol(ABC):
     Attributes:
         metric: The figure that counts, unless the data set has a convention of its own.
         pools: Whether `pool` means anything to it.
+        keeps_model: Whether it trains for long and leaves a model, so that there must be a place to keep it.
 
     Raises:
         SettingsError: A setting has a value that is not allowed.
@@ -48,6 +50,7 @@ class Protocol(ABC):
     version: ClassVar[int] = 1
     metric: ClassVar[str] = "top1"
     pools: ClassVar[bool] = True
+    keeps_model: ClassVar[bool] = False
 
     pool: str = "mean"
     preset: str = field(default="", compare=False)
@@ -80,7 +83,7 @@ class Protocol(ABC):
 
     def stem(self, data: str) -> str:
         """The name under which results on `data` are kept: another protocol or other data, another name."""
-        digits = hashlib.sha256(data.encode(errors="surrogateescape")).hexdigest()[:8]
+        digits = hashlib.sha256(absolute_location(data).encode(errors="surrogateescape")).hexdigest()[:8]
         return "-".join([self.name, *([self.pool] if self.pools else []), self.hash, digits])
 
     def open_data(self, location: str) -> tuple[ImageSource, ImageSource]:
@@ -92,6 +95,7 @@ class Protocol(ABC):
         train, test = open_splits(location)
         check_labels(train)
         check_labels(test)
+        check_same_classes(train, test)
         return train, test
 
     def count_classes(self, train: ImageSource, test: ImageSource) -> int:

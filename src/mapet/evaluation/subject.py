@@ -139,6 +139,11 @@ def check_labels(source: ImageSource) -> None:
     Raises:
         DataError: Says how to give labels.
     """
+    if source.classes and {"images", "annotations"} <= set(source.classes):
+        raise DataError(
+            f"{source.location} has images/ and annotations/: images with masks, not classes. Judge with `mapet evaluate segment`, "
+            "or give a folder with one folder a class."
+        )
     classes = 0 if source.labels is None else len(set(source.labels.tolist()))
     if classes < 2:
         raise DataError(

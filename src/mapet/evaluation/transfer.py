@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from mapet.data.named_sets import NAMED_SETS, named_location, open_named
+from mapet.data.sources import SOURCES
 from mapet.errors import SettingsError, nearest
 from mapet.evaluation.evaluate import evaluate
 from mapet.evaluation.protocol import METRICS, Protocol, Result
@@ -30,7 +31,7 @@ def transfer_locations(names: Sequence[str], root: str | Path | None, *, downloa
     locations = {}
     for name in dict.fromkeys(names):
         if name not in NAMED_SETS:
-            if not name or (":" not in name and not Path(name).exists()):
+            if not name or (":" not in name and name not in SOURCES and not Path(name).exists()):
                 raise SettingsError(f"There is no data set and no folder '{name}'. {nearest(name, NAMED_SETS)}")
             locations[name] = name
             continue

@@ -116,7 +116,7 @@ def validate(
     Args:
         classifier: As `load_classifier` gives it; moved to `device`.
         source: Labelled images.
-        class_map: See `head_numbers`.
+        class_map: See `head_numbers`; by default the names that the classifier was saved with.
         preprocessing: By default the classifier's own.
         batch_size: Images a forward pass.
         device: Where to compute.
@@ -129,7 +129,7 @@ def validate(
         FailedRunError: A score is not a number.
     """
     began = time.perf_counter()
-    numbers = head_numbers(source, classifier.classes, class_map)
+    numbers = head_numbers(source, classifier.classes, class_map or classifier.names)
     preprocessing = preprocessing or classifier.preprocessing
     unreadable = UnreadableImages() if unreadable is None else unreadable
     counter = _Counter(classifier, preprocessing, torch.from_numpy(numbers), device, precision)
@@ -182,6 +182,8 @@ class _Counter:
 
     def shares(self, images: int) -> tuple[float, float]:
         """Top-1 and top-5 over `images` images."""
+        if not images:
+            raise DataError("None of the images could be read, so that there is nothing to judge by.")
         top1, top5, finite = self._sums.tolist()
         if finite != images:
             raise FailedRunError(

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from mapet.compat import VisionTransformer, timm
+from mapet.compat import VisionTransformer, resample_abs_pos_embed, timm
 from mapet.errors import ModelError
 from mapet.models.architecture import Architecture, timm_name, timm_options
 from mapet.models.backbone import grid_size, image_size
@@ -179,7 +179,7 @@ def _resized(name: str, value: Tensor, backbone: VisionTransformer, found: Archi
     own, grid = backbone.state_dict()[name], grid_size(backbone)
     if name == "pos_embed" and value.shape[2] == own.shape[2]:
         prefix = found.prefix_positions
-        return timm.layers.pos_embed.resample_abs_pos_embed(value, list(grid), _found_grid(found, options), prefix, antialias=False)
+        return resample_abs_pos_embed(value, list(grid), _found_grid(found, options), prefix, antialias=False)
     if name.endswith("relative_position_bias_table") and value.shape[1] == own.shape[1]:
         rows, columns = _found_grid(found, options)
         return resize_relative_positions(value, (rows, columns), grid)

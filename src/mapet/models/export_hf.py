@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from math import floor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -218,7 +219,7 @@ def _processor(opened: OpenedBackbone) -> dict[str, Any]:
         "image_processor_type": "BitImageProcessor",
         "do_convert_rgb": True,
         "do_resize": True,
-        "size": {"shortest_edge": size},
+        "size": {"shortest_edge": floor(size / recipe.crop_fraction)},
         "resample": _BICUBIC,
         "do_center_crop": True,
         "crop_size": {"height": size, "width": size},

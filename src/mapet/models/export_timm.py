@@ -30,7 +30,7 @@ def write(opened: OpenedBackbone, folder: Path) -> Written:
         "input_size": [3, *image_size(backbone)],
         "fixed_input_size": True,
         "interpolation": "bicubic",
-        "crop_pct": 1.0,
+        "crop_pct": recipe.crop_fraction,
         "crop_mode": "center",
         "mean": list(recipe.mean),
         "std": list(recipe.std),

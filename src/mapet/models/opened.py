@@ -75,9 +75,11 @@ def open_backbone(address: str | Path, *, model: str | None = None, options: Map
         return _converted(_without_wrapper(state_dict_of(path)), text, model, options or {})
     if path.is_dir() and not (path / "model.json").is_file() and is_hugging_face(path):
         return _of_hugging_face(path, text, model, options or {})
-    _refuse(model, text)
     if not path.exists():
         raise ModelError(f"There is no backbone at {path}. Give {ADDRESSES}.")
+    _refuse(model, text)
+    if (path / "tokenizer.json").is_file():
+        raise ModelError(f"{path} is a tokenizer, not a backbone. What it is worth: mapet evaluate tokens {path} DATA")
     if (path / "config.json").is_file() and not (path / "model.json").is_file():
         run = RunDirectory.existing(path)
         return OpenedBackbone(*load_backbone(run.backbone), title=text, run=run)

@@ -32,6 +32,7 @@ class BackboneRecipe:
         mean: Per channel, subtracted from images in [0, 1].
         std: Per channel, divided by.
         seed: Of the run, from which its random initialisation was drawn.
+        crop_fraction: Share of the shorter side that it is judged on: the central square of an image, or less of it.
     """
 
     name: str
@@ -40,6 +41,7 @@ class BackboneRecipe:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     seed: int
+    crop_fraction: float = 1.0
 
     def build(self, **options: Any) -> VisionTransformer:
         """The backbone at its random initialisation, a function of `seed` alone."""

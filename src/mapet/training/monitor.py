@@ -84,6 +84,7 @@ class Watch:
             write_text(warnings_file(self.run), "".join(json.dumps(line) + "\n" for line in kept))
         self._said = {line["name"] for line in kept}
         self._standing = {line["name"] for line in standing_warnings(kept)}
+        self._withdrawn = {line["name"] for line in kept if line["message"] is None}
         for monitor in monitors:
             monitor.begin(trainer)
 
@@ -103,7 +104,8 @@ class Watch:
         return scalars
 
     def _judge(self, step: int, name: str, message: str | None) -> None:
-        if message is not None and name not in self._said:
+        again = name in self._withdrawn and name not in self._standing
+        if message is not None and (name not in self._said or again):
             say(f"WARNING at step {step}: {message}")
             self._keep({"step": step, "name": name, "message": message})
             self._said.add(name)
@@ -112,6 +114,7 @@ class Watch:
             say(f"At step {step} the warning '{name}' no longer holds.")
             self._keep({"step": step, "name": name, "message": None})
             self._standing.remove(name)
+            self._withdrawn.add(name)
 
     def _keep(self, line: dict[str, Any]) -> None:
         path = warnings_file(self.run)

@@ -76,7 +76,7 @@ def test_positions_are_resized_to_the_crop_and_the_backbone_stays_as_it_is(kind:
     assert all(torch.equal(value, before[name]) for name, value in backbone.state_dict().items())
     if absolute:
         grid = backbone.pos_embed[:, 1:].reshape(1, 4, 4, 16).permute(0, 3, 1, 2)
-        larger = nn.functional.interpolate(grid, (8, 8), mode="bicubic", antialias=True, align_corners=False)
+        larger = nn.functional.interpolate(grid, (8, 8), mode="bicubic", antialias=False, align_corners=False)
         torch.testing.assert_close(trained.pos_embed[:, 1:], larger.permute(0, 2, 3, 1).reshape(1, 64, 16))
         torch.testing.assert_close(trained.pos_embed[:, :1], backbone.pos_embed[:, :1])
     else:

@@ -6,8 +6,6 @@ With the class token, that norm stays. Facts: the released code's loader (golden
 
 from __future__ import annotations
 
-import copy
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, cast
@@ -19,6 +17,7 @@ from mapet.compat import VisionTransformer
 from mapet.errors import ModelError, SettingsError
 from mapet.evaluation.finetuning.settings import FineTuneSettings
 from mapet.evaluation.subject import Subject
+from mapet.models.positions import at_image_size
 from mapet.models.saved import BackboneRecipe
 from mapet.models.weights import load_strictly
 from mapet.runtime.seeding import seeded_generator
@@ -95,7 +94,7 @@ def classifier_recipe(recipe: BackboneRecipe, settings: FineTuneSettings, num_cl
     size = settings.image_size or recipe.image_size
     norm = {"fc_norm" if plain else "use_fc_norm": settings.pool == "mean"}
     changes: dict[str, Any] = {"num_classes": num_classes, "global_pool": _GLOBAL_POOL[settings.pool], "img_size": size, **norm}
-    return replace(recipe, options=recipe.options | changes, image_size=size)
+    return replace(recipe, options=recipe.options | changes, image_size=size, crop_fraction=settings.crop_fraction)
 
 
 def init_head(head: nn.Linear, settings: FineTuneSettings) -> None:
@@ -115,8 +114,4 @@ def _resized(backbone: VisionTransformer, image_size: int | None) -> VisionTrans
     patch = backbone.patch_embed.patch_size
     if any(image_size % side for side in patch):
         raise ModelError(f"image_size is {image_size}; allowed: a multiple of the patch size {max(patch)}.")
-    resized = copy.deepcopy(backbone)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # timm's own, about the speed of what takes milliseconds
-        resized.set_input_size(img_size=(image_size, image_size))
-    return resized
+    return at_image_size(backbone, image_size)

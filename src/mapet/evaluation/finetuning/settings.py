@@ -132,8 +132,9 @@ class FineTuneSettings(Protocol, ABC):
             raise SettingsError("drop_path and smoothing must stay below 1: nothing would be left to learn from.")
 
     def describe(self) -> dict[str, Any]:
-        """Name, version and every setting but the mechanics."""
-        return {name: value for name, value in super().describe().items() if name not in MECHANICS}
+        """Name, version and every setting but the mechanics; `micro_batch` is none where drop path draws for every part anew."""
+        drawn = {"micro_batch": self.micro_batch} if self.micro_batch and self.drop_path else {}
+        return {name: value for name, value in super().describe().items() if name not in MECHANICS} | drawn
 
     @property
     def schedule(self) -> TrainingSettings:

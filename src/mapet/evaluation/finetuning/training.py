@@ -31,6 +31,7 @@ from mapet.runtime.interrupt import StopRequest
 from mapet.runtime.progress import progress, say
 from mapet.runtime.run_directory import RunDirectory
 from mapet.runtime.seeding import derive_seed
+from mapet.token_store.keys import image_keys
 from mapet.training.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
 from mapet.training.optim import learning_rate
 from mapet.training.step import StepSums
@@ -178,11 +179,12 @@ class FineTuning:
 
     def _hash(self) -> str:
         """Names everything that the weights depend on: settings, initial weights, images and labels."""
-        labels = cast(Any, self.subject.train.labels)
+        train, recipe = self.subject.train, self.subject.recipe
+        content = "".join(image_keys(train)).encode() + cast(Any, train.labels).tobytes()
         facts = {
             "settings": self.settings.describe(),
-            "images": hashlib.sha256(labels.tobytes()).hexdigest(),
-            "location": self.subject.train.location,
+            "images": hashlib.sha256(content).hexdigest(),
+            "normalisation": [*recipe.mean, *recipe.std],
         }
         return fingerprint(self.model, facts)[:16]
 

@@ -68,7 +68,7 @@ def ids_of(root: Path) -> MaskIds:
     if (root / ADE20K_LISTING).is_file():
         names = _ade20k_names(root / ADE20K_LISTING)
         numbers = {0: IGNORED, **{number + 1: number for number in range(len(names))}}
-        return MaskIds(root / ADE20K_LISTING, names, {IGNORE_ID: IGNORED, **numbers})
+        return MaskIds(root / ADE20K_LISTING, names, {**numbers, IGNORE_ID: IGNORED})
     listing = next((root / name for name in LISTINGS if (root / name).is_file()), root / LISTINGS[0])
     names = listed_classes(root) or ()
     classes = [name for name in names if not _IGNORED_NAME.search(name)]
@@ -80,7 +80,7 @@ def ids_of(root: Path) -> MaskIds:
         )
     kept = iter(range(len(classes)))
     numbers = {number: IGNORED if _IGNORED_NAME.search(name) else next(kept) for number, name in enumerate(names)}
-    return MaskIds(listing, classes, {IGNORE_ID: IGNORED, **numbers})
+    return MaskIds(listing, classes, {**numbers, IGNORE_ID: IGNORED})
 
 
 def read_ids(path: Path) -> np.ndarray:

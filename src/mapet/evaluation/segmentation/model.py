@@ -8,8 +8,6 @@ Source: BEiT's ADE20K configuration (arXiv 2106.08254, section 3.2), which MaPeT
 
 from __future__ import annotations
 
-import copy
-import warnings
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -19,6 +17,7 @@ from torch import Tensor, nn
 from mapet.compat import VisionTransformer, timm
 from mapet.errors import SettingsError
 from mapet.models.backbone import blocks_of
+from mapet.models.positions import at_image_size
 
 _PUBLISHED_BLOCKS = {12: (3, 5, 7, 11), 24: (7, 11, 15, 23)}
 LEVELS = 4
@@ -110,7 +109,7 @@ def check_blocks(blocks: Sequence[int], depth: int) -> tuple[int, ...]:
 
 
 def at_crop_size(backbone: VisionTransformer, crop: int, drop_path: float) -> VisionTransformer:
-    """A trainable copy whose position embeddings, absolute or relative, are resized to crops of that side (timm's bicubic).
+    """A trainable copy whose position embeddings, absolute or relative, are resized to crops of that side.
 
     Args:
         backbone: A ViT or a Beit of timm; left as it is.
@@ -125,10 +124,7 @@ def at_crop_size(backbone: VisionTransformer, crop: int, drop_path: float) -> Vi
         raise SettingsError(
             f"crop is {crop}; the patches are {rows} x {columns} pixels, so that it must be a multiple of {2 * rows}."
         )
-    trained = copy.deepcopy(backbone).train().requires_grad_(True)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # torch's, on how timm resizes relative positions
-        trained.set_input_size(img_size=(crop, crop))
+    trained = at_image_size(backbone, crop).train().requires_grad_(True)
     blocks = [*blocks_of(trained)]
     for block, rate in zip(blocks, torch.linspace(0, drop_path, len(blocks)).tolist(), strict=True):
         for name in ("drop_path", "drop_path1", "drop_path2"):

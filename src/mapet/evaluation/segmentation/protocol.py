@@ -34,6 +34,7 @@ class Segment(SegmentSettings):
     metric: ClassVar[str] = "miou"
     pools: ClassVar[bool] = False
     with_random: ClassVar[bool] = False
+    keeps_model: ClassVar[bool] = True
 
     def open_data(self, location: str) -> tuple[ImageSource, ImageSource]:
         """Images with masks; see `mapet.evaluation.segmentation.data` for the layouts.

@@ -131,7 +131,8 @@ class SegmentationTraining:
 
     def _hash(self) -> str:
         """Names everything that the weights depend on: settings, the backbone's weights, images and masks."""
-        facts = {"settings": self.settings.describe(), "images": self.train.digest}
+        normalisation = [*self.subject.recipe.mean, *self.subject.recipe.std]
+        facts = {"settings": self.settings.describe(), "images": self.train.digest, "normalisation": normalisation}
         return fingerprint(self.subject.backbone, json.loads(json.dumps(facts)))[:16]
 
     def _check_finite(self) -> None:

@@ -1,0 +1,44 @@
+"""Position embeddings, absolute or relative, for images of another size."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+
+import torch
+
+from mapet.compat import VisionTransformer, resample_abs_pos_embed
+from mapet.models.backbone import grid_size
+from mapet.models.relative_positions import resize_relative_positions
+
+_RELATIVE = "relative_position_bias_table"
+
+
+def at_image_size(backbone: VisionTransformer, side: int) -> VisionTransformer:
+    """A copy for square images of `side` pixels, a multiple of the patch size.
+
+    Absolute positions are resized by bicubic interpolation without smoothing, relative ones by BEiT's splines: as where a published
+    checkpoint is opened at another size (timm's own resizing differs from both).
+
+    Args:
+        backbone: A ViT or a Beit of timm; left as it is.
+        side: In pixels.
+    """
+    resized = copy.deepcopy(backbone)
+    old = grid_size(backbone)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # on timm's way of resizing, which is replaced below
+        resized.set_input_size(img_size=(side, side))
+    new = grid_size(resized)
+    if old == new:
+        return resized
+    before = dict(backbone.named_parameters())
+    prefix = 0 if getattr(backbone, "no_embed_class", False) else backbone.num_prefix_tokens
+    with torch.no_grad():
+        for name, parameter in resized.named_parameters():
+            if name == "pos_embed":
+                table = before[name].detach()
+                parameter.copy_(resample_abs_pos_embed(table, [*new], [*old], num_prefix_tokens=prefix, antialias=False))
+            elif name.rpartition(".")[2] == _RELATIVE:
+                parameter.copy_(resize_relative_positions(before[name].detach(), old, new))
+    return resized
