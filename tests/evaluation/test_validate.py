@@ -327,13 +327,10 @@ def test_a_saved_model_knows_which_output_is_which_class(tmp_path: Path) -> None
     names = sorted(path.name for path in folder.iterdir())
     recipe = BackboneRecipe("vit_tiny_patch16_224", {**TINY, "num_classes": len(names)}, 32, (0.5,) * 3, (0.2,) * 3, 0)
     save_backbone(tmp_path / "model", recipe, recipe.build())
-    shares = []
     for order in (names, names[::-1]):
         (tmp_path / "classes.json").write_text(json.dumps(order))
-        classifier = load_classifier(tmp_path / "model")
-        assert classifier.names == tuple(order)
-        shares.append(head_numbers(validation_images(str(folder)), len(names), classifier.names).tolist())
-    assert shares == [[*range(len(names))], [*range(len(names))][::-1]]
+        known = load_classifier(tmp_path / "model").names
+        assert head_numbers(validation_images(str(folder)), len(names), known).tolist() == [order.index(name) for name in names]
 
 
 def test_unreadable_images_are_not_counted(checkpoint: Path, tmp_path: Path) -> None:

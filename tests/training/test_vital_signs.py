@@ -17,7 +17,7 @@ from mapet.token_store.read import TokenStore
 from mapet.tokenizers.random_projection import RandomProjection
 from mapet.training import trainer as module
 from mapet.training import vital_batch, vital_signs
-from mapet.training.monitor import Monitor, Watch, evaluating, read_warnings, standing_warnings
+from mapet.training.monitor import Monitor, evaluating, read_warnings
 from mapet.training.trainer import Trainer
 from mapet.training.vital_batch import TokenSigns, effective_rank, feature_ranks, token_signs
 from mapet.training.vital_floor import count_stored, floor_of
@@ -164,43 +164,6 @@ def test_a_continued_run_shows_the_same_signs(tmp_path: Path, store, monkeypatch
     ]
     assert signs[0] == signs[1]
     assert ["effective_rank/patches" in entry for entry in signs[0]] == [False, True, False, True, False, False]
-
-
-def test_warnings_are_said_once_and_withdrawn_and_forgotten_with_the_steps_behind_a_checkpoint(
-    tmp_path: Path, store, capsys
-) -> None:
-    class Voice(Monitor):
-        def observe(self, moment):
-            from mapet.training.monitor import Observation
-
-            return Observation({"voice": 1.0}, {"odd": "It is odd." if moment.step < 8 else None})
-
-    settings = tiny_settings(training__steps=9, mechanics__checkpoint_every=3)
-    trainer = tiny_trainer(tmp_path, store, settings)
-    trainer.monitors.append(Voice())
-    trainer.run()
-    assert capsys.readouterr().err.count("It is odd.") == 1
-    assert [(line["step"], line["message"]) for line in read_warnings(trainer.run_directory)] == [(1, "It is odd."), (8, None)]
-    assert standing_warnings(read_warnings(trainer.run_directory)) == []
-    assert all(entry["voice"] == 1 for entry in trainer.run_directory.read_metrics())
-    shutil.rmtree(tmp_path / "checkpoints" / "step-00000009")
-    again = tiny_trainer(tmp_path, store, settings)
-    assert again.first_step == 6
-    watch = Watch([], again)
-    assert [line["step"] for line in read_warnings(again.run_directory)] == [1]
-    assert watch._said == watch._standing == {"odd"}
-    with (tmp_path / "warnings.jsonl").open("a") as file:
-        file.write('{"step": 9, "na')
-    assert [line["step"] for line in read_warnings(again.run_directory)] == [1]
-
-
-def test_a_fault_that_comes_back_is_said_again(tmp_path: Path, store, capsys) -> None:
-    watch = Watch([], tiny_trainer(tmp_path, store, tiny_settings()))
-    for step, message in enumerate(["bad", "bad", None, None, "bad", "bad"], 1):
-        watch._judge(step, "odd", message)
-    lines = read_warnings(watch.run)
-    assert [(line["step"], line["message"]) for line in lines] == [(1, "bad"), (3, None), (5, "bad")]
-    assert [line["name"] for line in standing_warnings(lines)] == ["odd"]
 
 
 def test_the_floor_of_stored_tokens(store) -> None:
