@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mapet.evaluation.protocol import METRICS, Result
@@ -103,7 +104,7 @@ def _draw_groups(
     for (title, digits, data), members in groups.items():
         label = axes.text(0, y, title, weight="bold", va="center", fontsize=9)
         axes.annotate(
-            f"  {digits}{f'  on {data}' if several_sets else ''}",
+            f"  {digits}{f'  on {Path(data).name or data}' if several_sets else ''}",
             (1, 0.5), xycoords=label, va="center", fontsize=8, color=SOFT, family="DejaVu Sans Mono", annotation_clip=False,
         )  # fmt: skip
         y += 0.62
