@@ -40,12 +40,13 @@ def test_bright_and_dark_squares_are_found(tmp_path: Path) -> None:
     assert len([*(kept / "checkpoints").iterdir()]) == 1
 
 
-def test_the_backbone_is_judged_as_it_was_given(folder: Path) -> None:
+def test_the_backbone_is_judged_as_it_was_given(folder: Path, tmp_path: Path) -> None:
     backbone = RECIPE.build()
     before = {name: value.clone() for name, value in backbone.state_dict().items()}
     protocol = Segment(**SMALL)
+    opened, device = OpenedBackbone(backbone, RECIPE, "tiny"), torch.device("cpu")
     first, again = (
-        evaluate(OpenedBackbone(backbone, RECIPE, "tiny"), str(folder), [protocol], device=torch.device("cpu"))[0] for _ in range(2)
+        evaluate(opened, str(folder), [protocol], device=device, folder=tmp_path / name)[0] for name in ("one", "another")
     )
     assert first.figures == again.figures
     assert all(torch.equal(value, before[name]) for name, value in backbone.state_dict().items())
