@@ -2,7 +2,7 @@
 
     python benchmarks/probes.py DATA BACKBONE BACKBONE ... [--images 5000] [--epochs 50] [--json FILE]
 
-BACKBONE is what `mapet evaluate` takes, or random:NAME with `--option img_size=32` and the like. The full probe (`linear:paper`) is
+BACKBONE is what `mapet evaluate` takes; `--option img_size=32` and the like go to random:NAME and timm:NAME alone. The full probe (`linear:paper`) is
 what the cached ones are compared with. The seconds of a probe hold everything that it needs by itself, features included.
 """
 
@@ -24,7 +24,7 @@ from mapet.data.loader import UnreadableImages
 from mapet.data.sources import ImageSource, open_splits, subset
 from mapet.evaluation.presets import protocols_of
 from mapet.evaluation.subject import Subject
-from mapet.models.opened import open_backbone
+from mapet.models.opened import RANDOM, TIMM, open_backbone
 from mapet.runtime.device import choose_device
 from mapet.runtime.progress import say
 from mapet.runtime.run_directory import describe_environment
@@ -38,8 +38,8 @@ def first_images(source: ImageSource, count: int | None) -> ImageSource:
 
 
 def make_subject(address: str, train: ImageSource, test: ImageSource, arguments: argparse.Namespace) -> Subject:
-    options = parse_options(arguments.option or [])
-    opened = open_backbone(address, options=options) if options else open_backbone(address)
+    by_name = address.startswith((RANDOM, TIMM))
+    opened = open_backbone(address, options=parse_options(arguments.option or []) if by_name else None)
     common = {"device": choose_device(arguments.device), "workers": arguments.workers, "unreadable": UnreadableImages()}
     return Subject(opened.title, opened.backbone, opened.recipe, train, test, **common)
 
@@ -106,7 +106,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, help="the first so many training images")
     parser.add_argument("--test-images", type=int, help="the first so many test images")
     parser.add_argument("--epochs", type=int, help=f"of {FULL}; 50 by default")
-    parser.add_argument("--option", action="append", help="KEY=VALUE for timm, for random:NAME; repeatable")
+    parser.add_argument("--option", action="append", help="KEY=VALUE for random:NAME and timm:NAME; repeatable")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--json", type=Path, help="file for the results")
