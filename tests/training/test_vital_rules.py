@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from mapet.training.monitor import Moment
+from mapet.training.vital_band import AccuracyBand
 from mapet.training.vital_batch import TokenSigns
 from mapet.training.vital_floor import TokenFloor
 from mapet.training.vital_rules import Course, Rules
@@ -130,3 +131,15 @@ def test_a_continued_run_remembers() -> None:
     assert raised(found) == {"clipped", "collapsed"}
     rises = judge(Rules(COURSE, [*entries, *({"step": 300, "loss": 3.4},) * 2]), 310, 3.4)
     assert raised(rises) == {"diverging"}
+
+
+def test_targets_that_are_given_away() -> None:
+    band = AccuracyBand(frequent=0.05, neighbour=0.3)
+
+    def at(accuracy: float):
+        entry = {"step": 60, "loss": 0.1, "gradient_norm": 1.0, "token_accuracy": accuracy}
+        return Rules(COURSE).judge(Moment(60, 1e-3, entry), {}, SOUND, None, FLOOR, band)["leaking"]
+
+    assert at(0.92) is None
+    assert "94.0%, and the best guess from a neighbour is right 30.0%" in at(0.94)
+    assert "leaking" not in judge(Rules(COURSE), 60, 0.1), "where no tokens are predicted"

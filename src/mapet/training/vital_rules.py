@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from mapet.objectives.base import TokenObjective
 from mapet.training.monitor import Moment
+from mapet.training.vital_band import AccuracyBand
 from mapet.training.vital_batch import TokenSigns
 from mapet.training.vital_floor import TokenFloor
 from mapet.training.vital_updates import group_of
@@ -90,6 +91,7 @@ class Rules:
         norms: Mapping[str, tuple[float, float]],
         signs: TokenSigns | None,
         floor: TokenFloor | None,
+        band: AccuracyBand | None = None,
     ) -> dict[str, str | None]:
         """Verdicts on a new entry.
 
@@ -99,6 +101,7 @@ class Rules:
             norms: (moved, weight) of every part, where a step was measured.
             signs: What the fixed images told, where they were shown.
             floor: What the token frequencies give, where the loss can be compared with it.
+            band: The token accuracies to expect, where they are known.
         """
         jump = self._spike(moment.entry["loss"])
         self._remember({**moment.entry, **scalars})
@@ -112,6 +115,8 @@ class Rules:
                 verdicts["large_update"] = self._large_update(norms)
             if moment.step >= self.course.deadline:
                 verdicts["sluggish"] = self._sluggish(moment.step, _ratio(norms), factor, floor)
+        if band is not None and "token_accuracy" in moment.entry:
+            verdicts["leaking"] = _leaking(moment.entry["token_accuracy"], band)
         if signs is not None and moment.step >= self.course.deadline:
             verdicts["blind"] = _blind(moment.step, signs)
         if "effective_rank/patches" in scalars and moment.step >= self.course.deadline:
@@ -231,6 +236,16 @@ def _blind(step: int, signs: TokenSigns) -> str | None:
         f"After {step} steps the predictions fit the tokens of other images as well as those of their own: a gain of {gain:.3f} "
         f"bits a token with a standard error of {error:.3f}. Either nothing but token frequencies was learned so far, or the "
         "tokens do not belong to these images: `mapet tokenize --verify` compares them, `mapet codebook` shows them."
+    )
+
+
+def _leaking(accuracy: float, band: AccuracyBand) -> str | None:
+    """Whether targets are predicted too well to be unknown."""
+    if accuracy <= band.leaking:
+        return None
+    return (
+        f"The token accuracy is {accuracy:.1%}, and the best guess from a neighbour is right {band.neighbour:.1%} of the time: the "
+        "objective seems to give its targets away. Check that hidden patches reach no prediction, neither as pixels nor as tokens."
     )
 
 

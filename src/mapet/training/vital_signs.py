@@ -15,7 +15,9 @@ from torch import Tensor
 
 from mapet.models.backbone import image_size
 from mapet.objectives.base import TokenObjective
+from mapet.runtime.progress import say
 from mapet.training.monitor import Moment, Monitor, Observation
+from mapet.training.vital_band import AccuracyBand, stored_band
 from mapet.training.vital_batch import SHOWN_IMAGES, FixedBatch, TokenSigns, feature_ranks, token_signs
 from mapet.training.vital_floor import RunningCounts, count_stored, floor_of
 from mapet.training.vital_rules import Course, Rules
@@ -45,12 +47,16 @@ class VitalSigns(Monitor):
         self._meter = UpdateMeter(trainer.objective)
         self._shown: FixedBatch | None = None
         self._running, self._floor = None, None
+        self._band: AccuracyBand | None = None
         if isinstance(trainer.objective, TokenObjective):
             if trainer.store is not None:
                 self._floor = floor_of(count_stored(trainer.store, trainer.source))
+                self._band = stored_band(trainer.store, trainer.source)
             elif trainer.tokenizer is not None:
                 shape = trainer.objective.num_patches, trainer.objective.vocab_size
                 self._running = RunningCounts(*shape, trainer.device)
+        if self._band is not None and trainer.first_step == 0:
+            say(self._band.promise())
         self._rules = Rules(Course.of(trainer), trainer.run_directory.read_metrics())
 
     def before_step(self, step: int, token_ids: Tensor | None) -> None:
@@ -75,7 +81,9 @@ class VitalSigns(Monitor):
         if floor is not None:
             scalars["bits_gained"] = floor.bits_gained(moment.entry["loss"])
             scalars["accuracy_gained"] = moment.entry["token_accuracy"] - floor.accuracy
-        return Observation(scalars, self._rules.judge(moment, scalars, norms, signs, floor))
+        if self._band is not None and moment.step == self.trainer.total_steps and "token_accuracy" in moment.entry:
+            say(self._band.verdict(moment.entry["token_accuracy"]))
+        return Observation(scalars, self._rules.judge(moment, scalars, norms, signs, floor, self._band))
 
     def _is_looked_at(self, step: int) -> bool:
         """Twice early on, then as seldom as the batch size demands for it to cost at most one hundredth of the time."""
