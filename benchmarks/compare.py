@@ -18,8 +18,8 @@ from pathlib import Path
 
 from mapet.config import load_recipe
 from mapet.evaluation.evaluate import evaluate
-from mapet.evaluation.knn import KNN
-from mapet.evaluation.linear import LinearProbe
+from mapet.evaluation.probes.knn import KNN
+from mapet.evaluation.probes.linear import LinearProbe
 from mapet.objectives import OBJECTIVES
 from mapet.report.reading import open_runs
 from mapet.runtime.device import choose_device

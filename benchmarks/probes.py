@@ -2,8 +2,9 @@
 
     python benchmarks/probes.py DATA BACKBONE BACKBONE ... [--images 5000] [--epochs 50] [--json FILE]
 
-BACKBONE is what `mapet evaluate` takes; `--option img_size=32` and the like go to random:NAME and timm:NAME alone. The full probe (`linear:paper`) is
-what the cached ones are compared with. The seconds of a probe hold everything that it needs by itself, features included.
+BACKBONE is what `mapet evaluate` takes; `--option img_size=32` and the like go to random:NAME and timm:NAME alone. The full probe
+(`linear:paper`) is what the cached ones are compared with. The seconds of a probe hold everything that it needs by itself, features
+included.
 """
 
 from __future__ import annotations

@@ -63,7 +63,7 @@ def main(out: str = "runs/own_objective", *changes: str) -> None:
     """Pre-trains and judges it."""
     from mapet.config import load_recipe
     from mapet.evaluation.evaluate import evaluate
-    from mapet.evaluation.knn import KNN
+    from mapet.evaluation.probes.knn import KNN
     from mapet.runtime.device import choose_device
     from mapet.training.pretrain import pretrain
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +16,9 @@ from mapet.errors import DataError, MapetError, ModelError, SettingsError
 from mapet.evaluation import evaluate as module
 from mapet.evaluation.classes import check_same_classes
 from mapet.evaluation.evaluate import evaluate
-from mapet.evaluation.knn import KNN
-from mapet.evaluation.linear import LinearProbe
 from mapet.evaluation.presets import protocol_of
+from mapet.evaluation.probes.knn import KNN
+from mapet.evaluation.probes.linear import LinearProbe
 from mapet.evaluation.subject import Subject
 from mapet.models.opened import open_backbone
 from mapet.models.saved import BackboneRecipe, load_backbone
@@ -119,6 +120,30 @@ def test_both_splits_come_from_one_pass(run: RunDirectory, tmp_path: Path, monke
     assert sorted(reads) == sorted(3 * [*range(60)]), "for its key, and for the features of two backbones"
     said = capsys.readouterr().err
     assert said.count(f"Holding out {result.test_images} of 60 images by content") == said.count("Holding out") == 1
+
+
+def test_what_cannot_be_read_is_neither_learned_from_nor_counted(run: RunDirectory, tmp_path: Path) -> None:
+    write_images(
+        tmp_path / "whole", " ".join(f"{part}/{('cat', 'dog')[n % 2]}/{n}.png" for part in ("train", "val") for n in range(10))
+    )
+    shutil.copytree(tmp_path / "whole", tmp_path / "damaged")
+    for broken in ("train/cat/0.png", "train/dog/3.png", "val/dog/1.png"):
+        (tmp_path / "damaged" / broken).write_bytes(b"no image")
+        (tmp_path / "whole" / broken).unlink()
+    damaged, whole = (
+        evaluate(run, str(tmp_path / name), [KNN(), QUICK], device=CPU, max_unreadable=3) for name in ("damaged", "whole")
+    )
+    for result, expected in zip(damaged, whole, strict=True):
+        assert (result.train_images, result.test_images) == (8, 9)
+        assert (result.figures, result.random_figures) == (expected.figures, expected.random_figures)
+
+
+def test_a_test_part_that_cannot_be_read_is_refused(run: RunDirectory, tmp_path: Path) -> None:
+    write_images(tmp_path, " ".join(f"{part}/{kind}/{n}.png" for part in ("train", "val") for kind in ("cat", "dog") for n in "12"))
+    for path in tmp_path.glob("val/*/*.png"):
+        path.write_bytes(b"no image")
+    with pytest.raises(DataError, match="No test image could be read"):
+        evaluate(run, str(tmp_path), [KNN()], device=CPU, max_unreadable=4)
 
 
 def test_a_folder_without_labels_is_refused(run: RunDirectory, tmp_path: Path) -> None:

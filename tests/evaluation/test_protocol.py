@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from mapet.errors import SettingsError
-from mapet.evaluation.knn import KNN
-from mapet.evaluation.linear import LinearProbe
 from mapet.evaluation.presets import PROTOCOLS, presets_of, protocol_of, protocols_of, setting_names
+from mapet.evaluation.probes.knn import KNN
+from mapet.evaluation.probes.linear import LinearProbe
 from mapet.evaluation.protocol import Findings, Protocol, Result
 from mapet.evaluation.subject import Subject
 

@@ -13,9 +13,9 @@ from mapet.data.loader import UnreadableImages
 from mapet.data.sources import Concatenation, open_source
 from mapet.data.views import FixedView
 from mapet.errors import DataError, NonFiniteLossError, SettingsError, TokenizerError, TokenStoreError
-from mapet.evaluation.token_classification import TokenClassification, evaluate_tokens, judge_tokens, token_line
-from mapet.evaluation.token_classification_data import TokenMaker, TokenSplit, open_tokens
-from mapet.evaluation.token_classification_heads import TokenMLP, token_vit
+from mapet.evaluation.tokens.data import TokenMaker, TokenSplit, open_tokens
+from mapet.evaluation.tokens.heads import TokenMLP, token_vit
+from mapet.evaluation.tokens.protocol import TokenClassification, evaluate_tokens, judge_tokens, token_line
 from mapet.runtime.run_directory import RunDirectory
 from mapet.token_store.build import build_store
 from mapet.token_store.read import TokenStore

@@ -8,7 +8,7 @@ import torch
 
 from mapet.data.named_sets import named_location
 from mapet.errors import DataError, SettingsError
-from mapet.evaluation.knn import KNN
+from mapet.evaluation.probes.knn import KNN
 from mapet.evaluation.transfer import evaluate_transfer, transfer_locations, transfer_rows
 from mapet.models.opened import open_backbone
 from mapet.runtime.run_directory import RunDirectory

@@ -18,10 +18,10 @@ from mapet.data.loader import UnreadableImages
 from mapet.data.sources import open_source
 from mapet.data.views import EvaluationView, normalise
 from mapet.errors import DataError, FailedRunError, ModelError, SettingsError
-from mapet.evaluation.classifier import PUBLISHED, ModelChoice, load_classifier
-from mapet.evaluation.validate import validate, validation_images
-from mapet.evaluation.validation_classes import head_numbers, read_class_map
-from mapet.evaluation.validation_view import Preprocessing, ValidationView
+from mapet.evaluation.validation.classes import head_numbers, read_class_map
+from mapet.evaluation.validation.classifier import PUBLISHED, ModelChoice, load_classifier
+from mapet.evaluation.validation.validate import validate, validation_images
+from mapet.evaluation.validation.view import Preprocessing, ValidationView
 from mapet.models.saved import BackboneRecipe, save_backbone
 from tests.data.images import random_image, write_images
 from tests.golden import load_golden, with_prefix

@@ -349,7 +349,9 @@ def test_what_only_timm_knows_is_translated_by_timm(tmp_path):
         flat = {"class_embedding": value.flatten(), "positional_embedding": value[0]}
         state[f"visual.{name}"] = flat.get(name, value)
     path = save(state, tmp_path / "clip.pth")
-    with pytest.raises(ModelError, match=r"is no checkpoint that is known here. If timm can read it, give model=NAME"):
+    with pytest.raises(
+        ModelError, match=r"is no checkpoint that is known here. If timm can read it, give timm's name for it \(--model NAME\)"
+    ):
         open_backbone(path)
     opened = open_backbone(path, model="vit_base_patch32_clip_224.openai", options=options)
     assert opened.conversion is not None

@@ -47,7 +47,8 @@ def test_bars_and_overlays_of_this_result_are_shown(tmp_path: Path) -> None:
     assert "mean is 43.0%" in bars.alt
     assert "'class 2' everywhere would give 2.0%" in bars.caption
     assert bars.png.startswith(b"\x89PNG")
-    assert [picture.name for picture in overlays] == [f"overlay-my-run-11111111-{number}" for number in range(4)]
+    kept = "segment-mean-0123abcd-11111111"
+    assert [picture.name for picture in overlays] == [f"overlay-my-run-{kept}-11111111-{number}" for number in range(4)]
     assert (overlays[0].width, overlays[0].height) == (30, 20)
     assert overlays[0].png == (tmp_path / "segment-mean-0123abcd-11111111" / "overlays" / "11111111-0.png").read_bytes()
 

@@ -16,8 +16,8 @@ def demo(
     """Tokenise scikit-learn's handwritten digits, pre-train MaPeT on them, judge the backbone, write a report."""
     from mapet.config import load_recipe
     from mapet.evaluation.evaluate import evaluate
-    from mapet.evaluation.knn import KNN
-    from mapet.evaluation.linear import LinearProbe
+    from mapet.evaluation.probes.knn import KNN
+    from mapet.evaluation.probes.linear import LinearProbe
     from mapet.report.html import write_report
     from mapet.runtime.device import choose_device
     from mapet.runtime.progress import format_seconds, say

@@ -42,7 +42,13 @@ def evaluate(
 ) -> None:
     """Judge a backbone on labelled images, next to the same backbone at random initialisation."""
     from mapet.cli.evaluate_tokens import evaluate_tokenizer, is_about_tokens
-    from mapet.cli.evaluate_transfer import is_transfer, transfer
+    from mapet.cli.evaluate_transfer import is_transfer, protocol_title, transfer
+    from mapet.evaluation.presets import settings_of
+
+    titles = protocols.split(",")
+    for title in [protocol_title(titles[0])] if is_transfer(titles) else titles:
+        settings_of(title)  # a wrong name is refused before the seconds that the imports below take
+
     from mapet.config.recipes import parse_options
     from mapet.evaluation.evaluate import evaluate as run_evaluation
     from mapet.evaluation.presets import protocols_of
@@ -50,7 +56,6 @@ def evaluate(
     from mapet.runtime.device import choose_device
 
     settings = parse_options(set_ or []) | ({} if pool is None else {"pool": pool})
-    titles = protocols.split(",")
     work: dict[str, Any] = {
         "device": choose_device(device),
         "folder": out,

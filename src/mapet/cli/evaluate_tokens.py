@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mapet.evaluation.token_classification import TokenClassification
+    from mapet.evaluation.tokens.protocol import TokenClassification
 
 NAME = "tokens"
 
@@ -33,8 +33,8 @@ def evaluate_tokenizer(titles: Sequence[str], address: str, data: str | None, se
         work: Further arguments of `evaluate_tokens`.
     """
     from mapet.evaluation.presets import protocols_of
-    from mapet.evaluation.token_classification import evaluate_tokens, token_line
-    from mapet.evaluation.token_classification_data import open_tokens
+    from mapet.evaluation.tokens.data import open_tokens
+    from mapet.evaluation.tokens.protocol import evaluate_tokens, token_line
 
     chosen: list[TokenClassification] = protocols_of(titles, settings)  # type: ignore[assignment]
     location, folder = _location(address, data, work.pop("folder", None))

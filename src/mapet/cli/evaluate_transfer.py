@@ -14,6 +14,11 @@ def is_transfer(titles: list[str]) -> bool:
     return len(titles) == 1 and titles[0].partition(":")[0] == NAME
 
 
+def protocol_title(title: str) -> str:
+    """The protocol that is wanted on every data set; the linear probe unless there is one behind "transfer:"."""
+    return title.partition(":")[2] or "linear"
+
+
 def transfer(
     title: str,
     address: str,
@@ -48,8 +53,7 @@ def transfer(
         raise SettingsError(
             f"Which data sets? mapet evaluate {NAME} BACKBONE cars,food101 --root FOLDER. Known by name: {', '.join(NAMED_SETS)}."
         )
-    name = title.partition(":")[2] or "linear"
-    (protocol,) = protocols_of([name], settings)
+    (protocol,) = protocols_of([protocol_title(title)], settings)
     opened = open_backbone(address, model=model, options=options)
     locations = transfer_locations(sets.split(","), root, download=download)
     results = evaluate_transfer(opened, locations, protocol, **work)

@@ -10,7 +10,7 @@ import typer
 from mapet.cli.options import Device, MaxUnreadable
 
 if TYPE_CHECKING:
-    from mapet.evaluation.validation_view import Preprocessing
+    from mapet.evaluation.validation.view import Preprocessing
 
 _WITHOUT_MEANING = {
     "--pin-mem": "memory is pinned where there is a CUDA device",
@@ -64,10 +64,10 @@ def validate(
     """
     from mapet.config.recipes import parse_options
     from mapet.data.loader import UnreadableImages
-    from mapet.evaluation.classifier import ModelChoice, load_classifier
-    from mapet.evaluation.validate import validate as run_validation
-    from mapet.evaluation.validate import validation_images
-    from mapet.evaluation.validation_classes import read_class_map
+    from mapet.evaluation.validation.classes import read_class_map
+    from mapet.evaluation.validation.classifier import ModelChoice, load_classifier
+    from mapet.evaluation.validation.validate import validate as run_validation
+    from mapet.evaluation.validation.validate import validation_images
     from mapet.runtime.device import choose_device
     from mapet.runtime.files import write_json
 

@@ -92,6 +92,11 @@ class UnreadableImages:
         """The paths or rows of the skipped images."""
         return [image.description for image in self.images]
 
+    def among(self, source: ImageSource) -> int:
+        """How many of them are images of `source`."""
+        some = (image for image in self.images if image.index < len(source))
+        return sum(source.describe(image.index) == image.description for image in some)
+
     def record(self, images: Iterable[UnreadableImage]) -> None:
         """Adds `images`; raises DataError once there are more than `limit`."""
         for image in images:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from mapet.errors import DataError
+
 
 def accuracies(scores: Tensor, labels: Tensor, num_classes: int) -> dict[str, float]:
     """Shares of images whose class was found.
@@ -17,7 +19,12 @@ def accuracies(scores: Tensor, labels: Tensor, num_classes: int) -> dict[str, fl
     Returns:
         `top1`; `top5`, among the five likeliest (all classes where there are fewer); `mean_per_class`, the mean over the classes
         that occur of the share found in each.
+
+    Raises:
+        DataError: n is 0.
     """
+    if not len(labels):
+        raise DataError("No test image could be read, so that there is nothing to judge by.")
     best, labels = scores.topk(min(5, scores.shape[1]), dim=1).indices.cpu(), labels.cpu()
     found = best == labels[:, None]
     right = found[:, 0].double()

@@ -5,26 +5,28 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from importlib.resources import files
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from pydantic import TypeAdapter, ValidationError
 
 from mapet.config.recipes import parse_yaml
 from mapet.errors import SettingsError, nearest
-from mapet.evaluation.protocol import Protocol
 from mapet.registry import Registry
+
+if TYPE_CHECKING:
+    from mapet.evaluation.protocol import Protocol
 
 PROTOCOLS: Registry[type[Protocol]] = Registry(
     "protocol",
     {
-        "knn": "mapet.evaluation.knn:KNN",
-        "linear": "mapet.evaluation.linear:LinearProbe",
-        "attentive": "mapet.evaluation.attentive:AttentiveProbe",
-        "logistic": "mapet.evaluation.logistic:LogisticProbe",
-        "fewshot": "mapet.evaluation.few_shot:FewShot",
-        "finetune": "mapet.evaluation.finetune:FineTune",
+        "knn": "mapet.evaluation.probes.knn:KNN",
+        "linear": "mapet.evaluation.probes.linear:LinearProbe",
+        "attentive": "mapet.evaluation.probes.attentive:AttentiveProbe",
+        "logistic": "mapet.evaluation.probes.logistic:LogisticProbe",
+        "fewshot": "mapet.evaluation.probes.few_shot:FewShot",
+        "finetune": "mapet.evaluation.finetuning.protocol:FineTune",
         "segment": "mapet.evaluation.segmentation.protocol:Segment",
-        "tokens": "mapet.evaluation.token_classification:TokenClassification",
+        "tokens": "mapet.evaluation.tokens.protocol:TokenClassification",
     },
 )
 
@@ -53,14 +55,24 @@ def protocol_of(title: str, overrides: Mapping[str, Any] | None = None) -> Proto
     Raises:
         SettingsError: The name, a setting or its value is wrong.
     """
+    name, settings = settings_of(title)
+    return _build(PROTOCOLS.get(name), settings, overrides or {})
+
+
+def settings_of(title: str) -> tuple[str, dict[str, Any]]:
+    """The registered name and the preset's settings, without importing the protocol.
+
+    Raises:
+        SettingsError: There is no protocol or no preset of that name.
+    """
     name, _, wanted = title.partition(":")
-    if name not in PROTOCOLS:
-        return _build(PROTOCOLS.get(title), {}, overrides or {})
+    if name not in PROTOCOLS and "." in name:
+        return title, {}
     presets = presets_of(name)
     preset = wanted or next(iter(presets))
     if preset not in presets:
         raise SettingsError(f"The protocol '{name}' has no preset '{preset}'. {nearest(preset, presets)}")
-    return _build(PROTOCOLS.get(name), {**presets[preset], "preset": preset}, overrides or {})
+    return name, {**presets[preset], "preset": preset}
 
 
 def protocols_of(titles: Sequence[str], overrides: Mapping[str, Any]) -> list[Protocol]:
@@ -97,4 +109,4 @@ def _build(kind: type[Protocol], preset: Mapping[str, Any], overrides: Mapping[s
         problem = error.errors()[0]
         name = ".".join(str(part) for part in problem["loc"])
         raise SettingsError(f"{kind.name}: {name} = {problem['input']!r}: {problem['msg']}.") from None
-    return cast(Protocol, built)
+    return cast("Protocol", built)

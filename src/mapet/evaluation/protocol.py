@@ -118,7 +118,7 @@ class Result:
         backbone: What was judged.
         data: Where the images are.
         classes: Number of classes.
-        train_images: Labelled images that were learned from.
+        train_images: Labelled images that could be learned from: those that could be read.
         test_images: Images that were judged.
         metric: The figure that counts.
         figures: Name to share, 0 to 1.
@@ -156,8 +156,13 @@ class Result:
         words = ", ".join(filter(None, (self.preset, self.protocol.get("pool"))))
         title = f"{self.protocol['name']} ({words})"
         metric = METRICS.get(self.metric, self.metric)
-        gain = ""
+        gain = self._floor()
         if self.random_value is not None:
             points = 100 * (self.value - self.random_value)
-            gain = f"random initialisation {100 * self.random_value:5.1f} %   gain {points:+5.1f}   "
+            gain += f"random initialisation {100 * self.random_value:5.1f} %   gain {points:+5.1f}   "
         return f"{title:24} {metric} {100 * self.value:5.1f} %   {gain}protocol {self.protocol_hash}   {self.seconds:.0f} s"
+
+    def _floor(self) -> str:
+        """What the most frequent class everywhere would give, where the protocol says so."""
+        frequent = self.details.get("most_frequent_class")
+        return "" if frequent is None else f"'{frequent['name']}' everywhere {100 * frequent[self.metric]:5.1f} %   "

@@ -86,7 +86,8 @@ def _read_any(path: Path, keys: Sequence[str]) -> dict[str, Tensor]:
         if start[8:9] == b"{":
             return load_file(path)
         if not start.startswith((_ZIP_START, _LEGACY_START)):
-            raise ModelError(f"it begins with {start!r}, as neither safetensors nor torch.save nor TorchScript does")
+            found = start[:8].hex(" ") or "nothing"
+            raise ModelError(f"it begins with {found}, as neither safetensors nor torch.save nor TorchScript does")
         mapped = mmap(file.fileno(), 0, access=ACCESS_COPY)  # what is written to the tensors stays in memory
     tree, locate = (_open_zip if start.startswith(_ZIP_START) else _open_legacy)(mapped, path)
     if isinstance(tree, dict):

@@ -96,7 +96,7 @@ def _convert(
         published = translated_by_timm(tensors, model, options, title)
     if published is None:
         raise ModelError(
-            f"{title} is no checkpoint that is known here. If timm can read it, give model=NAME (timm's name for it). "
+            f"{title} is no checkpoint that is known here. If timm can read it, give timm's name for it (--model NAME). "
             f"It contains {listing(tensors)}"
         )
     found = Architecture.of(published.entries.tensors)
@@ -170,7 +170,7 @@ def _check_names(kind: str, entries: Entries, own: Mapping[str, Tensor], found: 
             more = f" and {len(names) - 4} more" if len(names) > 4 else ""
             raise ModelError(
                 f"{title} {', '.join(names[:4])}{more}: these are not the weights of a plain {kind} of {found.depth} blocks. "
-                "If timm has the model, give model=NAME."
+                "If timm has the model, give timm's name for it (--model NAME)."
             )
 
 

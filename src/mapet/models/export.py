@@ -54,7 +54,7 @@ FORMATS: Registry[Writer] = Registry(
         "onnx": "mapet.models.export_onnx:write",
     },
 )
-TOLERANCE = {"hf": 1e-5, "onnx": 1e-4}
+TOLERANCE = {"hf": 1e-4, "onnx": 1e-4}
 
 
 def export(opened: OpenedBackbone, form: str, folder: Path) -> Written:

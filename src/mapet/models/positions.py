@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import copy
 import warnings
+from dataclasses import replace
 
 import torch
 
 from mapet.compat import VisionTransformer, resample_abs_pos_embed
-from mapet.models.backbone import grid_size
+from mapet.models.backbone import blocks_of, grid_size
 from mapet.models.relative_positions import resize_relative_positions
+from mapet.models.saved import BackboneRecipe
+from mapet.models.weights import load_strictly
 
 _RELATIVE = "relative_position_bias_table"
+_SHARED = f"rel_pos_bias.{_RELATIVE}"
 
 
 def at_image_size(backbone: VisionTransformer, side: int) -> VisionTransformer:
@@ -42,3 +46,26 @@ def at_image_size(backbone: VisionTransformer, side: int) -> VisionTransformer:
             elif name.rpartition(".")[2] == _RELATIVE:
                 parameter.copy_(resize_relative_positions(before[name].detach(), old, new))
     return resized
+
+
+def with_own_tables(backbone: VisionTransformer, recipe: BackboneRecipe) -> tuple[VisionTransformer, BackboneRecipe]:
+    """A Beit whose blocks share one table of relative positions, as one with a copy in every block; any other as it is.
+
+    BEiT and BEiT v2 are pre-trained with the shared table, and trained on labels with one in every block. Outputs are the same.
+
+    Args:
+        backbone: A ViT or a Beit of timm; left as it is.
+        recipe: How to build it.
+
+    Returns:
+        The backbone, and how to build it.
+    """
+    weights = backbone.state_dict()
+    if _SHARED not in weights:
+        return backbone, recipe
+    table = weights.pop(_SHARED)
+    recipe = replace(recipe, options={**recipe.options, "use_shared_rel_pos_bias": False, "use_rel_pos_bias": True})
+    own = recipe.build()
+    copies = {f"blocks.{number}.attn.{_RELATIVE}": table for number, _ in enumerate(blocks_of(own))}
+    load_strictly(own, {**weights, **copies})
+    return own.to(table.device).train(backbone.training), recipe

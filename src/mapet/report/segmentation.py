@@ -44,7 +44,7 @@ def _bars(run: ReportedRun, result: Result) -> Picture:
     told = ", ".join(f"{name} {iou[name]:.1%}" for name in shown)
     some = f"The {len(shown)} most frequent of {len(iou)} classes. " if len(shown) < len(iou) else ""
     return drawn.picture(
-        f"segmentation-{slug(run.title)}-{result.protocol_hash}",
+        f"segmentation-{slug(run.title)}-{result.protocol_hash}-{slug(Path(result.data).name)}",
         f"Bars of the IoU of every class on {result.data}: {told}. Their mean is {result.value:.1%}.",
         f"{some}IoU on {result.test_images:,} test images of {result.data} after training on {result.train_images:,}; protocol "
         f"{result.protocol_hash} ({result.preset or 'own settings'}). The line is the mean of all classes. Predicting "
@@ -53,10 +53,11 @@ def _bars(run: ReportedRun, result: Result) -> Picture:
 
 
 def _draw(axes: Axes, iou: dict[str, float], mean: float) -> None:
+    boxed = {"facecolor": "white", "edgecolor": "none", "pad": 1}
     axes.barh(range(len(iou)), [*iou.values()], height=0.7, color=BLUE)
     for place, value in enumerate(iou.values()):
-        axes.text(value + 0.01, place, f"{100 * value:.1f}", va="center", fontsize=7.5)
-    axes.axvline(mean, color=INK, linewidth=0.8, linestyle=(0, (4, 3)))
+        axes.text(value + 0.01, place, f"{100 * value:.1f}", va="center", fontsize=7.5, bbox=boxed)
+    axes.axvline(mean, color=INK, linewidth=0.8, linestyle=(0, (4, 3)), zorder=0.5)
     axes.set_yticks(range(len(iou)), [*iou])
     axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "25", "50", "75", "100 %"])
     axes.set(xlim=(0, 1.0), ylim=(len(iou) - 0.4, -0.6))
@@ -77,7 +78,7 @@ def _overlay(run: ReportedRun, path: Path) -> Picture:
     with Image.open(io.BytesIO(png)) as image:
         width, height = image.size
     return Picture(
-        f"overlay-{slug(run.title)}-{slug(path.stem)}",
+        f"overlay-{slug(run.title)}-{slug(path.parent.parent.name)}-{slug(path.stem)}",
         png,
         width,
         height,

@@ -56,13 +56,20 @@ class TrainingLog:
 
     def write(self, step: int, rate: float, bar: ProgressBar, watch: Watch) -> None:
         """Writes one entry about the steps since the last one, up to number `step`, with what `watch` sees; starts the next."""
+        entry = self._means(step, rate)
+        entry |= watch.observe(Moment(step, rate, entry))
+        self._keep(entry)
+        bar.note(_note(entry))
+
+    def _means(self, step: int, rate: float) -> dict[str, float]:
+        """Over the steps since the last entry; waits for the device."""
         targets = float(torch.stack([sums.targets for sums in self.steps]).sum())
         seconds = time.perf_counter() - self.window_began
         names = self.steps[0].metrics
         means = {name: float(torch.stack([sums.metrics[name] for sums in self.steps]).sum()) / max(1, targets) for name in names}
         if "correct" in means:
             means["token_accuracy"] = means.pop("correct")
-        entry: dict[str, float] = {
+        return {
             "step": step,
             "epoch": step / self.steps_per_epoch,
             "loss": float(torch.stack([sums.loss for sums in self.steps]).sum()) / max(1, targets),
@@ -73,10 +80,11 @@ class TrainingLog:
             "waiting": self.waited / seconds,
             "seconds": time.perf_counter() - self.began,
         }
-        entry |= watch.observe(Moment(step, rate, entry))
+
+    def _keep(self, entry: dict[str, float]) -> None:
+        """Writes an entry; what comes now belongs to the next."""
         self.run.append_metrics(entry)
-        self.board.add(entry, step)
-        bar.note(_note(entry))
+        self.board.add(entry, int(entry["step"]))
         self._clear()
 
     def _clear(self) -> None:

@@ -28,6 +28,7 @@ def test_bright_and_dark_squares_are_found(tmp_path: Path) -> None:
     out = tmp_path / "out"
     (result,) = evaluate(opened, str(pictures), [protocol], device=torch.device("cpu"), folder=out)
     constant = result.details["most_frequent_class"]
+    assert f"'ground' everywhere  {100 * constant['miou']:.1f} %   protocol" in result.line()
     assert constant["name"] == "ground"
     assert result.figures["miou"] > 0.6 > constant["miou"] + 0.2
     assert result.figures["pixel_accuracy"] > constant["pixel_accuracy"]

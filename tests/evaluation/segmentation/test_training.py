@@ -9,7 +9,6 @@ from PIL import Image
 from mapet.data.loader import UnreadableImages, step_batches
 from mapet.data.views import IMAGENET_MEAN, IMAGENET_STD
 from mapet.errors import CheckpointError, DataError, InterruptedRunError, NonFiniteLossError
-from mapet.evaluation.segmentation import training as module
 from mapet.evaluation.segmentation.augment import Augmentation
 from mapet.evaluation.segmentation.data import open_segmentation
 from mapet.evaluation.segmentation.loader import load_pairs
@@ -17,6 +16,7 @@ from mapet.evaluation.segmentation.masks import PADDED
 from mapet.evaluation.segmentation.protocol import Segment
 from mapet.evaluation.segmentation.training import SegmentationTraining
 from mapet.evaluation.subject import Subject
+from mapet.evaluation.supervised import training as loop
 from mapet.models.saved import BackboneRecipe
 from tests.evaluation.segmentation.pictures import write_pair
 
@@ -61,7 +61,7 @@ def test_an_interrupted_training_goes_on_exactly(tmp_path: Path, folder: Path, m
     whole = training_in(tmp_path / "whole", folder)
     expected = whole.run().state_dict()
     with monkeypatch.context() as patch:
-        patch.setattr(module, "StopRequest", lambda: StopAfter(4))
+        patch.setattr(loop, "StopRequest", lambda: StopAfter(4))
         with pytest.raises(InterruptedRunError, match=r"after step 4 .*same command continues"):
             training_in(tmp_path / "cut", folder).run()
     continued = training_in(tmp_path / "cut", folder)
@@ -77,15 +77,15 @@ def test_an_interrupted_training_goes_on_exactly(tmp_path: Path, folder: Path, m
 
 def test_checkpoints_come_every_few_minutes(tmp_path: Path, folder: Path, monkeypatch) -> None:
     saved = []
-    monkeypatch.setattr(module, "save_checkpoint", lambda folder, step, *rest, keep: saved.append(step))
+    monkeypatch.setattr(loop, "save_checkpoint", lambda folder, step, *rest, keep: saved.append(step))
     training_in(tmp_path, folder).run()
-    monkeypatch.setattr(module, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0.0)
     training_in(tmp_path, folder, steps=3).run()
     assert saved == [6, 1, 2, 3]
 
 
 def test_nothing_is_kept_where_nothing_may_be(tmp_path: Path, folder: Path, monkeypatch) -> None:
-    monkeypatch.setattr(module, "StopRequest", lambda: StopAfter(2))
+    monkeypatch.setattr(loop, "StopRequest", lambda: StopAfter(2))
     with pytest.raises(InterruptedRunError, match=r"Nothing was kept: give --out"):
         training_in(tmp_path, folder, kept=False).run()
     assert not (tmp_path / "checkpoints").exists()
@@ -98,7 +98,7 @@ def test_another_training_is_not_continued(tmp_path: Path, folder: Path, other: 
         path = folder / "annotations" / "train" / "picture0.png"
         Image.open(path).transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(path)
     changes = {"backbone": {"seed": 1}, "settings": {"lr": 1e-3}, "masks": {}}[other]
-    with pytest.raises(CheckpointError, match=r"another backbone, other images or masks, or other settings.*--out"):
+    with pytest.raises(CheckpointError, match=r"another backbone, on other images or labels, or with other settings.*--out"):
         training_in(tmp_path / "out", folder, steps=1, **changes)
 
 
@@ -124,7 +124,7 @@ def test_padding_has_the_mean_colour_and_rates_follow_the_layers(tmp_path: Path,
     training.step(images, labels, 0, 0.01)
     assert (seen[0][:, :, 16:] == 0).all()
     assert seen[0][0, 0, 0, 0].item() == pytest.approx((200 / 255 - IMAGENET_MEAN[0]) / IMAGENET_STD[0], rel=1e-5)
-    rates = sorted({group["lr"] for group in training.optimizer.param_groups})
+    rates = sorted({group["lr"] for group in training.step.optimizer.param_groups})
     assert rates == pytest.approx([0.01 * 0.75**power for power in (5, 4, 3, 2, 1, 0)])
 
 

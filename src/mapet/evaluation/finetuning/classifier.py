@@ -17,7 +17,7 @@ from mapet.compat import VisionTransformer
 from mapet.errors import ModelError, SettingsError
 from mapet.evaluation.finetuning.settings import FineTuneSettings
 from mapet.evaluation.subject import Subject
-from mapet.models.positions import at_image_size
+from mapet.models.positions import at_image_size, with_own_tables
 from mapet.models.saved import BackboneRecipe
 from mapet.models.weights import load_strictly
 from mapet.runtime.seeding import seeded_generator
@@ -74,8 +74,9 @@ def build_classifier(subject: Subject, settings: FineTuneSettings) -> tuple[nn.M
     """
     if settings.pool == "cls" and subject.backbone.cls_token is None:
         raise SettingsError("This backbone has no class token, so that pooling 'cls' is impossible. Use 'mean'.")
-    backbone = _resized(subject.backbone, settings.image_size)
-    recipe = classifier_recipe(subject.recipe, settings, subject.num_classes, isinstance(backbone, VisionTransformer))
+    backbone, recipe = with_own_tables(subject.backbone, subject.recipe)
+    backbone = _resized(backbone, settings.image_size)
+    recipe = classifier_recipe(recipe, settings, subject.num_classes, isinstance(backbone, VisionTransformer))
     model = replace(recipe, options=recipe.options | {"drop_path_rate": settings.drop_path}).build()
     found = transfer(backbone.state_dict(), model)
     init_head(cast(nn.Linear, model.head), settings)

@@ -1,0 +1,172 @@
+"""The attentive probe: a learned query looks at the patch tokens, and a linear layer classifies what it sees.
+
+    tokens -> BatchNorm without affine part -> cross-attention of one learned query, MLP -> Linear
+
+For backbones whose patches say more together than their mean does. The idea is CAE's ("attentive probing") and V-JEPA's; the module
+is timm's `AttentionPoolLatent`, the settings are ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, cast
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from mapet.compat import AttentionPoolLatent
+from mapet.data.loader import make_loader, sequential_batches
+from mapet.data.sources import ImageSource
+from mapet.data.views import FixedView
+from mapet.errors import SettingsError
+from mapet.evaluation.metrics import accuracies
+from mapet.evaluation.probes.images import order_of
+from mapet.evaluation.probes.linear_heads import cosine
+from mapet.evaluation.probes.representations import describe_all, patch_tokens
+from mapet.evaluation.protocol import Findings, Protocol
+from mapet.evaluation.subject import Subject
+from mapet.evaluation.supervised.length import say_if_longer
+from mapet.models.backbone import num_heads
+from mapet.runtime.progress import progress
+from mapet.runtime.seeding import seeded_globally
+
+CACHE_BYTES = 4 * 2**30
+_JUDGED = 256
+_Count = Annotated[int, Field(ge=1)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentiveProbe(Protocol):
+    """Settings.
+
+    Args:
+        pool: "mean" only: the probe pools the patch tokens by itself.
+        epochs: Passes over the training images.
+        min_steps: At least so many steps are taken, in more epochs where there are few images.
+        warmup_epochs: Linear, from 0; a cosine to 0 follows.
+        batch_size: Images a step; all of them where there are fewer.
+        lr: Of AdamW, at its highest.
+        weight_decay: On matrices.
+        seed: Of order and start.
+
+    Raises:
+        SettingsError: Another pooling.
+    """
+
+    name: ClassVar[str] = "attentive"
+
+    epochs: _Count = 20
+    min_steps: _Count = 1000
+    warmup_epochs: Annotated[float, Field(ge=0)] = 1.0
+    batch_size: _Count = 256
+    lr: Annotated[float, Field(gt=0)] = 1e-3
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-2
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.pool != "mean":
+            raise SettingsError(f"The attentive probe pools patch tokens by itself; pool is '{self.pool}', allowed: mean (unused).")
+
+    def judge(self, subject: Subject) -> Findings:
+        """Accuracies of the trained probe."""
+        probe = self.fit(subject)
+        test = Tokens(subject, subject.test, "test")
+        scores, labels = zip(*((probe(tokens), labels) for tokens, labels in test.in_order()), strict=True)
+        figures = accuracies(torch.cat(scores), torch.cat(labels), subject.num_classes)
+        return Findings(figures, {"parameters": sum(parameter.numel() for parameter in probe.parameters())})
+
+    def fit(self, subject: Subject) -> nn.Module:
+        """Trains the probe; the backbone stays as it is."""
+        images = Tokens(subject, subject.train, "training")
+        per_epoch = max(1, len(images) // self.batch_size)
+        epochs = max(self.epochs, -(-self.min_steps // per_epoch))
+        say_if_longer(f"Attentive probe, {subject.title}", epochs, self.epochs)
+        probe = build_probe(subject, self.seed)
+        matrices, vectors = ([p for p in probe.parameters() if (p.ndim > 1) == wanted] for wanted in (True, False))
+        optimizer = torch.optim.AdamW(
+            [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}], weight_decay=self.weight_decay
+        )
+        with progress(f"Attentive probe, {subject.title}", epochs * per_epoch) as bar:
+            for step, (tokens, labels) in enumerate(images.batches(self.batch_size, epochs, self.seed)):
+                for group in optimizer.param_groups:
+                    group["lr"] = self.lr * cosine(step, epochs * per_epoch, min(self.warmup_epochs, epochs / 2) * per_epoch)
+                optimizer.zero_grad()
+                cross_entropy(probe(tokens), labels).backward()
+                optimizer.step()
+                bar.advance()
+        return probe.eval().requires_grad_(False)
+
+
+class AttentiveHead(nn.Module):
+    """From patch tokens (B, N_p, D) to scores (B, C).
+
+    Args:
+        features: D.
+        heads: Of the cross-attention.
+        classes: C.
+    """
+
+    def __init__(self, features: int, heads: int, classes: int) -> None:
+        super().__init__()
+        self.normaliser = nn.BatchNorm1d(features, affine=False)
+        self.pool = AttentionPoolLatent(features, num_heads=heads, norm_layer=nn.LayerNorm)  # type: ignore[arg-type]
+        self.classifier = nn.Linear(features, classes)
+        nn.init.zeros_(self.classifier.weight)
+        nn.init.zeros_(self.classifier.bias)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(B, C)."""
+        return self.classifier(self.pool(self.normaliser(tokens.float().flatten(0, 1)).view(tokens.shape)))
+
+
+def build_probe(subject: Subject, seed: int) -> AttentiveHead:
+    """The probe at its start, with as many heads as the backbone has."""
+    backbone = subject.backbone
+    with seeded_globally(seed, "attentive probe"):
+        return AttentiveHead(backbone.embed_dim, num_heads(backbone), subject.num_classes).to(subject.device)
+
+
+class Tokens:
+    """Patch tokens of images, in float16: kept where `CACHE_BYTES` allow, and computed again in every epoch otherwise.
+
+    Args:
+        subject: The backbone.
+        source: Labelled images.
+        part: What to call them.
+    """
+
+    def __init__(self, subject: Subject, source: ImageSource, part: str) -> None:
+        self._subject, self._source = subject, source
+        self._view = FixedView(subject.recipe.image_size)
+        self._describe = patch_tokens(subject)
+        tokens = self._describe(torch.zeros(1, 3, self._view.size, self._view.size, dtype=torch.uint8))
+        self._kept = None
+        if len(source) * tokens.numel() * tokens.element_size() <= CACHE_BYTES:
+            self._kept = describe_all(subject, source, self._view, self._describe, part)
+
+    def __len__(self) -> int:
+        return len(self._source if self._kept is None else self._kept[1])
+
+    def batches(self, batch_size: int, epochs: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Tokens (B, N_p, D) and labels (B,) in a new order in every epoch."""
+        return self._load(order_of(len(self), batch_size, seed, 0, epochs))
+
+    def in_order(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Tokens (B, N_p, D) and labels (B,) of every image once."""
+        return self._load(sequential_batches(len(self), _JUDGED))
+
+    def _load(self, batches) -> Iterator[tuple[Tensor, Tensor]]:
+        subject = self._subject
+        if self._kept is not None:
+            tokens, labels = self._kept
+            for rows in batches:
+                chosen = torch.tensor(rows, device=subject.device)
+                yield tokens[chosen], labels[chosen]
+            return
+        for loaded in make_loader(self._source, self._view, batches, subject.workers):
+            subject.unreadable.record(loaded.unreadable)
+            yield self._describe(loaded.images).clone(), cast(Tensor, loaded.labels).to(subject.device)

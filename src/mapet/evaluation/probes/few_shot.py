@@ -1,0 +1,102 @@
+"""Few labels: logistic regression on the features of a few images of every class, for several draws of them.
+
+As many images of every class are drawn (or all of a class that has fewer): a share of the training images divided by the number of
+classes, and at least one. Features are standardised by all training images, which takes no labels. The figure is the mean over the
+draws; test images are the same for all.
+"""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from mapet.errors import DataError
+from mapet.evaluation.held_out import candidates, draw_rows, rows_by_class
+from mapet.evaluation.metrics import accuracies
+from mapet.evaluation.probes.logistic import choose_penalty, facts_of, standardised, warn_unless_converged
+from mapet.evaluation.probes.logistic_regression import fit_path
+from mapet.evaluation.protocol import Findings, Protocol
+from mapet.evaluation.subject import Subject
+from mapet.runtime.progress import progress
+
+_Positive = Annotated[float, Field(gt=0)]
+PENALTIES = (1e-3, 1e-2, 1e-1, 1.0)
+WITHOUT_HELD_OUT = 1e-1
+
+
+@dataclass(frozen=True, kw_only=True)
+class FewShot(Protocol):
+    """Settings of both presets.
+
+    Args:
+        pool: "mean", "cls" or "both".
+        share: Of the training images.
+        draws: How many subsets are tried.
+        l2: Penalty of the logistic regression; several are chosen from on a held-out part of the few images. Where every class has
+            only one image, it is the one nearest to 0.1.
+        held_out_share: Of the few images of every class.
+        seed: Of the draws.
+    """
+
+    name: ClassVar[str] = "fewshot"
+
+    share: Annotated[float, Field(gt=0, le=1)] = 0.01
+    draws: Annotated[int, Field(ge=1)] = 5
+    l2: _Positive | tuple[_Positive, ...] = PENALTIES
+    held_out_share: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    seed: int = 0
+
+    def judge(self, subject: Subject) -> Findings:
+        """Mean accuracies over the draws; in the details each draw, and the deviation over them."""
+        found = []
+        with progress(f"Few-shot ({100 * self.share:g} %), {subject.title}", self.draws) as bar:
+            for draw in range(self.draws):
+                found.append(self._one_draw(subject, draw))
+                bar.advance()
+        names = found[0][0].keys()
+        figures = {name: statistics.mean(entry[name] for entry, _ in found) for name in names}
+        spread = {name: statistics.stdev(entry[name] for entry, _ in found) for name in names} if self.draws > 1 else {}
+        draws = [{**entry, **facts} for entry, facts in found]
+        return Findings(figures, {"deviation": spread, "draws": draws})
+
+    def _one_draw(self, subject: Subject, draw: int) -> tuple[dict[str, float], dict[str, Any]]:
+        train, test = subject.train_features, subject.test_features
+        rows = few_rows(train.labels, self.share, self.seed, draw)
+        labels = train.labels[rows]
+        features, others = standardised(train.pooled(self.pool), test.pooled(self.pool))
+        features = features[rows]
+        l2, chosen = self._penalty(features, labels, subject.num_classes, draw)
+        model = fit_path(features, labels, subject.num_classes, (l2,))[l2]
+        warn_unless_converged(model, subject.title)
+        facts = {"images": len(rows), "l2": l2, **chosen, **facts_of(model)}
+        return accuracies(model.scores(others), test.labels, subject.num_classes), facts
+
+    def _penalty(self, features: Tensor, labels: Tensor, num_classes: int, draw: int) -> tuple[float, dict[str, Any]]:
+        penalties = candidates(self.l2)
+        try:
+            return choose_penalty(features, labels, num_classes, penalties, self.held_out_share, self.seed + draw)
+        except DataError:
+            return min(penalties, key=lambda l2: abs(l2 - WITHOUT_HELD_OUT)), {}
+
+
+def few_rows(labels: Tensor, share: float, seed: int, draw: int) -> Tensor:
+    """The training images of one draw, sorted: as many of every class.
+
+    Args:
+        labels: (n,) int64.
+        share: Of the n images; at least one of every class.
+        seed: Of all draws.
+        draw: Which one, from 0.
+
+    Returns:
+        (m,) int64, on the device of `labels`.
+    """
+    groups = rows_by_class(labels)
+    count = max(1, round(share * len(labels) / len(groups)))
+    drawn = [draw_rows(rows, count, seed, "few-shot", draw, number) for number, rows in groups]
+    return torch.cat(drawn).sort().values.to(labels.device)

@@ -1,0 +1,1 @@
+"""Training on labels, of whatever kind: what fine-tuning and segmentation share."""

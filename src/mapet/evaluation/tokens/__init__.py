@@ -1,0 +1,1 @@
+"""Visual tokens as the only input of a classifier (MaPeT, Table 7)."""

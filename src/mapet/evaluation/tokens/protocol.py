@@ -1,0 +1,271 @@
+"""Token classification (MaPeT, Table 7): how much of an image's class its visual tokens keep, when they are all that is seen.
+
+The subject is a tokenizer, not a backbone: `evaluate_tokens`. Images are tokenised once, in the fixed view, so that there is no
+augmentation; a head is trained on the tokens of the training images and judged once, at its end, on those of the test images.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from mapet.compat import param_groups_weight_decay  # pyright: ignore[reportPrivateImportUsage]
+from mapet.config.settings import TrainingSettings
+from mapet.data.loader import UnreadableImages, step_batches
+from mapet.errors import NonFiniteLossError, SettingsError, nearest
+from mapet.evaluation.metrics import accuracies
+from mapet.evaluation.protocol import METRICS, Findings, Protocol, Result
+from mapet.evaluation.subject import Subject
+from mapet.evaluation.supervised.length import say_if_longer
+from mapet.evaluation.tokens.data import TokenMaker, TokenSplit
+from mapet.evaluation.tokens.heads import HEADS, TokenMLP, count_parameters, init_head, is_finite, token_vit
+from mapet.runtime.device import autocast
+from mapet.runtime.files import write_json
+from mapet.runtime.progress import progress, say
+from mapet.runtime.seeding import derive_seed, seeded_globally
+from mapet.training.optim import UNDECAYED, learning_rate
+
+_CHUNK = 1024
+_PRECISIONS = ("fp32", "bf16")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenClassification(Protocol):
+    """Settings of the head and of its training; the paper states the architectures, not how they are trained.
+
+    Args:
+        pool: Both heads take the "mean" of the patches.
+        head: "mlp" or "vit".
+        width: Of the embedding and the hidden layer (192), or of the ViT.
+        depth: Blocks of the ViT.
+        heads: Of its attention.
+        drop_path: Of the ViT.
+        epochs: Passes over the training images.
+        min_steps: At least so many steps, in more epochs where there are few images.
+        batch_size: Images a step; all of them where there are fewer.
+        lr: After the warm-up; a cosine takes it to `min_lr`.
+        min_lr: At the end.
+        warmup_epochs: From 1e-6 to `lr`, linearly.
+        weight_decay: Of AdamW; not on vectors, position embeddings and the class token.
+        label_smoothing: Share of the target spread over all classes.
+        precision: "fp32" or "bf16".
+        seed: Of the start, the order and drop path.
+    """
+
+    name: ClassVar[str] = "tokens"
+    pools: ClassVar[bool] = False
+    with_random: ClassVar[bool] = False
+
+    head: str = "mlp"
+    width: int = 192
+    depth: int = 12
+    heads: int = 3
+    drop_path: float = 0.0
+    epochs: float = 50
+    min_steps: int = 1000
+    batch_size: int = 1024
+    lr: float = 1e-3
+    min_lr: float = 0.0
+    warmup_epochs: float = 0
+    weight_decay: float = 0.05
+    label_smoothing: float = 0.0
+    precision: str = "fp32"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.pool != "mean":
+            raise SettingsError(f"Tokens are pooled by their mean; pool = '{self.pool}' is not allowed. Leave --pool out.")
+        for value, allowed, what in ((self.head, HEADS, "head"), (self.precision, _PRECISIONS, "precision")):
+            if value not in allowed:
+                raise SettingsError(f"There is no {what} '{value}' for tokens. {nearest(value, allowed)}")
+        if self.batch_size < 1 or self.epochs <= 0 or self.lr <= 0:
+            raise SettingsError(
+                f"batch_size = {self.batch_size}, epochs = {self.epochs}, lr = {self.lr}: allowed are 1 or more, and above 0."
+            )
+
+    def judge(self, subject: Subject) -> Findings:
+        """Refuses: a backbone has no tokens."""
+        raise SettingsError(
+            f"The protocol 'tokens' judges a tokenizer, and {subject.title} is a backbone. Give it alone, and in place of the "
+            "backbone a tokenizer, a token store or a run: mapet evaluate tokens TOK DATA"
+        )
+
+    def build(self, vocab_size: int, grid_size: tuple[int, int], num_classes: int) -> nn.Module:
+        """The head at its start, a function of `seed`; takes token ids (B, N_p) int64."""
+        with seeded_globally(self.seed, "token head"):
+            if self.head == "mlp":
+                model: nn.Module = TokenMLP(vocab_size, self.width, num_classes)
+            else:
+                shape = {"width": self.width, "depth": self.depth, "heads": self.heads}
+                model = token_vit(vocab_size, grid_size, num_classes, drop_path=self.drop_path, **shape)
+            init_head(model)
+        return model
+
+    def schedule(self, images: int) -> tuple[TrainingSettings, int, int]:
+        """Settings for the learning rate, all steps, and those of the warm-up, for so many training images."""
+        per_epoch = images // min(self.batch_size, images)
+        steps = max(round(self.epochs * per_epoch), self.min_steps, 1)
+        say_if_longer("Token classifier", steps / per_epoch, self.epochs)
+        settings = TrainingSettings(steps=steps, lr=self.lr, min_lr=self.min_lr, weight_decay=self.weight_decay)
+        return settings, steps, min(round(self.warmup_epochs * per_epoch), steps)
+
+
+def evaluate_tokens(
+    tokens: TokenMaker,
+    data: str,
+    protocols: Sequence[TokenClassification],
+    *,
+    device: torch.device,
+    folder: Path | None = None,
+    workers: int = 0,
+    max_unreadable: int = 0,
+) -> list[Result]:
+    """Judges a tokenizer by heads that see its tokens only.
+
+    Args:
+        tokens: As `open_tokens` gives it.
+        data: Labelled images.
+        protocols: What to measure; images are tokenised once for all of them.
+        device: Where to compute.
+        folder: Where results are kept, if anywhere.
+        workers: Processes that decode images.
+        max_unreadable: Images that may be skipped.
+
+    Returns:
+        One result a protocol, with `top1`, `top5` and `mean_per_class`; `details` has the accuracy of always answering the class
+        that is most frequent among the training images.
+
+    Raises:
+        MapetError: Images have no labels, or the store lacks some of them.
+    """
+    unreadable = UnreadableImages(max_unreadable)
+    train, test = protocols[0].open_data(data)
+    num_classes = protocols[0].count_classes(train, test)
+    began = time.perf_counter()
+    work = {"device": device, "workers": workers, "unreadable": unreadable}
+    splits = tokens.split(train, "training", **work), tokens.split(test, "test", **work)
+    encoding = time.perf_counter() - began
+    results = []
+    for protocol in protocols:
+        began = time.perf_counter()
+        found = judge_tokens(protocol, *splits, tokens.vocab_size, tokens.grid_size, num_classes, device)
+        seconds = time.perf_counter() - began + encoding
+        facts = {"tokenizer_fingerprint": tokens.fingerprint, "vocab_size": tokens.vocab_size, "grid_size": [*tokens.grid_size]}
+        result = Result(
+            protocol=protocol.describe(),
+            preset=protocol.preset,
+            protocol_hash=protocol.hash,
+            backbone=tokens.title,
+            data=data,
+            classes=num_classes,
+            train_images=len(splits[0].labels),
+            test_images=len(splits[1].labels),
+            metric=getattr(test, "metric", protocol.metric),
+            figures=found.figures,
+            seconds=seconds,
+            details={**found.details, **facts},
+        )
+        if folder is not None:
+            write_json(folder / f"{protocol.stem(f'{data} {tokens.fingerprint}')}.json", asdict(result))
+        results.append(result)
+    if unreadable.summary():
+        say(unreadable.summary())
+    return results
+
+
+def judge_tokens(
+    protocol: TokenClassification,
+    train: TokenSplit,
+    test: TokenSplit,
+    vocab_size: int,
+    grid_size: tuple[int, int],
+    num_classes: int,
+    device: torch.device,
+) -> Findings:
+    """Trains a head on `train` and judges it on `test`.
+
+    Raises:
+        NonFiniteLossError: The loss became infinite or NaN.
+    """
+    model = protocol.build(vocab_size, grid_size, num_classes).to(device)
+    loss = _train(protocol, model, train, device)
+    scores = _scores(protocol, model, test, device)
+    commonest = int(torch.bincount(train.labels).argmax())
+    details = {
+        "frequent_class": float((test.labels == commonest).double().mean()),
+        "parameters": count_parameters(model),
+        "training_loss": loss,
+    }
+    return Findings(accuracies(scores, test.labels.to(device), num_classes), details)
+
+
+def token_line(result: Result) -> str:
+    """A result for people: all figures, against the most frequent class."""
+    figures = "   ".join(f"{METRICS[name]} {100 * value:.1f} %" for name, value in result.figures.items())
+    floor = f"most frequent class {100 * result.details['frequent_class']:.1f} %"
+    title = f"tokens:{result.preset}" if result.preset else f"tokens ({result.protocol['head']})"
+    return f"{title:16} {figures}   {floor}   protocol {result.protocol_hash}   {result.seconds:.0f} s"
+
+
+def _train(protocol: TokenClassification, model: nn.Module, train: TokenSplit, device: torch.device) -> float:
+    """Trains in place; the mean loss of the last hundred steps."""
+    settings, steps, warmup = protocol.schedule(len(train.labels))
+    groups = param_groups_weight_decay(model, protocol.weight_decay, no_weight_decay_list=_undecayed(model))
+    optimizer = torch.optim.AdamW(groups, lr=protocol.lr)
+    losses: list[Tensor] = []
+    accelerators = [device] if device.type == "cuda" else []
+    with progress(f"Training {protocol.title} on tokens", steps) as bar, torch.random.fork_rng(devices=accelerators):
+        for step, (ids, labels) in enumerate(_batches(protocol, train, steps, device)):
+            torch.manual_seed(derive_seed(protocol.seed, "drop path", step))
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(step, steps, warmup, settings)
+            optimizer.zero_grad()
+            with autocast(device, protocol.precision):
+                loss = cross_entropy(model(ids).float(), labels, label_smoothing=protocol.label_smoothing)
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.detach())
+            if len(losses) == 100 or step + 1 == steps:
+                mean = _checked_mean(losses, step, protocol)
+                bar.note(f"loss {mean:.3f}")
+                losses.clear()
+            bar.advance()
+    model.eval().requires_grad_(False)
+    return mean
+
+
+def _undecayed(model: nn.Module) -> list[str]:
+    return [name for name, _ in model.named_parameters() if name.rpartition(".")[2] in UNDECAYED]
+
+
+def _batches(protocol: TokenClassification, train: TokenSplit, steps: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+    """Token ids (B, N_p) int64 and labels (B,) of every step; what there is lies on the device."""
+    images = len(train.labels)
+    ids, labels = train.ids.to(device), train.labels.to(device)
+    for chosen in step_batches(images, min(protocol.batch_size, images), protocol.seed, 0, steps):
+        index = torch.tensor(chosen, device=device)
+        yield ids[index].long(), labels[index]
+
+
+def _checked_mean(losses: list[Tensor], step: int, protocol: TokenClassification) -> float:
+    if not is_finite(losses):
+        raise NonFiniteLossError(
+            f"The loss of {protocol.title} became NaN or infinite within the {len(losses)} steps up to step {step + 1}. Lower the "
+            f"learning rate (--set lr={protocol.lr / 3:.1g})."
+        )
+    return float(torch.stack(losses).mean())
+
+
+@torch.inference_mode()
+def _scores(protocol: TokenClassification, model: Callable[[Tensor], Tensor], test: TokenSplit, device: torch.device) -> Tensor:
+    """(m, C) float32."""
+    with autocast(device, protocol.precision):
+        return torch.cat([model(ids.to(device).long()).float() for ids in test.ids.split(_CHUNK)])

@@ -1,0 +1,1 @@
+"""Published classifiers on ImageNet's validation images."""

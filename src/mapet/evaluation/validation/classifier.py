@@ -1,0 +1,274 @@
+"""A classifier from a published checkpoint: the model, its weights, and how it wants to be fed.
+
+MaPeT's fine-tuned checkpoints are timm training checkpoints of `vit_standard_{tiny,small,base}_patch16_224`: timm's ViT of the same
+size with LayerScale, queries apart from keys and values (facts: MaPeT's release, README and key names). Any other timm model is
+read too. What a checkpoint says of itself is compared with the model before anything is loaded.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mapet.compat import resolve_model_data_config, timm
+from mapet.data.views import IMAGENET_MEAN, IMAGENET_STD
+from mapet.errors import ModelError, nearest
+from mapet.evaluation.validation.view import Preprocessing
+from mapet.models.archive import read_tensors, state_dict_of
+from mapet.models.contents import listing
+from mapet.models.saved import load_backbone
+from mapet.models.weights import join_qkv, load_strictly
+from mapet.runtime.files import sha256
+from mapet.runtime.run_directory import read_json
+
+# Names of the release, and timm's for the same architecture.
+PUBLISHED = {f"vit_standard_{size}_patch16_224": f"vit_{size}_patch16_224" for size in ("tiny", "small", "base")}
+POOLS = {"avg": "fc_norm", "token": "norm"}  # --gp, and the norm that its checkpoints have in front of the head
+_EMA = ("state_dict_ema", "model_ema")
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """A model with its head.
+
+    Args:
+        model: In evaluation mode, on the CPU.
+        name: As the user calls it.
+        preprocessing: How it wants its images.
+        classes: Outputs of its head.
+        checkpoint: The file or folder.
+        sha256: Of the weights' file.
+        names: Of its outputs, in order, where they are known.
+    """
+
+    model: nn.Module
+    name: str
+    preprocessing: Preprocessing
+    classes: int
+    checkpoint: Path
+    sha256: str
+    names: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True)
+class ModelChoice:
+    """What a user says of the model; None is found out from the checkpoint.
+
+    Args:
+        name: A name of the release or of timm.
+        pool: "avg" (mean of the patches) or "token" (class token), of a ViT.
+        classes: Outputs of the head.
+        image_size: Side of the images in pixels; position embeddings are resized to it.
+        options: More keyword arguments of `timm.create_model`.
+    """
+
+    name: str | None = None
+    pool: str | None = None
+    classes: int | None = None
+    image_size: int | None = None
+    options: Mapping[str, Any] | None = None
+
+
+def load_classifier(checkpoint: Path | str, choice: ModelChoice | None = None, *, use_ema: bool = False) -> Classifier:
+    """The classifier in a checkpoint.
+
+    Args:
+        checkpoint: A file (torch.save, safetensors), or a folder with a saved model (model.json). Code in it is never run.
+        choice: What the user says of the model.
+        use_ema: Take the moving average of the weights, where the checkpoint keeps one.
+
+    Raises:
+        ModelError: The file cannot be read, holds no classifier, or one of another architecture; says what was expected and found.
+    """
+    path, choice = Path(checkpoint), choice or ModelChoice()
+    if path.is_dir():
+        return _saved_classifier(path, choice)
+    weights, digest = read_weights(path, use_ema=use_ema), sha256(path)
+    published = any(name.endswith(".attn.q.weight") for name in weights)
+    weights = join_qkv(weights)
+    name = choice.name or _recognise(weights, path, published)
+    timm_name = PUBLISHED.get(name, name)
+    if not timm.is_model(timm_name):
+        raise ModelError(f"There is no model '{name}'. {nearest(name, [*PUBLISHED, *timm.list_models('vit_*')])}")
+    options = _options(timm_name, weights, choice, path)
+    model = _build(timm_name, options)
+    _compare(weights, model, name, path)
+    load_strictly(model, _in_own_names(weights, model))
+    preprocessing = _preprocessing(model, published or name in PUBLISHED)
+    return Classifier(model.eval().requires_grad_(False), name, preprocessing, options["num_classes"], path, digest)
+
+
+def read_weights(path: Path, *, use_ema: bool = False) -> dict[str, Tensor]:
+    """The tensors of the model in a checkpoint, without the prefixes that DistributedDataParallel and torch.compile leave."""
+    if use_ema:
+        tensors = read_tensors(path)
+        averages = {f"{key}.": [name for name in tensors if name.startswith(f"{key}.")] for key in _EMA}
+        prefix = next((prefix for prefix, names in averages.items() if names), None)
+        if prefix is None:
+            raise ModelError(f"{path} keeps no moving average of the weights ({' or '.join(_EMA)}). Leave out --use-ema.")
+        tensors = {name.removeprefix(prefix): tensors[name] for name in averages[prefix]}
+    else:
+        tensors = state_dict_of(path, ("state_dict", "model", "module"))
+    return {re.sub(r"^(module\.|_orig_mod\.)+", "", name): value for name, value in tensors.items()}
+
+
+def vit_facts(weights: Mapping[str, Tensor]) -> dict[str, int]:
+    """Width, depth, patch and MLP width, from the names and shapes of a ViT's weights; {} if they are of something else."""
+    patches = weights.get("patch_embed.proj.weight")
+    blocks = [int(match[1]) for name in weights if (match := re.match(r"blocks\.(\d+)\.", name))]
+    if patches is None or patches.ndim != 4 or not blocks:
+        return {}
+    facts = {"width": patches.shape[0], "depth": max(blocks) + 1, "patch": patches.shape[-1]}
+    hidden = weights.get("blocks.0.mlp.fc1.weight")
+    return facts if hidden is None else facts | {"MLP width": hidden.shape[0]}
+
+
+def _saved_classifier(path: Path, choice: ModelChoice) -> Classifier:
+    """The model that our fine-tuning saved."""
+    model, recipe = load_backbone(path)
+    if not model.num_classes:
+        raise ModelError(f"{path} holds a backbone without a classifier. Fine-tune it first: mapet evaluate finetune {path} DATA")
+    if choice.image_size not in (None, recipe.image_size) or choice.classes not in (None, model.num_classes):
+        raise ModelError(
+            f"{path} was made for images of {recipe.image_size} pixels and {model.num_classes} classes. Leave out --img-size and "
+            "--num-classes."
+        )
+    preprocessing = Preprocessing(recipe.image_size, recipe.crop_fraction, mean=recipe.mean, std=recipe.std)
+    digest = sha256(path / "weights.safetensors")
+    names = tuple(read_json(path.parent / "classes.json")) if (path.parent / "classes.json").is_file() else None
+    name = choice.name or recipe.name
+    return Classifier(model.requires_grad_(False), name, preprocessing, model.num_classes, path, digest, names)
+
+
+def _recognise(weights: Mapping[str, Tensor], path: Path, published: bool) -> str:
+    """The name of the release whose names (q and kv apart), width, depth and patch these weights have."""
+    found = vit_facts(weights) if published else None
+    name = next((name for name in PUBLISHED if _published_facts(name) == found), None) if found else None
+    if name is None:
+        raise ModelError(
+            f"Which model {path} belongs to cannot be told from its weights. Give --model NAME. It contains {listing(weights)}"
+        )
+    return name
+
+
+def _published_facts(name: str) -> dict[str, int]:
+    with torch.device("meta"):
+        return vit_facts(timm.create_model(PUBLISHED[name]).state_dict())
+
+
+def _options(timm_name: str, weights: Mapping[str, Tensor], choice: ModelChoice, path: Path) -> dict[str, Any]:
+    """Keyword arguments of `timm.create_model` for these weights."""
+    options: dict[str, Any] = {"num_classes": _head_classes(timm_name, weights, choice, path), **(choice.options or {})}
+    if not vit_facts(weights):
+        return options
+    pool = choice.pool or ("avg" if POOLS["avg"] + ".weight" in weights else None)
+    if pool is not None:
+        _check_pool(pool, weights, path)
+        options["global_pool"] = pool
+    if "blocks.0.ls1.gamma" in weights:
+        options.setdefault("init_values", 0.1)
+    size = choice.image_size or _size_of_positions(weights)
+    if size is not None:
+        options.setdefault("img_size", size)
+    return options
+
+
+def _head_classes(timm_name: str, weights: Mapping[str, Tensor], choice: ModelChoice, path: Path) -> int:
+    named = timm.models.get_pretrained_cfg(timm_name)
+    heads = getattr(named, "classifier", None) or "head"
+    head = next((weights[name] for name in (f"{one}.weight" for one in _as_tuple(heads)) if name in weights), None)
+    if head is None:
+        what = (
+            "a pre-training checkpoint: probe or fine-tune it with `mapet evaluate`"
+            if _is_pretraining(weights)
+            else "no classifier"
+        )
+        raise ModelError(
+            f"{path} has no head for '{timm_name}' ({' or '.join(_as_tuple(heads))}), so it is {what}. It contains "
+            f"{listing(weights)}"
+        )
+    if choice.classes not in (None, head.shape[0]):
+        raise ModelError(f"The head in {path} has {head.shape[0]} classes, and --num-classes says {choice.classes}. Leave it out.")
+    return head.shape[0]
+
+
+def _is_pretraining(weights: Mapping[str, Tensor]) -> bool:
+    return any(re.match(r"mask_|decoder|lm_head", name) for name in weights)
+
+
+def _check_pool(pool: str, weights: Mapping[str, Tensor], path: Path) -> None:
+    if pool not in POOLS:
+        raise ModelError(f"There is no pooling '{pool}'. {nearest(pool, POOLS)}")
+    if f"{POOLS[pool]}.weight" not in weights:
+        other = next((name for name, norm in POOLS.items() if f"{norm}.weight" in weights), None)
+        way_out = f"It was trained with --gp {other}." if other else "Leave out --gp."
+        raise ModelError(
+            f"With --gp {pool}, a checkpoint has {POOLS[pool]}.weight in front of its head; {path} has none. {way_out}"
+        )
+
+
+def _size_of_positions(weights: Mapping[str, Tensor]) -> int | None:
+    """Side in pixels of the images that position embeddings with a class token were learned for, if those are square."""
+    table = weights.get("pos_embed")
+    side = round((table.shape[1] - 1) ** 0.5) if table is not None and table.ndim == 3 and table.shape[1] > 1 else 0
+    if table is None or side**2 + 1 != table.shape[1]:
+        return None
+    return side * weights["patch_embed.proj.weight"].shape[-1]
+
+
+def _build(name: str, options: Mapping[str, Any]) -> nn.Module:
+    try:
+        return timm.create_model(name, **options)
+    except (TypeError, AssertionError, ValueError, ArithmeticError, RuntimeError) as error:
+        raise ModelError(f"timm cannot build '{name}' with {dict(options)}: {error}") from error
+
+
+def _compare(weights: Mapping[str, Tensor], model: nn.Module, name: str, path: Path) -> None:
+    """Refuses weights of another architecture, in words."""
+    expected, found = vit_facts(model.state_dict()), vit_facts(weights)
+    if expected and not found:
+        raise ModelError(f"{path} does not hold the weights of a ViT such as '{name}'. It contains {listing(weights)}")
+    different = [fact for fact in expected if expected[fact] != found.get(fact)]
+    if different:
+        other = next((one for one in PUBLISHED if _published_facts(one) == found), None)
+        way_out = f"It fits --model {other}." if other else "Give the model that it was saved from."
+        raise ModelError(
+            f"{path} does not fit '{name}': expected {_in_words(expected, different)}; found {_in_words(found, different)}. "
+            f"{way_out}"
+        )
+
+
+def _in_words(facts: Mapping[str, int], names: list[str]) -> str:
+    return ", ".join(f"{name} {facts.get(name, 'unknown')}" for name in names)
+
+
+def _in_own_names(weights: Mapping[str, Tensor], model: Any) -> Mapping[str, Tensor]:
+    """The weights as they are where they fit; else as timm translates them (other names, positions of another image size)."""
+    own = model.state_dict()
+    if weights.keys() == own.keys() and all(weights[name].shape == own[name].shape for name in own):
+        return weights
+    translate = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
+    try:
+        return translate(dict(weights), model) if translate else weights
+    except (KeyError, IndexError, AttributeError, RuntimeError, TypeError, ValueError):  # made for other names than these
+        return weights
+
+
+def _preprocessing(model: nn.Module, published: bool) -> Preprocessing:
+    """That of the paper for the checkpoints of the release; timm's of the model for others."""
+    config = resolve_model_data_config(model)
+    size = (getattr(getattr(model, "patch_embed", None), "img_size", None) or config["input_size"][1:])[0]
+    if published:
+        return Preprocessing(size, mean=IMAGENET_MEAN, std=IMAGENET_STD)
+    return Preprocessing(size, config["crop_pct"], config["interpolation"], config["mean"], config["std"], config["crop_mode"])
+
+
+def _as_tuple(names: Any) -> tuple[str, ...]:
+    return (names,) if isinstance(names, str) else tuple(names)

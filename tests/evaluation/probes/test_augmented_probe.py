@@ -1,0 +1,128 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from mapet.data.loader import make_loader
+from mapet.data.views import AugmentedView, EvaluationView, FixedView
+from mapet.errors import SettingsError
+from mapet.evaluation.held_out import hold_out_rows
+from mapet.evaluation.presets import protocol_of
+from mapet.evaluation.probes.images import AugmentedImages, order_of
+from mapet.evaluation.probes.linear import LinearProbe
+from mapet.evaluation.probes.linear_fit import Normaliser
+from mapet.evaluation.probes.representations import describe_all, evaluation_view, every_layer, last_layer
+from mapet.evaluation.subject import Subject
+from tests.evaluation.planted import tiny_subject
+
+BEIT = LinearProbe(
+    layers="every",
+    pool="both",
+    augment=True,
+    normalise="none",
+    crop_fraction=0.875,
+    init_std=0.01,
+    epochs=2,
+    batch_size=16,
+    lr=0.05,
+)
+
+
+def test_batches_are_new_crops_of_the_right_images_in_every_epoch() -> None:
+    subject = tiny_subject()
+    images = AugmentedImages(subject, every_layer(subject, "both"), FixedView(16), 0.25, seed=7)
+    assert images.held_out is not None
+    assert int(images.held_out.sum()) == 10
+    found = list(images.batches(16, 2, seed=7))
+    steps = list(order_of(40, 16, 7, 0, 2))
+    assert len(found) == len(steps) == 4
+    for number, (features, labels, learned) in enumerate(found):
+        view = AugmentedView(16)
+        (loaded,) = make_loader(subject.train, view, [steps[number]], 0, seed=7, epoch=number // 2)
+        assert torch.equal(features, every_layer(subject, "both")(loaded.images))
+        assert torch.equal(labels, torch.from_numpy(subject.train.labels[steps[number]]))  # type: ignore[index]
+        assert torch.equal(learned, ~images.held_out[steps[number]])  # type: ignore[arg-type]
+
+
+def test_held_out_images_are_seen_without_augmentation() -> None:
+    subject = tiny_subject()
+    images = AugmentedImages(subject, last_layer(subject, "mean"), EvaluationView(16, 0.875), 0.25, seed=7)
+    assert subject.train.labels is not None
+    rows = hold_out_rows(torch.from_numpy(subject.train.labels), 0.25, seed=7)
+    features, labels = images.held_out_part()
+    expected = subject.extract(subject.train, EvaluationView(16, 0.875), "all")
+    assert labels.tolist() == subject.train.labels[rows.numpy()].tolist()
+    torch.testing.assert_close(features[:, 0], expected.mean[rows])
+
+
+def test_the_layer_is_chosen_on_held_out_images_and_every_layer_is_reported() -> None:
+    subject = tiny_subject()
+    found = BEIT.judge(subject)
+    candidates = found.details["candidates"]
+    assert [entry["block"] for entry in candidates] == [1, 2]
+    best = max(entry["held_out_top1"] for entry in candidates)
+    chosen = next(entry for entry in candidates if entry["block"] == found.details["chosen"]["block"])
+    assert chosen["held_out_top1"] == best
+    assert found.figures["top1"] == chosen["test_top1"]
+
+
+def test_batch_norm_and_lars_learn_from_crops() -> None:
+    cae = protocol_of("linear:cae", {"epochs": 40, "warmup_epochs": 4, "batch_size": 20})
+    assert isinstance(cae, LinearProbe)
+    subject = tiny_subject()
+    fitted, shares = cae.fit(subject)
+    assert shares is None
+    assert isinstance(fitted.normaliser, Normaliser)
+    assert int(fitted.normaliser.num_batches_tracked) == 80  # type: ignore[arg-type]
+    test = subject.test_features
+    right = fitted.scores(test.pooled("cls")[:, None]).argmax(dim=1) == test.labels
+    assert right.float().mean() > 0.9, "dark and bright images are told apart by any backbone"
+
+
+def test_workers_change_nothing() -> None:
+    one, other = (BEIT.judge(tiny_subject(workers=workers)) for workers in (0, 1))
+    assert one == other
+
+
+def test_nothing_is_looked_at_in_the_test_images_before_all_is_chosen(monkeypatch) -> None:
+    subject = tiny_subject()
+    subject.test = None  # type: ignore[assignment]
+    monkeypatch.setattr(Subject, "num_classes", 2)
+    fitted, shares = BEIT.fit(subject)
+    assert shares is not None
+    assert shares.shape == (2, 1)
+    assert fitted.heads.layers == 2
+
+
+def test_augmented_features_are_standardised_by_images_without_augmentation() -> None:
+    subject = tiny_subject()
+    probe = LinearProbe(augment=True, epochs=1, batch_size=16, lr=0.05)
+    fitted, _ = probe.fit(subject)
+    features = subject.train_features.mean
+    expected = (features - features.mean(0)) / features.std(0)
+    torch.testing.assert_close(fitted.normaliser(features[:, None])[:, 0], expected, rtol=1e-3, atol=1e-4)
+
+
+def test_cached_layers_are_described_once(monkeypatch) -> None:
+    subject, calls = tiny_subject(), []
+    backbone = subject.backbone
+    whole = backbone.forward_intermediates
+    monkeypatch.setattr(backbone, "forward_intermediates", lambda *rest, **kw: (calls.append(len(rest[0])), whole(*rest, **kw))[1])
+    found = LinearProbe(layers="every", pool="both", epochs=3, min_steps=1, batch_size=16).judge(subject)
+    assert calls == [40, 20]
+    assert len(found.details["candidates"]) == 2
+
+
+def test_views_are_those_of_pre_training_or_smaller_crops() -> None:
+    assert isinstance(evaluation_view(16, 1), FixedView)
+    assert evaluation_view(224, 0.875).shorter_side == 256  # type: ignore[attr-defined]
+    with pytest.raises(SettingsError, match="crop_fraction is 2"):
+        evaluation_view(16, 2)
+
+
+def test_describing_all_images_keeps_their_order() -> None:
+    subject = tiny_subject()
+    features, labels = describe_all(subject, subject.test, FixedView(16), last_layer(subject, "mean"), "test")
+    assert labels.tolist() == np.asarray(subject.test.labels).tolist()
+    assert torch.equal(features[:, 0], subject.test_features.mean)
