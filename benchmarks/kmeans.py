@@ -31,8 +31,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.timing import cpu_peak_mebibytes, print_cpu_peak, time_interleaved
 from mapet.runtime.device import choose_device
 from mapet.runtime.run_directory import describe_environment
-from mapet.tokenizers.kmeans import kmeans
-from mapet.tokenizers.points import StoredPoints
+from mapet.tokenizers.clustering.kmeans import kmeans
+from mapet.tokenizers.clustering.points import StoredPoints
 
 METHODS = ("ours", "ours streamed", "faiss", "scikit-learn")
 PEAK_DIM, PEAK_CLUSTERS = 256, 256

@@ -14,10 +14,10 @@ from sklearn.datasets import load_digits
 
 from mapet.errors import TokenizerError
 from mapet.runtime.processes import Processes, process_group, this_process
-from mapet.tokenizers import kmeans as module
-from mapet.tokenizers import kmeans_state
-from mapet.tokenizers.kmeans import KMeansResult, kmeans
-from mapet.tokenizers.points import StoredPoints
+from mapet.tokenizers.clustering import kmeans as module
+from mapet.tokenizers.clustering import state as kmeans_state
+from mapet.tokenizers.clustering.kmeans import KMeansResult, kmeans
+from mapet.tokenizers.clustering.points import StoredPoints
 
 DIGITS = torch.from_numpy(load_digits().data.astype(np.float32))
 # k-means++, random points, one with clusters that run empty, and one whose points lie far from zero.

@@ -14,11 +14,11 @@ from mapet.data.loader import UnreadableImages
 from mapet.errors import NonFiniteLossError
 from mapet.runtime.processes import Processes, process_group
 from mapet.runtime.seeding import seeded_globally
-from mapet.tokenizers.vq_kd import VQKD
-from mapet.tokenizers.vq_kd_distillation import Distillation
-from mapet.tokenizers.vq_kd_settings import VQKDSettings
-from mapet.tokenizers.vq_kd_step import DistillationStep, make_optimizer
-from mapet.tokenizers.vq_kd_training import train_vq_kd
+from mapet.tokenizers.vq_kd.distillation import Distillation
+from mapet.tokenizers.vq_kd.settings import VQKDSettings
+from mapet.tokenizers.vq_kd.step import DistillationStep, make_optimizer
+from mapet.tokenizers.vq_kd.tokenizer import VQKD
+from mapet.tokenizers.vq_kd.training import train_vq_kd
 from tests.training.tiny import BATCH, IMAGES, TinyImages
 
 SETTINGS = VQKDSettings(

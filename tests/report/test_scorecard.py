@@ -14,7 +14,7 @@ from mapet.errors import SettingsError
 from mapet.report import scorecard
 from mapet.report.scorecard import Shown, rank, table_rows, write_scorecards
 from mapet.report.survival import survival_figure
-from mapet.tokenizers.judge import judge
+from mapet.tokenizers.judging.judge import judge
 from mapet.tokenizers.random_projection import RandomProjection
 from tests.report.test_html import read
 from tests.tokenizers.planted import Collapsed, ColoredImages, Colors, Hashed, Listed

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from mapet.tokenizers import coates_features
+from mapet.tokenizers.features import coates as coates_features
 
 
 @pytest.fixture(scope="session", autouse=True)

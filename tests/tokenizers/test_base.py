@@ -10,9 +10,9 @@ from safetensors.torch import load_file, save_file
 from mapet.errors import TokenizerError
 from mapet.tokenizers.base import Tokenizer
 from mapet.tokenizers.feature_kmeans import FeatureKMeans
-from mapet.tokenizers.features import create_features
+from mapet.tokenizers.features.base import create_features
+from mapet.tokenizers.features.pixels import PixelFeatures
 from mapet.tokenizers.load import load_tokenizer
-from mapet.tokenizers.pixel_features import PixelFeatures
 from mapet.tokenizers.random_projection import RandomProjection
 
 SIZE, PATCH, VOCABULARY = 16, 4, 20

@@ -16,7 +16,7 @@ from mapet.errors import TokenizerError
 from mapet.tokenizers.dall_e import HUB_NAME, DallE, hugging_face_name
 from mapet.tokenizers.load import load_tokenizer
 from mapet.tokenizers.released import tokenizer_from_file
-from mapet.tokenizers.vq_kd import VQKD
+from mapet.tokenizers.vq_kd.tokenizer import VQKD
 from tests.golden import GOLDENS, load_golden, with_prefix
 
 

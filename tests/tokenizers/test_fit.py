@@ -11,8 +11,11 @@ import torch
 from mapet.data.loader import UnreadableImages
 from mapet.data.sources import ImageSource, open_source, subset
 from mapet.errors import DataError, TokenizerError
-from mapet.tokenizers import feature_file, feature_samples, kmeans, kmeans_state
+from mapet.tokenizers.clustering import kmeans
+from mapet.tokenizers.clustering import state as kmeans_state
 from mapet.tokenizers.feature_kmeans import FeatureKMeans
+from mapet.tokenizers.features import file as feature_file
+from mapet.tokenizers.features import samples as feature_samples
 from mapet.tokenizers.fit import fit_tokenizer
 from mapet.tokenizers.fit_settings import FitSettings, preset_settings
 from mapet.tokenizers.load import load_tokenizer

@@ -10,7 +10,7 @@ import typer
 from mapet.cli.options import Data, Device, MaxUnreadable, Seed, Workers
 
 if TYPE_CHECKING:
-    from mapet.tokenizers.judge import Judged
+    from mapet.tokenizers.judging.judge import Judged
 
 
 def codebook(
@@ -34,7 +34,7 @@ def codebook(
     from mapet.data.sources import open_source
     from mapet.report.scorecard import CARD, FIGURES, Shown, write_scorecards
     from mapet.runtime.device import choose_device
-    from mapet.tokenizers.judge import draw_images, judge
+    from mapet.tokenizers.judging.judge import draw_images, judge
     from mapet.tokenizers.load import load_tokenizer
 
     shown = Shown(_numbers(codes), random, most_used)

@@ -54,8 +54,8 @@ def train(
     from mapet.data.sources import open_source
     from mapet.runtime.device import choose_device
     from mapet.runtime.processes import this_process
-    from mapet.tokenizers.vq_kd_settings import VQKDSettings
-    from mapet.tokenizers.vq_kd_training import train_vq_kd
+    from mapet.tokenizers.vq_kd.settings import VQKDSettings
+    from mapet.tokenizers.vq_kd.training import train_vq_kd
 
     settings = VQKDSettings(
         teacher=teacher,

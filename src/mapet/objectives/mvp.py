@@ -32,7 +32,7 @@ from mapet.objectives.mim import MaskCorruption
 from mapet.objectives.pixels import PixelObjective
 from mapet.runtime.seeding import seeded_generator
 from mapet.tokenizers.feature_kmeans import FeatureKMeans
-from mapet.tokenizers.features import FeatureExtractor, create_features
+from mapet.tokenizers.features.base import FeatureExtractor, create_features
 from mapet.tokenizers.load import load_tokenizer
 
 

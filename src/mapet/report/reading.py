@@ -22,8 +22,8 @@ from mapet.objectives.base import Objective
 from mapet.report.sample import Sample, draw_sample
 from mapet.runtime.run_directory import RunDirectory, read_json
 from mapet.token_store.read import TokenStore
-from mapet.tokenizers import information
 from mapet.tokenizers.base import Tokenizer
+from mapet.tokenizers.judging import information
 from mapet.tokenizers.load import load_tokenizer
 
 _OBJECTIVES = {"mapet": "MaPeT", "pim": "PIM", "mim": "MIM"}

@@ -21,9 +21,9 @@ from mapet.report.gallery import Vocabulary, gallery, usage_figure, vocabulary_f
 from mapet.report.survival import survival_figure
 from mapet.runtime.files import atomic_directory, write_json, write_text
 from mapet.runtime.run_directory import describe_environment
-from mapet.tokenizers.judge import Judged
-from mapet.tokenizers.perturbations import PERTURBATIONS
-from mapet.tokenizers.scorecard import Scorecard
+from mapet.tokenizers.judging.judge import Judged
+from mapet.tokenizers.judging.perturbations import PERTURBATIONS
+from mapet.tokenizers.judging.scorecard import Scorecard
 
 PAGE, FIGURES, CARD = "codebook.html", "codebook-figures", "scorecard.json"
 FORMAT = 1

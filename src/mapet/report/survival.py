@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from mapet.report.drawing import INK, LINE, RUN_COLORS, SOFT, Picture, canvas
-from mapet.tokenizers.judge import Judged
-from mapet.tokenizers.perturbations import PERTURBATIONS
+from mapet.tokenizers.judging.judge import Judged
+from mapet.tokenizers.judging.perturbations import PERTURBATIONS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

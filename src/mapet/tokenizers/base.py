@@ -15,7 +15,7 @@ from mapet.errors import TokenizerError
 from mapet.models.weights import fingerprint
 from mapet.registry import Registry
 from mapet.runtime.files import atomic_directory, write_json
-from mapet.tokenizers.nearest import full_float32
+from mapet.tokenizers.clustering.nearest import full_float32
 
 FORMAT = 1
 DESCRIPTION_FILE, WEIGHTS_FILE = "tokenizer.json", "weights.safetensors"
@@ -124,7 +124,7 @@ TOKENIZERS: Registry[type[Tokenizer]] = Registry(
     "tokenizer",
     {
         "feature_kmeans": "mapet.tokenizers.feature_kmeans:FeatureKMeans",
-        "vq_kd": "mapet.tokenizers.vq_kd:VQKD",
+        "vq_kd": "mapet.tokenizers.vq_kd.tokenizer:VQKD",
         "dall_e": "mapet.tokenizers.dall_e:DallE",
         "random_projection": "mapet.tokenizers.random_projection:RandomProjection",
     },

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from mapet.errors import TokenizerError
 from mapet.tokenizers.base import Tokenizer
-from mapet.tokenizers.features import FeatureExtractor, create_features
-from mapet.tokenizers.nearest import nearest_centroid
+from mapet.tokenizers.clustering.nearest import nearest_centroid
+from mapet.tokenizers.features.base import FeatureExtractor, create_features
 
 
 class FeatureKMeans(Tokenizer):

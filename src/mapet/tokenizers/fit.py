@@ -21,13 +21,13 @@ from mapet.runtime.processes import Processes, barrier, broadcast_, gather_numbe
 from mapet.runtime.progress import progress, say
 from mapet.runtime.seeding import derive_seed, seeded_generator
 from mapet.tokenizers.base import refuse_other_content
+from mapet.tokenizers.clustering.kmeans import KMeansResult, kmeans
+from mapet.tokenizers.clustering.nearest import full_float32
+from mapet.tokenizers.clustering.points import StoredPoints
 from mapet.tokenizers.feature_kmeans import FeatureKMeans
-from mapet.tokenizers.feature_samples import BATCH_SIZE, PatchSample, SampledFeatures, sample_features
-from mapet.tokenizers.features import FeatureExtractor, create_features
+from mapet.tokenizers.features.base import FeatureExtractor, create_features
+from mapet.tokenizers.features.samples import BATCH_SIZE, PatchSample, SampledFeatures, sample_features
 from mapet.tokenizers.fit_settings import FitSettings
-from mapet.tokenizers.kmeans import KMeansResult, kmeans
-from mapet.tokenizers.nearest import full_float32
-from mapet.tokenizers.points import StoredPoints
 
 # Pixel values that features are fitted on at once (256 MiB of float32).
 FIT_VALUES = 2**26

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from mapet.errors import TokenizerError, nearest
-from mapet.tokenizers.features import run_behind
-from mapet.tokenizers.run_features import sizes_of
+from mapet.tokenizers.features.base import run_behind
+from mapet.tokenizers.features.run import sizes_of
 
 # Ids up to here take two bytes in a token store; k-means at such a size is not affordable anyway.
 LARGEST_VOCABULARY = 65_536

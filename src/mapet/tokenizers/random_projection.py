@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from mapet.errors import TokenizerError
 from mapet.runtime.seeding import seeded_generator
 from mapet.tokenizers.base import Tokenizer
-from mapet.tokenizers.nearest import nearest_centroid
+from mapet.tokenizers.clustering.nearest import nearest_centroid
 
 PROJECTED_DIM = 16
 

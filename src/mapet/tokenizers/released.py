@@ -63,7 +63,7 @@ def _build(tensors: Mapping[str, Tensor], num_heads: int | None) -> Tokenizer:
     if is_dall_e(tensors):
         return DallE.from_released(tensors)
     if {"quantize.embedding.weight", "encode_task_layer.0.weight"} <= set(tensors):
-        from mapet.tokenizers.vq_kd import VQKD
+        from mapet.tokenizers.vq_kd.tokenizer import VQKD
 
         return VQKD.from_released(dict(tensors), num_heads=num_heads)
     first = ", ".join(f"{name} {tuple(value.shape)}" for name, value in list(tensors.items())[:_SHOWN])

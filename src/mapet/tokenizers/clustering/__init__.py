@@ -1,0 +1,1 @@
+"""k-means: over points in memory or on disk, in one process or several."""

@@ -1,0 +1,192 @@
+"""A uniform sample of patch features, in one pass over the images, on disk: what k-means clusters.
+
+Which patches of an image are taken is a function of (seed, sample key): it depends neither on the order of the images nor on the
+number of workers or processes, nor on where an earlier attempt was stopped.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from mapet.data.loader import LoadedBatch, UnreadableImage, UnreadableImages, make_loader, sequential_batches
+from mapet.data.sources import ImageSource, sample_keys, subset
+from mapet.data.views import FixedView
+from mapet.errors import StorageError, TokenizerError
+from mapet.runtime.processes import Processes
+from mapet.runtime.progress import progress
+from mapet.runtime.seeding import seeded_generator
+from mapet.tokenizers.features.base import FeatureExtractor
+from mapet.tokenizers.features.file import FeatureFile, Written
+
+BATCH_SIZE = 64
+
+
+@dataclass(frozen=True)
+class PatchSample:
+    """Which patches of an image are taken.
+
+    Args:
+        patches: Patches of an image.
+        per_image: How many of them, on average over images; at most all.
+        seed: Determines every draw.
+    """
+
+    patches: int
+    per_image: float
+    seed: int
+
+    def count(self, key: str) -> int:
+        """Patches of this image: `per_image`, rounded up or down by chance so that it comes out right on average."""
+        return self._draw(key)[0]
+
+    def chosen(self, key: str) -> Tensor:
+        """(count,) numbers of patches in raster order, in random order."""
+        count, generator = self._draw(key)
+        return torch.randperm(self.patches, generator=generator)[:count]
+
+    def _draw(self, key: str) -> tuple[int, torch.Generator]:
+        generator = seeded_generator(self.seed, "tokenizer patches", key)
+        wanted = min(float(self.patches), self.per_image)
+        more = float(torch.rand((), generator=generator, dtype=torch.float64)) < wanted % 1
+        return int(wanted) + more, generator
+
+
+@dataclass(frozen=True)
+class SampledFeatures:
+    """What a process has extracted.
+
+    Args:
+        path: The .npy file, (n, dim) float16.
+        job: Names all that they depend on.
+        images: Images that gave patches.
+        points: n.
+    """
+
+    path: Path
+    job: str
+    images: int
+    points: int
+
+
+@torch.no_grad()
+def sample_features(
+    source: ImageSource,
+    extractor: FeatureExtractor,
+    sample: PatchSample,
+    folder: Path,
+    *,
+    device: torch.device,
+    workers: int,
+    unreadable: UnreadableImages,
+    processes: Processes | None = None,
+) -> SampledFeatures:
+    """Extracts the features of `sample` into a file in `folder`, or completes what an interrupted call left there.
+
+    Args:
+        source: The images; those that give no patch are not decoded.
+        extractor: Fitted, on `device`.
+        sample: Which patches.
+        folder: Where the file lies; features of other settings there are not touched.
+        device: Where the extractor computes.
+        workers: Processes that decode images.
+        unreadable: Counts and names the images that cannot be read.
+        processes: This process among those that share the images, by sample key; each has a file of its own.
+
+    Raises:
+        TokenizerError: Features that are NaN, infinite or too large for float16; the image is named.
+        StorageError: The disk is full, or has too little room from the beginning.
+    """
+    processes = processes or Processes()
+    keys = sample_keys(source)
+    own = [i for i, key in enumerate(keys) if _belongs(key, processes) and sample.count(key)]
+    path = folder / f"features-{processes.rank}-of-{processes.world}.npy"
+    job = _digest(extractor, sample, [keys[i] for i in own])
+    file = FeatureFile(path, extractor.dim, job)
+    unreadable.record(UnreadableImage(**image) for image in file.written.unreadable)
+    if not file.written.finished:
+        _refuse_full_disk(folder, (sum(sample.count(keys[i]) for i in own) - file.written.rows) * extractor.dim * 2)
+        with file:
+            _extract(subset(source, own), extractor, sample, file, device, workers, unreadable)
+            file.finish()
+    return SampledFeatures(path, job, file.written.images, file.written.rows)
+
+
+def _belongs(key: str, processes: Processes) -> bool:
+    """Whether an image is this process's; the first one reports those that cannot be read at all."""
+    return (int(key, 16) % processes.world if key else 0) == processes.rank
+
+
+def _digest(extractor: FeatureExtractor, sample: PatchSample, keys: Sequence[str]) -> str:
+    """Names all that the features in a file depend on, in their order."""
+    facts = {"extractor": extractor.fingerprint, "sample": asdict(sample), "batch": BATCH_SIZE}
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
+    digest.update(" ".join(keys).encode())
+    return digest.hexdigest()
+
+
+def _extract(
+    source: ImageSource,
+    extractor: FeatureExtractor,
+    sample: PatchSample,
+    file: FeatureFile,
+    device: torch.device,
+    workers: int,
+    unreadable: UnreadableImages,
+) -> None:
+    """Adds batch after batch to `file`, from the first that it does not have."""
+    batches = sequential_batches(len(source), BATCH_SIZE)
+    start, began = _images_in(file.written), time.monotonic()
+    view, pinned = FixedView(extractor.image_size), device.type == "cuda"
+    with progress("Extracting features", len(source), start) as bar:
+        for batch in make_loader(source, view, batches[file.written.batches :], workers, pin_memory=pinned):
+            unreadable.record(batch.unreadable)
+            features = _sampled(batch, extractor, sample, device)
+            _refuse_overflow(features, batch, sample, source)
+            file.add(features, len(batch.keys), [asdict(image) for image in batch.unreadable])
+            bar.advance(len(batch.keys) + len(batch.unreadable))
+            bar.note(f"{(bar.done - start) / max(time.monotonic() - began, 1e-9):,.0f} images/s")
+
+
+def _images_in(written: Written) -> int:
+    return written.images + len(written.unreadable)
+
+
+def _sampled(batch: LoadedBatch, extractor: FeatureExtractor, sample: PatchSample, device: torch.device) -> Tensor:
+    """(n, dim) float16 on the CPU: the chosen patches of a batch, image after image."""
+    if not batch.keys:
+        return torch.empty(0, extractor.dim, dtype=torch.float16)
+    features = extractor(batch.images.to(device, non_blocking=True).float() / 255).flatten(0, 2)
+    rows = torch.cat([position * sample.patches + sample.chosen(key) for position, key in enumerate(batch.keys)])
+    return features[rows.to(device)].half().cpu()
+
+
+def _refuse_overflow(features: Tensor, batch: LoadedBatch, sample: PatchSample, source: ImageSource) -> None:
+    """Stops at numbers that no mean survives."""
+    broken = (~features.isfinite()).any(1).nonzero()[:, 0].tolist()
+    if broken:
+        owners = [position for position, key in enumerate(batch.keys) for _ in range(sample.count(key))]
+        index = int(batch.indices[owners[broken[0]]])
+        raise TokenizerError(
+            f"{len(broken)} patches have features that are NaN, infinite or above {torch.finfo(torch.float16).max:.0f}, the first "
+            f"in {source.describe(index)}. Check the weights; if they are right, give another layer or another model."
+        )
+
+
+def _refuse_full_disk(folder: Path, needed: int) -> None:
+    """Before hours of work, not after."""
+    existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    free = shutil.disk_usage(existing).free
+    if needed > free:
+        raise StorageError(
+            f"The features take {needed / 2**30:.1f} GiB in {folder}, where {free / 2**30:.1f} GiB are free. Make room, give "
+            "another --out, or cluster fewer patches (--points, --share)."
+        )

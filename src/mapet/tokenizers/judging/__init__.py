@@ -1,0 +1,1 @@
+"""How good the tokens of a tokenizer are."""

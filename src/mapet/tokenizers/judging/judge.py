@@ -1,0 +1,143 @@
+"""Judges a tokenizer on images: tokenises them as they are and after every small change, and makes the scorecard."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mapet.data.loader import LoadedBatch, UnreadableImages, make_loader, sequential_batches
+from mapet.data.sources import ImageSource, subset
+from mapet.data.views import FixedView
+from mapet.errors import DataError
+from mapet.runtime.progress import progress
+from mapet.runtime.seeding import seeded_generator
+from mapet.tokenizers.base import Tokenizer
+from mapet.tokenizers.clustering.nearest import full_float32
+from mapet.tokenizers.feature_kmeans import FeatureKMeans
+from mapet.tokenizers.judging.centroids import CentroidDistances
+from mapet.tokenizers.judging.perturbations import PERTURBATIONS, Perturbation
+from mapet.tokenizers.judging.scorecard import Scorecard, make_scorecard
+
+BATCH_SIZE = 64
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A tokenizer with its scorecard, and what that was made from.
+
+    Args:
+        title: What to call it.
+        tokenizer: The tokenizer.
+        card: Its scorecard.
+        ids: (n, gh, gw) int32, the tokens of all images.
+        indices: (n,) int64, where the images are in their source.
+    """
+
+    title: str
+    tokenizer: Tokenizer
+    card: Scorecard
+    ids: np.ndarray
+    indices: np.ndarray
+
+    @property
+    def usage(self) -> np.ndarray:
+        """How often every code occurs, (vocab,) int64."""
+        return np.bincount(self.ids.ravel(), minlength=self.card.vocab_size)
+
+
+def draw_images(source: ImageSource, count: int, seed: int) -> ImageSource:
+    """At most `count` of the images, a random sample in random order."""
+    order = torch.randperm(len(source), generator=seeded_generator(seed, "scorecard images"))
+    return subset(source, order[:count].numpy())
+
+
+def judge(
+    tokenizer: Tokenizer,
+    source: ImageSource,
+    *,
+    title: str = "tokenizer",
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    workers: int = 0,
+    unreadable: UnreadableImages | None = None,
+) -> Judged:
+    """Makes the scorecard of a tokenizer; memory is bounded by one batch and the ids of all images.
+
+    Args:
+        tokenizer: Any; it stays on `device`.
+        source: The images, for example `draw_images(...)`; the same for tokenizers that are compared.
+        title: What to call it.
+        seed: Of all draws: changes of images, shuffles, the halves for the classifier.
+        device: Where images are changed and tokenised.
+        workers: Processes that decode images.
+        unreadable: Counts and names the images that cannot be read; by default none may be skipped.
+
+    Raises:
+        DataError: There are fewer than two images, or more unreadable ones than `unreadable` allows.
+    """
+    unreadable = UnreadableImages() if unreadable is None else unreadable
+    tokens = _Tokens(tokenizer.to(device), torch.device(device), seed)
+    read = 0
+    with progress(f"Judging {title}", len(source)) as bar:
+        for batch in _batches(tokenizer, source, workers, tokens.device):
+            unreadable.record(batch.unreadable)
+            if batch.keys:
+                tokens.add(batch)
+            read += len(batch.keys)
+            bar.advance(len(batch.keys) + len(batch.unreadable))
+        if read < 2:
+            raise DataError(f"{read} of the images of {source.location} can be used; a scorecard needs at least 2.")
+        bar.note("comparing the tokens")
+        return tokens.judged(title)
+
+
+def _batches(tokenizer: Tokenizer, source: ImageSource, workers: int, device: torch.device) -> Iterable[LoadedBatch]:
+    """All images as the tokenizer sees them."""
+    batches = sequential_batches(len(source), BATCH_SIZE)
+    return make_loader(
+        source, FixedView(tokenizer.image_size, tokenizer.interpolation), batches, workers, pin_memory=device.type == "cuda"
+    )
+
+
+class _Tokens:
+    """Tokens of all images, as they are and after every change; grows batch by batch."""
+
+    def __init__(self, tokenizer: Tokenizer, device: torch.device, seed: int) -> None:
+        self.tokenizer, self.device, self.seed = tokenizer, device, seed
+        self.changes = [change for change in PERTURBATIONS if min(tokenizer.grid_size) >= change.least_grid]
+        self._ids: list[np.ndarray] = []
+        self._changed: dict[Perturbation, list[np.ndarray]] = {change: [] for change in self.changes}
+        self._labels: list[Tensor] = []
+        self._indices: list[Tensor] = []
+        self._distances = None
+        if isinstance(tokenizer, FeatureKMeans) and tokenizer.vocab_size > 1:
+            self._distances = CentroidDistances(tokenizer.centroids)
+
+    def add(self, batch: LoadedBatch) -> None:
+        """Tokenises one batch, unreadable images left out."""
+        images = batch.images.to(self.device, non_blocking=True).float() / 255
+        patch = self.tokenizer.image_size // self.tokenizer.grid_size[0]
+        self._ids.append(self._encode(images))
+        for change, parts in self._changed.items():
+            parts.append(self._encode(change(images, batch.keys, self.seed, patch)))
+        if self._distances is not None and isinstance(self.tokenizer, FeatureKMeans):
+            with torch.no_grad(), full_float32(self.device):
+                self._distances.add(self.tokenizer.features(images))
+        self._indices.append(batch.indices)
+        self._labels += [] if batch.labels is None else [batch.labels]
+
+    def _encode(self, images: Tensor) -> np.ndarray:
+        return self.tokenizer.encode(images).to("cpu", torch.int32).numpy()
+
+    def judged(self, title: str) -> Judged:
+        """The scorecard."""
+        ids = np.concatenate(self._ids)
+        changed = {change: np.concatenate(parts) for change, parts in self._changed.items()}
+        labels = torch.cat(self._labels).numpy() if self._labels else None
+        centroids = None if self._distances is None else self._distances.score()
+        card = make_scorecard(ids, self.tokenizer.vocab_size, changed, labels, centroids, self.seed)
+        return Judged(title, self.tokenizer, card, ids, torch.cat(self._indices).numpy())

@@ -1,0 +1,111 @@
+"""VQ-KD's teacher: any kind of patch features on the tokenizer's grid, fitted once and kept, so that a training goes on with it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from mapet.data.loader import UnreadableImages, make_loader, sequential_batches
+from mapet.data.sources import ImageSource, subset
+from mapet.data.views import FixedView
+from mapet.errors import CheckpointError, TokenizerError
+from mapet.models.weights import load_strictly
+from mapet.runtime.files import atomic_directory, recover, write_json
+from mapet.runtime.progress import progress
+from mapet.runtime.run_directory import read_json
+from mapet.runtime.seeding import seeded_generator
+from mapet.tokenizers.clustering.nearest import full_float32
+from mapet.tokenizers.features.base import FeatureExtractor, create_features
+from mapet.tokenizers.vq_kd.settings import VQKDSettings
+
+_SETTINGS, _WEIGHTS = "teacher.json", "weights.safetensors"
+_BATCH_SIZE = 64
+# Pixel values that features are fitted on at once (256 MiB of float32).
+_FIT_VALUES = 2**26
+
+
+def create_teacher(settings: VQKDSettings, grid_size: tuple[int, int]) -> FeatureExtractor:
+    """The teacher, not yet fitted.
+
+    Args:
+        settings: Name it, and the size at which it sees images.
+        grid_size: Of the tokenizer: the teacher must have the same patches.
+
+    Raises:
+        TokenizerError: There are no such features, or their grid is another one.
+    """
+    size, rows = settings.teacher_image_size or settings.image_size, grid_size[0]
+    wanted = f"The tokenizer has a grid of {grid_size[0]} x {grid_size[1]}, and its teacher must have the same"
+    if size % rows:
+        raise TokenizerError(
+            f"{wanted}: {size} px cannot be divided so. Give a teacher image size such as {rows * max(1, size // rows)}."
+        )
+    try:
+        teacher = create_features(settings.teacher, image_size=size, patch_size=size // rows, **settings.teacher_options)
+    except TokenizerError as error:
+        raise TokenizerError(f"The teacher at {size} px (--teacher-image-size): {error}") from error
+    if teacher.grid_size != grid_size:
+        found = f"{teacher.grid_size[0]} x {teacher.grid_size[1]}"
+        raise TokenizerError(f"{wanted}, not {found}. Give another --teacher-image-size.")
+    return teacher
+
+
+def fit_teacher(
+    teacher: FeatureExtractor,
+    source: ImageSource,
+    seed: int,
+    folder: Path,
+    *,
+    device: torch.device,
+    workers: int,
+    unreadable: UnreadableImages,
+) -> None:
+    """Fits the teacher to a seeded sample of the images, and keeps it in `folder`.
+
+    Args:
+        teacher: Fitted in place.
+        source: The images.
+        seed: Determines the sample and every draw.
+        folder: Where `saved_teacher` finds it.
+        device: Where to compute.
+        workers: Processes that decode images.
+        unreadable: Counts and names the images that cannot be read.
+    """
+    order = torch.randperm(len(source), generator=seeded_generator(seed, "teacher images"))
+    count = min(teacher.images_to_fit, _FIT_VALUES // (3 * teacher.image_size**2) or 1)
+    images = _read(subset(source, order[:count].numpy()), teacher.image_size, workers, unreadable)
+    with full_float32(device):
+        teacher.to(device).fit(images.to(device), seeded_generator(seed, "teacher"))
+    with atomic_directory(folder) as partial:
+        save_file({name: value.cpu().contiguous() for name, value in teacher.state_dict().items()}, partial / _WEIGHTS)
+        write_json(partial / _SETTINGS, teacher.settings())
+
+
+def saved_teacher(folder: Path) -> FeatureExtractor | None:
+    """The teacher that `fit_teacher` left in `folder`, on the CPU; None if there is none.
+
+    Raises:
+        CheckpointError: Its files are damaged.
+    """
+    if not recover(folder).is_dir():
+        return None
+    try:
+        teacher = create_features(**read_json(folder / _SETTINGS))
+        load_strictly(teacher, load_file(folder / _WEIGHTS))
+    except Exception as error:
+        raise CheckpointError(f"The teacher in {folder} is damaged: {error} Delete {folder.parent} to start again.") from error
+    return teacher.eval().requires_grad_(False)
+
+
+def _read(source: ImageSource, size: int, workers: int, unreadable: UnreadableImages) -> Tensor:
+    """All images (n, 3, size, size) of a source in [0, 1], those that can be read."""
+    images = [torch.empty(0, 3, size, size)]
+    with progress("Fitting the teacher", len(source), after=2.0) as bar:
+        for batch in make_loader(source, FixedView(size), sequential_batches(len(source), _BATCH_SIZE), workers):
+            unreadable.record(batch.unreadable)
+            images.append(batch.images.float() / 255)
+            bar.advance(len(batch.keys) + len(batch.unreadable))
+    return torch.cat(images)
