@@ -92,6 +92,12 @@ def _own_data(opened: OpenedBackbone) -> str:
     return opened.run.read_config()["data"]
 
 
+def say_note(protocol: Protocol, train_images: int) -> None:
+    """Says what the protocol has to say of so many images, if anything."""
+    if note := protocol.note(train_images):
+        say(f"{protocol.title}: {note}")
+
+
 class _Judges:
     """The subjects of one backbone, kept as long as protocols look at the same images, so that features are extracted once."""
 
@@ -103,6 +109,7 @@ class _Judges:
     def result(self, protocol: Protocol, folder: Path | None, with_random: bool) -> Result:
         began = time.perf_counter()
         train, test = self._open(protocol)
+        say_note(protocol, len(train))
         kept = folder / protocol.stem(self._location) if folder is not None else None
         found = self._judge(protocol, "untrained" if self._opened.untrained else "pre-trained", kept)
         random = self._judge(protocol, "random", kept and kept / "random") if with_random else None

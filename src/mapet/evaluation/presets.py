@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from importlib.resources import files
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, cast
 
 from pydantic import TypeAdapter, ValidationError
@@ -66,7 +67,8 @@ def settings_of(title: str) -> tuple[str, dict[str, Any]]:
         SettingsError: There is no protocol or no preset of that name.
     """
     name, _, wanted = title.partition(":")
-    if name not in PROTOCOLS and "." in name:
+    package = name.partition(".")[0]
+    if name not in PROTOCOLS and wanted and package and find_spec(package) is not None:
         return title, {}
     presets = presets_of(name)
     preset = wanted or next(iter(presets))

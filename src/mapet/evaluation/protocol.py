@@ -83,8 +83,7 @@ class Protocol(ABC):
 
     def stem(self, data: str) -> str:
         """The name under which results on `data` are kept: another protocol or other data, another name."""
-        digits = hashlib.sha256(absolute_location(data).encode(errors="surrogateescape")).hexdigest()[:8]
-        return "-".join([self.name, *([self.pool] if self.pools else []), self.hash, digits])
+        return "-".join([self.name, *([self.pool] if self.pools else []), self.hash, data_digits(data)])
 
     def open_data(self, location: str) -> tuple[ImageSource, ImageSource]:
         """Images to learn from and images to be judged on.
@@ -102,9 +101,18 @@ class Protocol(ABC):
         """Classes that are told apart."""
         return count_classes(train, test)
 
+    def note(self, train_images: int) -> str:
+        """What should be known before so many images are learned from; "" for nothing."""
+        return ""
+
     @abstractmethod
     def judge(self, subject: Subject) -> Findings:
         """The figures of one backbone."""
+
+
+def data_digits(location: str) -> str:
+    """Eight hex digits for the place of images."""
+    return hashlib.sha256(absolute_location(location).encode(errors="surrogateescape")).hexdigest()[:8]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,5 +172,5 @@ class Result:
 
     def _floor(self) -> str:
         """What the most frequent class everywhere would give, where the protocol says so."""
-        frequent = self.details.get("most_frequent_class")
-        return "" if frequent is None else f"'{frequent['name']}' everywhere {100 * frequent[self.metric]:5.1f} %   "
+        frequent = self.details.get("most_frequent_class", {})
+        return f"'{frequent['name']}' everywhere {100 * frequent[self.metric]:5.1f} %   " if self.metric in frequent else ""

@@ -44,12 +44,13 @@ def at_image_size(backbone: VisionTransformer, side: int) -> VisionTransformer:
                 table = before[name].detach()
                 parameter.copy_(resample_abs_pos_embed(table, [*new], [*old], num_prefix_tokens=prefix, antialias=False))
             elif name.rpartition(".")[2] == _RELATIVE:
-                parameter.copy_(resize_relative_positions(before[name].detach(), old, new))
+                parameter.copy_(resize_relative_positions(before[name].detach().cpu(), old, new))
     return resized
 
 
 def with_own_tables(backbone: VisionTransformer, recipe: BackboneRecipe) -> tuple[VisionTransformer, BackboneRecipe]:
-    """A Beit whose blocks share one table of relative positions, as one with a copy in every block; any other as it is.
+    """A Beit whose blocks share one table of relative positions, as one with a copy in every block (added to its own, if it has
+    one); any other as it is.
 
     BEiT and BEiT v2 are pre-trained with the shared table, and trained on labels with one in every block. Outputs are the same.
 
@@ -66,6 +67,6 @@ def with_own_tables(backbone: VisionTransformer, recipe: BackboneRecipe) -> tupl
     table = weights.pop(_SHARED)
     recipe = replace(recipe, options={**recipe.options, "use_shared_rel_pos_bias": False, "use_rel_pos_bias": True})
     own = recipe.build()
-    copies = {f"blocks.{number}.attn.{_RELATIVE}": table for number, _ in enumerate(blocks_of(own))}
-    load_strictly(own, {**weights, **copies})
+    names = [f"blocks.{number}.attn.{_RELATIVE}" for number, _ in enumerate(blocks_of(own))]
+    load_strictly(own, {**weights, **{name: table + weights.get(name, 0.0) for name in names}})
     return own.to(table.device).train(backbone.training), recipe

@@ -13,7 +13,7 @@ from mapet.errors import MapetError
 from mapet.report.drawing import RUN_COLORS, SOFT, Picture, canvas, short
 from mapet.report.reading import ReportedRun, entropy
 from mapet.token_store.read import TokenStore
-from mapet.training.vital_band import SAMPLED_IMAGES, band_of
+from mapet.training.vital_band import band_of, stride
 from mapet.training.vital_floor import count_all, floor_of
 
 if TYPE_CHECKING:
@@ -125,13 +125,13 @@ def _accuracy_references(runs: Sequence[ReportedRun]) -> dict[str, float]:
 
 def _grids(store: TokenStore) -> np.ndarray:
     """Tokens (n, h, w) of the first view of some images."""
-    rows = np.asarray(store.ids[:: max(1, len(store) // SAMPLED_IMAGES)], np.int64)
-    return rows.reshape(len(rows), -1, *store.grid_size)[:, 0]
+    some = store.ids[:: stride(len(store))]
+    return np.asarray(some if store.num_views is None else some[:, 0], np.int64).reshape(-1, *store.grid_size)
 
 
 _CAPTIONS = {
     "loss": "Mean cross-entropy of the predicted tokens. What lies below the lines of the token frequencies (the entropy of the "
     "stored tokens, anywhere and at each position) is due to the images.",
-    "token_accuracy": "Share of hidden patches whose token is the model's first choice. The best guess from one "
-    "neighbour was counted on half of the images and judged on the other half; sound runs end at half to twice its accuracy.",
+    "token_accuracy": "Share of hidden patches whose token is the model's first choice. Sound runs end at half to twice the "
+    "accuracy of the best guess from one neighbour, which was counted on half of the images and judged on the other half.",
 }

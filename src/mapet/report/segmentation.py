@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from mapet.errors import NotThereError
-from mapet.evaluation.protocol import Result
+from mapet.evaluation.protocol import Result, data_digits
 from mapet.report.drawing import BLUE, INK, SOFT, Picture, canvas, slug
 from mapet.report.reading import ReportedRun
 
@@ -44,7 +44,7 @@ def _bars(run: ReportedRun, result: Result) -> Picture:
     told = ", ".join(f"{name} {iou[name]:.1%}" for name in shown)
     some = f"The {len(shown)} most frequent of {len(iou)} classes. " if len(shown) < len(iou) else ""
     return drawn.picture(
-        f"segmentation-{slug(run.title)}-{result.protocol_hash}-{slug(Path(result.data).name)}",
+        f"segmentation-{slug(run.title)}-{result.protocol_hash}-{data_digits(result.data)}",
         f"Bars of the IoU of every class on {result.data}: {told}. Their mean is {result.value:.1%}.",
         f"{some}IoU on {result.test_images:,} test images of {result.data} after training on {result.train_images:,}; protocol "
         f"{result.protocol_hash} ({result.preset or 'own settings'}). The line is the mean of all classes. Predicting "

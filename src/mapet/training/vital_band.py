@@ -6,6 +6,7 @@ tokens, or hardly tell of them. So the yardstick is the best guess from one neig
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,7 +36,7 @@ class AccuracyBand:
     def usual(self) -> tuple[float, float]:
         """Where sound runs end."""
         low, high = (factor * self.neighbour for factor in USUAL)
-        return max(low, self.frequent), min(max(high, self.frequent), 1.0)
+        return max(low, self.frequent), min(max(high, self.frequent), self.leaking)
 
     @property
     def leaking(self) -> float:
@@ -75,9 +76,14 @@ def band_of(grids: np.ndarray, vocab_size: int) -> AccuracyBand | None:
 
 def stored_band(store: TokenStore, source: ImageSource) -> AccuracyBand | None:
     """That of the first view of the images that are trained on, of up to `SAMPLED_IMAGES` of them, evenly over the source."""
-    keys = np.array(image_keys(source)[:: max(1, len(source) // SAMPLED_IMAGES)])[:SAMPLED_IMAGES]
+    keys = np.array(image_keys(source)[:: stride(len(source))])
     keys = keys[store.contains(keys.tolist())].tolist()
     return band_of(store.lookup(keys, 0).numpy().reshape(len(keys), *store.grid_size), store.vocab_size)
+
+
+def stride(images: int) -> int:
+    """Every how many-th image is sampled, so that at most `SAMPLED_IMAGES` are."""
+    return max(1, math.ceil(images / SAMPLED_IMAGES))
 
 
 def _best_guesses(beside: np.ndarray, here: np.ndarray, vocab_size: int, otherwise: int) -> np.ndarray:

@@ -55,7 +55,7 @@ class VitalSigns(Monitor):
             elif trainer.tokenizer is not None:
                 shape = trainer.objective.num_patches, trainer.objective.vocab_size
                 self._running = RunningCounts(*shape, trainer.device)
-        if self._band is not None and trainer.first_step == 0:
+        if self._band is not None and trainer.first_step < trainer.total_steps:
             say(self._band.promise())
         self._rules = Rules(Course.of(trainer), trainer.run_directory.read_metrics())
 

@@ -301,6 +301,19 @@ def test_unreadable_test_images_count_for_nothing() -> None:
     assert len(subject.unreadable) == 2
 
 
+def test_what_was_skipped_is_known_after_a_restart(tmp_path: Path) -> None:
+    def tuning() -> FineTuning:
+        subject = tiny_subject(tmp_path, limit=2)
+        subject.train = Damaged(LOCATION, 40, seed=0)
+        return FineTuning(subject, quick(), tmp_path)
+
+    tuning().run()
+    again = tuning()
+    assert again.first_step == again.total_steps
+    assert sorted(again.subject.unreadable.names) == ["tiny image 17", "tiny image 3"]
+    assert again.subject.unreadable.among(again.subject.train) == 2
+
+
 def test_a_beit_with_relative_positions_is_fine_tuned_too(tmp_path: Path) -> None:
     options = {name: value for name, value in OPTIONS.items() if name != "num_classes"} | {
         "num_classes": 0,

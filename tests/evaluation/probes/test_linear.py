@@ -163,15 +163,16 @@ def test_the_same_seed_gives_the_same_figure() -> None:
     assert not np.array_equal(weights_of(one)[0], weights_of(third)[0])
 
 
-def test_few_images_are_passed_over_more_often(monkeypatch, capsys) -> None:
+def test_few_images_are_passed_over_more_often(monkeypatch) -> None:
     seen = []
     step = torch.optim.AdamW.step
     monkeypatch.setattr(torch.optim.AdamW, "step", lambda self: (seen.append(1), step(self)))
     LinearProbe(epochs=1, min_steps=17, batch_size=1024).judge(planted_subject())
     assert len(seen) == 17
-    assert "Linear probe, planted: 17 epochs in place of 1, to take the least number of steps" in capsys.readouterr().err
-    LinearProbe(epochs=17, min_steps=17, batch_size=1024).judge(planted_subject())
-    assert "in place of" not in capsys.readouterr().err
+    note = LinearProbe(epochs=1, min_steps=17, batch_size=1024).note(120)
+    assert note == "17 epochs in place of 1, to take at least 17 steps (min_steps)."
+    assert LinearProbe(epochs=17, min_steps=17, batch_size=1024).note(120) == ""
+    assert LinearProbe(epochs=1, min_steps=17, augment=True).note(120) == ""
 
 
 @pytest.mark.parametrize("value", [0.0, 5.0, 1234.567])

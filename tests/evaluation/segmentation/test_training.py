@@ -189,3 +189,17 @@ def test_one_image_is_too_few(tmp_path: Path) -> None:
     (tmp_path / "pictures" / "labels.txt").write_text("a\nb\nc\nd")
     with pytest.raises(DataError, match=r"has 1 image to train on; at least two"):
         training_in(tmp_path / "out", tmp_path / "pictures")
+
+
+def test_blocks_of_a_beit_learn_tables_of_their_own(tmp_path: Path, folder: Path) -> None:
+    options = {**OPTIONS, "use_shared_rel_pos_bias": True, "use_rel_pos_bias": False, "use_abs_pos_emb": False}
+    recipe = BackboneRecipe("beit_base_patch16_224", options, 16, RECIPE.mean, RECIPE.std, seed=0)
+    train, test = open_segmentation(str(folder))
+    parts = {"device": torch.device("cpu"), "workers": 0, "unreadable": UnreadableImages()}
+    subject = Subject("beit", recipe.build(), recipe, train, test, **parts)
+    subject.folder = tmp_path / "out"
+    model = SegmentationTraining(subject, train, Segment(**{**SMALL, "steps": 2}), tmp_path / "out").run()
+    first, last = (model.get_parameter(f"backbone.blocks.{n}.attn.relative_position_bias_table") for n in (0, 3))
+    assert first.shape == (7 * 7 + 3, 2)
+    assert not torch.equal(first, last)
+    assert SegmentationTraining(subject, train, Segment(**{**SMALL, "steps": 2}), tmp_path / "out").first_step == 2

@@ -5,7 +5,7 @@ import torch
 from mapet.tokenizers.clustering import lloyd
 from mapet.tokenizers.clustering import points as points_module
 from mapet.tokenizers.clustering.points import TensorPoints
-from tests.tokenizers.test_kmeans import seeded
+from tests.tokenizers.clustering.test_kmeans import seeded
 
 
 def test_the_farthest_points_are_the_same_whatever_the_blocks(monkeypatch):

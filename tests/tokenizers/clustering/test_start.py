@@ -3,7 +3,7 @@ from __future__ import annotations
 import torch
 
 from mapet.tokenizers.clustering.start import plus_plus
-from tests.tokenizers.test_kmeans import seeded
+from tests.tokenizers.clustering.test_kmeans import seeded
 
 
 def test_seeding_does_not_fall_for_what_outliers_gain_for_themselves():

@@ -7,7 +7,7 @@ from safetensors.torch import save_file
 from mapet.errors import TokenizerError
 from mapet.tokenizers.clustering import state as kmeans_state
 from mapet.tokenizers.clustering.kmeans import kmeans
-from tests.tokenizers.test_kmeans import DIGITS
+from tests.tokenizers.clustering.test_kmeans import DIGITS
 
 
 class Interrupted(Exception):

@@ -20,6 +20,7 @@ from mapet.evaluation.finetuning.settings import FineTuneSettings
 from mapet.evaluation.finetuning.training import FineTuning
 from mapet.evaluation.protocol import Findings
 from mapet.evaluation.subject import Subject
+from mapet.evaluation.supervised.length import note_if_longer
 from mapet.models.saved import save_backbone
 from mapet.runtime.files import write_json
 
@@ -37,6 +38,10 @@ class FineTune(FineTuneSettings):
         train, test = super().open_data(location)
         check_complete(train, test)
         return train, test
+
+    def note(self, train_images: int) -> str:
+        """Says so where few images are passed more often."""
+        return note_if_longer(train_images, self.batch_size, self.epochs, self.min_steps)
 
     def judge(self, subject: Subject) -> Findings:
         """Accuracies of the model at its last step; with an average of the weights also those of the average, named ema_*."""

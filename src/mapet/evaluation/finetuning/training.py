@@ -24,7 +24,6 @@ from mapet.evaluation.finetuning.judging import judge_models
 from mapet.evaluation.finetuning.settings import FineTuneSettings
 from mapet.evaluation.finetuning.step import FineTuneStep
 from mapet.evaluation.subject import Subject
-from mapet.evaluation.supervised.length import say_if_longer
 from mapet.evaluation.supervised.optim import parameter_groups
 from mapet.evaluation.supervised.training import SupervisedTraining
 from mapet.models.weights import fingerprint
@@ -96,7 +95,6 @@ class FineTuning(SupervisedTraining):
         say(self.transfer.line())
         if self.batch_size < self.settings.batch_size:
             say(f"{self.batch_size} images are fewer than a batch of {self.settings.batch_size}: all of them are one batch.")
-        say_if_longer("Fine-tuning", self.total_steps / self.steps_per_epoch, self.settings.epochs)
         self.figures: dict[str, float] | None = None
         if self.first_step < self.total_steps:
             self.train()

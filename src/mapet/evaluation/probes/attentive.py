@@ -28,7 +28,7 @@ from mapet.evaluation.probes.linear_heads import cosine
 from mapet.evaluation.probes.representations import describe_all, patch_tokens
 from mapet.evaluation.protocol import Findings, Protocol
 from mapet.evaluation.subject import Subject
-from mapet.evaluation.supervised.length import say_if_longer
+from mapet.evaluation.supervised.length import note_if_longer
 from mapet.models.backbone import num_heads
 from mapet.runtime.progress import progress
 from mapet.runtime.seeding import seeded_globally
@@ -71,6 +71,10 @@ class AttentiveProbe(Protocol):
         if self.pool != "mean":
             raise SettingsError(f"The attentive probe pools patch tokens by itself; pool is '{self.pool}', allowed: mean (unused).")
 
+    def note(self, train_images: int) -> str:
+        """Says so where few images are passed more often."""
+        return note_if_longer(train_images, self.batch_size, self.epochs, self.min_steps)
+
     def judge(self, subject: Subject) -> Findings:
         """Accuracies of the trained probe."""
         probe = self.fit(subject)
@@ -84,7 +88,6 @@ class AttentiveProbe(Protocol):
         images = Tokens(subject, subject.train, "training")
         per_epoch = max(1, len(images) // self.batch_size)
         epochs = max(self.epochs, -(-self.min_steps // per_epoch))
-        say_if_longer(f"Attentive probe, {subject.title}", epochs, self.epochs)
         probe = build_probe(subject, self.seed)
         matrices, vectors = ([p for p in probe.parameters() if (p.ndim > 1) == wanted] for wanted in (True, False))
         optimizer = torch.optim.AdamW(

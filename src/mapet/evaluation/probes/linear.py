@@ -25,6 +25,7 @@ from mapet.evaluation.probes.linear_heads import Rate
 from mapet.evaluation.probes.representations import Describe, describe_all, evaluation_view, every_layer, last_layer
 from mapet.evaluation.protocol import Findings, Protocol
 from mapet.evaluation.subject import Subject
+from mapet.evaluation.supervised.length import note_if_longer
 
 _Count = Annotated[int, Field(ge=1)]
 _NotNegative = Annotated[float, Field(ge=0)]
@@ -96,6 +97,10 @@ class LinearProbe(Protocol):
     def with_random(self) -> bool:
         """Not where every epoch passes the backbone again."""
         return not self.augment
+
+    def note(self, train_images: int) -> str:
+        """Says so where few images are passed more often."""
+        return note_if_longer(train_images, self.batch_size, self.epochs, 0 if self.augment else self.min_steps)
 
     def judge(self, subject: Subject) -> Findings:
         """Accuracies of the candidate that was chosen; in the details, of all that there were."""

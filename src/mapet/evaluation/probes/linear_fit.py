@@ -14,7 +14,6 @@ from mapet.errors import NonFiniteLossError
 from mapet.evaluation.probes.images import ProbeImages
 from mapet.evaluation.probes.linear_heads import LinearHeads, cosine, train_heads
 from mapet.evaluation.subject import Subject
-from mapet.evaluation.supervised.length import say_if_longer
 from mapet.runtime.progress import progress
 
 if TYPE_CHECKING:
@@ -121,7 +120,6 @@ def train(
     """
     per_epoch = len(images.labels) // min(protocol.batch_size, len(images.labels))
     epochs = protocol.epochs if protocol.augment else max(protocol.epochs, -(-protocol.min_steps // per_epoch))
-    say_if_longer(f"Linear probe, {subject.title}", epochs, protocol.epochs)
     steps = epochs * per_epoch
     stream = iter(images.batches(protocol.batch_size, epochs, protocol.seed))
     first = next(stream)

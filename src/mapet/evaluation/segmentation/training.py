@@ -95,6 +95,8 @@ class SegmentationTraining(SupervisedTraining):
         """Names everything that the weights depend on: settings, the backbone's weights, images and masks."""
         normalisation = [*self.subject.recipe.mean, *self.subject.recipe.std]
         facts = {"settings": self.settings.describe(), "images": self.images.digest, "normalisation": normalisation}
+        if with_own_tables(self.subject.backbone, self.subject.recipe)[0] is not self.subject.backbone:
+            facts["tables"] = "own"
         return fingerprint(self.subject.backbone, json.loads(json.dumps(facts)))[:16]
 
 

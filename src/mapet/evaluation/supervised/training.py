@@ -6,18 +6,20 @@ import time
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
 from typing import ClassVar
 
 from torch import nn
 
-from mapet.data.loader import LoadedBatch
+from mapet.data.loader import LoadedBatch, UnreadableImage
 from mapet.errors import CheckpointError, InterruptedRunError, NonFiniteLossError
 from mapet.evaluation.subject import Subject
 from mapet.evaluation.supervised.log import SupervisedLog
+from mapet.runtime.files import write_json
 from mapet.runtime.interrupt import StopRequest
 from mapet.runtime.progress import progress, say
-from mapet.runtime.run_directory import RunDirectory
+from mapet.runtime.run_directory import RunDirectory, read_json
 from mapet.training.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
 from mapet.training.guard import GuardedStep
 from mapet.training.step import StepSums
@@ -58,6 +60,7 @@ class SupervisedTraining(ABC):
     def __init__(self, subject: Subject, folder: Path) -> None:
         self.subject = subject
         self.run_directory, self.keeps = RunDirectory(folder), subject.folder is not None
+        self._skipped = folder / "unreadable.json"
         self._recent: deque[tuple[int, list[str]]] = deque(maxlen=LOG_EVERY)
 
     @abstractmethod
@@ -127,6 +130,8 @@ class SupervisedTraining(ABC):
                     f"settings. Give another --out, or remove {self.run_directory.path}."
                 )
             load_checkpoint(checkpoint, self.state, self.step.optimizer)
+            if self._skipped.is_file():
+                self.subject.unreadable.record(UnreadableImage(**image) for image in read_json(self._skipped))
             step = checkpoint.step
             say(f"Continuing the {self.called} from step {step} of {self.total_steps}.")
         self.run_directory.path.mkdir(parents=True, exist_ok=True)
@@ -142,6 +147,7 @@ class SupervisedTraining(ABC):
 
     def _save(self, done: int) -> None:
         if self.keeps:
+            write_json(self._skipped, [asdict(image) for image in self.subject.unreadable.images])
             save_checkpoint(self.run_directory.checkpoints, done, self.hash, self.state, self.step.optimizer, keep=1)
 
     def _check_finite(self) -> None:

@@ -20,10 +20,11 @@ from mapet.compat import param_groups_weight_decay  # pyright: ignore[reportPriv
 from mapet.config.settings import TrainingSettings
 from mapet.data.loader import UnreadableImages, step_batches
 from mapet.errors import NonFiniteLossError, SettingsError, nearest
+from mapet.evaluation.evaluate import say_note
 from mapet.evaluation.metrics import accuracies
 from mapet.evaluation.protocol import METRICS, Findings, Protocol, Result
 from mapet.evaluation.subject import Subject
-from mapet.evaluation.supervised.length import say_if_longer
+from mapet.evaluation.supervised.length import note_if_longer
 from mapet.evaluation.tokens.data import TokenMaker, TokenSplit
 from mapet.evaluation.tokens.heads import HEADS, TokenMLP, count_parameters, init_head, is_finite, token_vit
 from mapet.runtime.device import autocast
@@ -109,11 +110,14 @@ class TokenClassification(Protocol):
             init_head(model)
         return model
 
+    def note(self, train_images: int) -> str:
+        """Says so where few images are passed more often."""
+        return note_if_longer(train_images, self.batch_size, self.epochs, self.min_steps)
+
     def schedule(self, images: int) -> tuple[TrainingSettings, int, int]:
         """Settings for the learning rate, all steps, and those of the warm-up, for so many training images."""
         per_epoch = images // min(self.batch_size, images)
         steps = max(round(self.epochs * per_epoch), self.min_steps, 1)
-        say_if_longer("Token classifier", steps / per_epoch, self.epochs)
         settings = TrainingSettings(steps=steps, lr=self.lr, min_lr=self.min_lr, weight_decay=self.weight_decay)
         return settings, steps, min(round(self.warmup_epochs * per_epoch), steps)
 
@@ -155,6 +159,7 @@ def evaluate_tokens(
     encoding = time.perf_counter() - began
     results = []
     for protocol in protocols:
+        say_note(protocol, len(splits[0].labels))
         began = time.perf_counter()
         found = judge_tokens(protocol, *splits, tokens.vocab_size, tokens.grid_size, num_classes, device)
         seconds = time.perf_counter() - began + encoding

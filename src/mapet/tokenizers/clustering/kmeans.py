@@ -1,6 +1,6 @@
 """k-means (Lloyd) in torch: on any device, over points in memory or in a file, in one process or several, resumable.
 
-Start: greedy k-means++ or k random points (`kmeans_start`). Clusters that lose all their points are re-seeded at the points
+Start: greedy k-means++ or k random points (`start`). Clusters that lose all their points are re-seeded at the points
 farthest from their centroids (`lloyd`). Several restarts; the lowest inertia wins.
 """
 
