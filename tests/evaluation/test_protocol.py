@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from mapet.errors import SettingsError
-from mapet.evaluation.presets import PROTOCOLS, presets_of, protocol_of, protocols_of, setting_names
+from mapet.evaluation.presets import PROTOCOLS, preset_source, presets_of, protocol_of, protocols_of, setting_names
 from mapet.evaluation.probes.knn import KNN
 from mapet.evaluation.probes.linear import LinearProbe
 from mapet.evaluation.protocol import Findings, Protocol, Result
@@ -58,7 +58,7 @@ def test_a_preset_is_only_a_name() -> None:
     assert protocol_of("linear:cached").title == "linear:cached"
     assert (
         protocol_of("linear:paper").hash
-        == LinearProbe(augment=True, normalise="none", crop_fraction=0.9).hash
+        == LinearProbe(augment=True, normalise="none", crop_fraction=0.9, min_steps=1).hash
         != LinearProbe().hash
     )
 
@@ -113,3 +113,43 @@ def test_a_figure_without_random_initialisation_stands_alone() -> None:
     assert (alone.value, alone.random_value) == (0.4, None)
     assert "mean per class  40.0 %" in alone.line()
     assert "random" not in alone.line()
+
+
+def test_what_was_changed_stands_beside_the_name_of_the_preset() -> None:
+    assert protocol_of("linear:paper", {"epochs": 2, "lr": (1e-3, 1e-2)}).title == "linear:paper, epochs=2, lr=[0.001,0.01]"
+    assert protocol_of("linear:paper", {"epochs": 50, "pool": "both"}).title == "linear:paper"
+    many = protocol_of("linear", {"epochs": 2, "lr": 1.0, "seed": 3, "batch_size": 7})
+    assert many.preset == "cached, epochs=2, lr=1, seed=3, ..."
+    assert many == dataclasses.replace(protocol_of("linear"), epochs=2, lr=1.0, seed=3, batch_size=7)
+
+
+@pytest.mark.parametrize(
+    ("title", "given", "followed"),
+    [
+        ("finetune", {"epochs": 1}, {"warmup_epochs": 0.1}),
+        ("finetune", {"epochs": 2}, {"warmup_epochs": 1}),
+        ("finetune:base", {"epochs": 10, "warmup_epochs": 5}, {"warmup_epochs": 5}),
+        ("finetune:base", {"epochs": 10}, {"warmup_epochs": 1.0}),
+        ("segment", {"crop": 128}, {"stride": 85, "scale": (512, 128)}),
+        ("segment", {"crop": 128, "stride": 64}, {"stride": 64, "scale": (512, 128)}),
+        ("segment:base", {"crop": 640}, {"stride": 426, "scale": (2560, 640)}),
+        ("segment", {"steps": 20}, {"warmup_steps": 2}),
+        ("segment", {"steps": 100}, {"warmup_steps": 30}),
+    ],
+)
+def test_settings_follow_those_that_are_given(title: str, given: dict, followed: dict) -> None:
+    protocol = protocol_of(title, given)
+    assert {name: getattr(protocol, name) for name in followed} == followed
+
+
+@pytest.mark.parametrize("title", ["logistic", "fewshot", "linear"])
+def test_an_empty_list_of_candidates_is_refused(title: str) -> None:
+    with pytest.raises(SettingsError, match="empty list"):
+        protocol_of(title, {"lr" if title == "linear" else "l2": ()})
+
+
+def test_every_preset_says_where_its_settings_come_from() -> None:
+    assert preset_source("linear", "paper").startswith("# As published: MaPeT, linear probe (50 epochs")
+    assert "MaPeT, Table 9" in preset_source("finetune", "tiny")
+    wanting = [f"{name}:{preset}" for name in PROTOCOLS for preset in presets_of(name) if not preset_source(name, preset)]
+    assert wanting == []

@@ -45,7 +45,7 @@ def evaluate(
     from mapet.cli.evaluate_transfer import is_transfer, protocol_title, transfer
     from mapet.evaluation.presets import settings_of
 
-    titles = protocols.split(",")
+    titles = [title.strip() for title in protocols.split(",") if title.strip()] or [""]
     for title in [protocol_title(titles[0])] if is_transfer(titles) else titles:
         settings_of(title)  # a wrong name is refused before the seconds that the imports below take
 
@@ -76,3 +76,5 @@ def evaluate(
         print(result.line())
     if kept := out or (opened.run.evaluations if opened.run else None):
         print(f"Kept in {kept}")
+    else:
+        print("Not kept. To keep results: --out FOLDER")

@@ -11,11 +11,13 @@ def protocols(
     name: Annotated[str | None, typer.Argument(help="Print this one, or all settings of NAME:PRESET.")] = None,
 ) -> None:
     """List the protocols with the hash of every preset, or print one: its settings and where they come from."""
-    from mapet.evaluation.presets import PROTOCOLS, preset_text, presets_of, protocol_of
+    from mapet.evaluation.presets import PROTOCOLS, preset_source, preset_text, presets_of, protocol_of
 
     if name is not None and ":" in name:
         chosen = protocol_of(name)
         print(f"# {chosen.title}, protocol {chosen.hash}")
+        if chosen.preset and (source := preset_source(*chosen.title.split(":"))):
+            print(source)
         for setting, value in chosen.describe().items():
             print(f"{setting}: {value}")
         return

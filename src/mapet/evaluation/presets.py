@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from importlib.resources import files
 from importlib.util import find_spec
+from itertools import dropwhile, takewhile
 from typing import TYPE_CHECKING, Any, cast
 
 from pydantic import TypeAdapter, ValidationError
@@ -16,6 +17,8 @@ from mapet.registry import Registry
 
 if TYPE_CHECKING:
     from mapet.evaluation.protocol import Protocol
+
+_TOLD = 3  # changed settings in the name of a protocol
 
 PROTOCOLS: Registry[type[Protocol]] = Registry(
     "protocol",
@@ -39,6 +42,14 @@ def preset_text(name: str) -> str:
     if name not in PROTOCOLS:
         raise SettingsError(f"There is no protocol called '{name}'. {nearest(name, PROTOCOLS)}")
     return (files("mapet.evaluation") / "protocols" / f"{name}.yaml").read_text(encoding="utf-8")
+
+
+def preset_source(name: str, preset: str) -> str:
+    """What the YAML file says of a preset: the nearest comment above it."""
+    lines = preset_text(name).splitlines()
+    at = next(number for number, line in enumerate(lines) if line.startswith(f"{preset}:"))
+    behind = dropwhile(lambda line: not line.startswith("#"), reversed(lines[:at]))
+    return "\n".join(reversed([*takewhile(lambda line: line.startswith("#"), behind)]))
 
 
 def presets_of(name: str) -> dict[str, dict[str, Any]]:
@@ -101,14 +112,25 @@ def setting_names(kind: type[Protocol]) -> list[str]:
 
 
 def _build(kind: type[Protocol], preset: Mapping[str, Any], overrides: Mapping[str, Any]) -> Protocol:
+    """With the settings that follow the `overrides`, and with what they change in the preset's name."""
     names = setting_names(kind)
     for key in {**preset, **overrides}:
         if key not in [*names, "preset"]:
             raise SettingsError(f"The protocol '{kind.name}' has no setting '{key}'. {nearest(key, names)}")
+    usual = _validated(kind, preset)
+    built = _validated(kind, {**preset, **usual.follow(overrides), **overrides})
+    changed = [name for name in overrides if name != "pool" and getattr(built, name) != getattr(usual, name)]
+    told = [f"{name}={_short(getattr(built, name))}" for name in changed[:_TOLD]] + ["..."] * (len(changed) > _TOLD)
+    return replace(built, preset=", ".join([usual.preset, *told])) if usual.preset and changed else built
+
+
+def _validated(kind: type[Protocol], settings: Mapping[str, Any]) -> Protocol:
     try:
-        built = TypeAdapter(kind).validate_python({**preset, **overrides})
+        return cast("Protocol", TypeAdapter(kind).validate_python(settings))
     except ValidationError as error:
         problem = error.errors()[0]
-        name = ".".join(str(part) for part in problem["loc"])
-        raise SettingsError(f"{kind.name}: {name} = {problem['input']!r}: {problem['msg']}.") from None
-    return cast("Protocol", built)
+        raise SettingsError(f"{kind.name}: {problem['loc'][0]} = {problem['input']!r}: {problem['msg']}.") from None
+
+
+def _short(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(list(value) if isinstance(value, tuple) else value).replace(" ", "")

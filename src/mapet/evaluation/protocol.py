@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar
 
@@ -100,6 +101,10 @@ class Protocol(ABC):
     def count_classes(self, train: ImageSource, test: ImageSource) -> int:
         """Classes that are told apart."""
         return count_classes(train, test)
+
+    def follow(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Settings that have to change with those that a user gives, where they are not given themselves."""
+        return {}
 
     def note(self, train_images: int) -> str:
         """What should be known before so many images are learned from; "" for nothing."""

@@ -29,6 +29,7 @@ from mapet.evaluation.finetuning import training
 from mapet.evaluation.finetuning.classifier import build_classifier
 from mapet.evaluation.finetuning.judging import judge_models
 from mapet.evaluation.finetuning.training import AugmentedImages, FineTuning
+from mapet.evaluation.presets import protocol_of
 from mapet.evaluation.supervised import training as loop
 from mapet.models.opened import OpenedBackbone
 from mapet.models.positions import with_own_tables
@@ -192,11 +193,34 @@ def test_few_images_are_passed_over_more_often_with_a_longer_warmup(tmp_path: Pa
     assert FineTuning(tiny_subject(), quick(), tmp_path).total_steps == 10
 
 
-def test_fewer_images_than_a_batch_are_one_batch(tmp_path: Path, capsys) -> None:
+def test_fewer_images_than_a_batch_are_one_batch(tmp_path: Path) -> None:
     tuning = FineTuning(tiny_subject(), quick(batch_size=64, epochs=2), tmp_path)
     tuning.run()
     assert tuning.total_steps == 2
-    assert "40 images are fewer than a batch of 64: all of them are one batch." in capsys.readouterr().err
+    assert quick(batch_size=64, epochs=2).note(40) == "40 images are fewer than a batch of 64, and are one batch."
+    assert quick(batch_size=40, epochs=2).note(40) == ""
+    longer = quick(batch_size=8, epochs=2, min_steps=40).note(40)
+    assert longer == "8 epochs in place of 2, to take at least 40 steps (min_steps)."
+
+
+def test_from_scratch_nothing_of_the_backbone_is_used(tmp_path: Path, capsys) -> None:
+    recipe = tiny_recipe()
+    trained = tiny_subject(tmp_path / "trained", recipe=recipe)
+    with torch.no_grad():
+        for parameter in trained.backbone.parameters():
+            parameter.add_(1.0)
+    settings = quick(scratch=True)
+    subjects = trained, tiny_subject(tmp_path / "random", recipe=recipe)
+    first, second = (FineTuning(subject, settings, tmp_path / str(number)) for number, subject in enumerate(subjects))
+    other = FineTuning(trained, quick(), tmp_path / "other")
+    for tuning in (first, second, other):
+        tuning.run()
+    assert_equal_weights(weights_of(first.model), weights_of(second.model))
+    assert not torch.equal(first.model.get_parameter("pos_embed"), other.model.get_parameter("pos_embed"))
+    assert capsys.readouterr().err.count("Weights: all new, at random initialisation") == 2
+    assert quick().hash != settings.hash
+    assert "scratch" not in quick().describe()
+    assert protocol_of("finetune:scratch").describe()["scratch"] is True
 
 
 def test_a_checkpoint_of_another_backbone_is_refused(tmp_path: Path) -> None:

@@ -43,6 +43,8 @@ class Transfer:
 
     def line(self) -> str:
         """For people, who check it once and then trust the figure."""
+        if not self.kept:
+            return "Weights: all new, at random initialisation; those of the backbone are not used."
         return (
             f"Weights: {len(self.kept)} kept; dropped: {', '.join(self.dropped) or 'none'}; new: {', '.join(self.new) or 'none'}."
         )
@@ -74,12 +76,15 @@ def build_classifier(subject: Subject, settings: FineTuneSettings) -> tuple[nn.M
     """
     if settings.pool == "cls" and subject.backbone.cls_token is None:
         raise SettingsError("This backbone has no class token, so that pooling 'cls' is impossible. Use 'mean'.")
-    backbone, recipe = with_own_tables(subject.backbone, subject.recipe)
+    start = subject.recipe.build() if settings.scratch else subject.backbone
+    backbone, recipe = with_own_tables(start, subject.recipe)
     backbone = _resized(backbone, settings.image_size)
     recipe = classifier_recipe(recipe, settings, subject.num_classes, isinstance(backbone, VisionTransformer))
     model = replace(recipe, options=recipe.options | {"drop_path_rate": settings.drop_path}).build()
     found = transfer(backbone.state_dict(), model)
     init_head(cast(nn.Linear, model.head), settings)
+    if settings.scratch:
+        found = Transfer([], [], [*model.state_dict()])
     return model.to(subject.device), recipe, found
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -65,6 +66,7 @@ class FineTuneSettings(Protocol, ABC):
         SettingsError: A setting has a value that is not allowed.
     """
 
+    scratch: bool = False
     epochs: float = 10
     min_steps: int = 0
     batch_size: int = 64
@@ -134,7 +136,15 @@ class FineTuneSettings(Protocol, ABC):
     def describe(self) -> dict[str, Any]:
         """Name, version and every setting but the mechanics; `micro_batch` is none where drop path draws for every part anew."""
         drawn = {"micro_batch": self.micro_batch} if self.micro_batch and self.drop_path else {}
-        return {name: value for name, value in super().describe().items() if name not in MECHANICS} | drawn
+        unsaid = MECHANICS if self.scratch else (*MECHANICS, "scratch")
+        return {name: value for name, value in super().describe().items() if name not in unsaid} | drawn
+
+    def follow(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """A warm-up that would not end within the epochs given becomes a tenth of them."""
+        epochs = given.get("epochs")
+        if isinstance(epochs, int | float) and 0 < epochs <= self.warmup_epochs:
+            return {"warmup_epochs": epochs / 10}
+        return {}
 
     @property
     def schedule(self) -> TrainingSettings:

@@ -61,12 +61,13 @@ class FineTuning(SupervisedTraining):
         folder: For metrics.jsonl and TensorBoard's events, and for checkpoints if the subject has a folder.
     """
 
-    called = "fine-tuning"
     remedy = "A lower lr (--set lr=...), a longer warm-up (--set warmup_epochs=...) or --set clip_norm=1 usually helps."
+    step: FineTuneStep
 
     def __init__(self, subject: Subject, settings: FineTuneSettings, folder: Path) -> None:
         super().__init__(subject, folder)
         self.settings = settings
+        self.called = "training from scratch" if settings.scratch else "fine-tuning"
         self.model, self.recipe, self.transfer = build_classifier(subject, settings)
         self.ema = None if settings.ema is None else ModelEmaV3(self.model, decay=settings.ema)
         depth = len([*subject.backbone.blocks.children()])
@@ -93,8 +94,6 @@ class FineTuning(SupervisedTraining):
             InterruptedRunError: SIGINT or SIGTERM came; a checkpoint was written if there is a folder.
         """
         say(self.transfer.line())
-        if self.batch_size < self.settings.batch_size:
-            say(f"{self.batch_size} images are fewer than a batch of {self.settings.batch_size}: all of them are one batch.")
         self.figures: dict[str, float] | None = None
         if self.first_step < self.total_steps:
             self.train()

@@ -45,7 +45,7 @@ class LinearProbe(Protocol):
         normalise: "standardise" by mean and deviation of the training images, "batch_norm" without affine part, or "none".
         optimizer: "adamw" or "lars".
         epochs: Passes over the training images.
-        min_steps: With cached features, at least so many steps are taken, in more epochs where there are few images.
+        min_steps: At least so many steps are taken, in more epochs where there are few images.
         warmup_epochs: Linear, from 0.
         schedule: Whether the cosine to 0 moves with every "step" or every "epoch".
         batch_size: Images a step; all of them where there are fewer.
@@ -100,7 +100,7 @@ class LinearProbe(Protocol):
 
     def note(self, train_images: int) -> str:
         """Says so where few images are passed more often."""
-        return note_if_longer(train_images, self.batch_size, self.epochs, 0 if self.augment else self.min_steps)
+        return note_if_longer(train_images, self.batch_size, self.epochs, self.min_steps)
 
     def judge(self, subject: Subject) -> Findings:
         """Accuracies of the candidate that was chosen; in the details, of all that there were."""

@@ -119,7 +119,7 @@ def train(
         after_epoch: Called with the epochs done and the first of both.
     """
     per_epoch = len(images.labels) // min(protocol.batch_size, len(images.labels))
-    epochs = protocol.epochs if protocol.augment else max(protocol.epochs, -(-protocol.min_steps // per_epoch))
+    epochs = max(protocol.epochs, -(-protocol.min_steps // per_epoch))
     steps = epochs * per_epoch
     stream = iter(images.batches(protocol.batch_size, epochs, protocol.seed))
     first = next(stream)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from mapet.errors import SettingsError
 from mapet.evaluation.protocol import Protocol
@@ -81,6 +82,17 @@ class SegmentSettings(Protocol):
         }.items():
             if not allowed:
                 raise SettingsError(f"segment: {name} = {getattr(self, name)} is not allowed; {_ALLOWED[name]}.")
+
+    def follow(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Stride and scale keep their proportion to the crop; a warm-up longer than the steps given becomes a tenth of them."""
+        followed: dict[str, Any] = {}
+        steps, crop = given.get("steps"), given.get("crop")
+        if isinstance(steps, int) and steps < self.warmup_steps:
+            followed["warmup_steps"] = steps // 10
+        if isinstance(crop, int) and crop > 0:
+            followed["stride"] = max(1, round(self.stride * crop / self.crop))
+            followed["scale"] = tuple(max(1, round(side * crop / self.crop)) for side in self.scale)
+        return followed
 
 
 _ALLOWED = {

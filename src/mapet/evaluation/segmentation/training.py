@@ -42,13 +42,13 @@ class SegmentationTraining(SupervisedTraining):
         DataError: There are too few images.
     """
 
-    called = "segmentation"
     remedy = "A lower lr (--set lr=...), a longer warm-up (--set warmup_steps=...) or --set precision=fp32 usually helps."
     model: UperNet
+    step: SegmentationStep
 
     def __init__(self, subject: Subject, images: MaskedImages, settings: SegmentSettings, folder: Path) -> None:
         super().__init__(subject, folder)
-        self.images, self.settings = images, settings
+        self.images, self.settings, self.called = images, settings, "segmentation"
         self.batch_size = min(settings.batch_size, len(images))
         if self.batch_size < 2:
             raise DataError(f"{images.location} has {len(images)} image to train on; at least two are needed, for batch norm.")

@@ -47,7 +47,7 @@ class SupervisedTraining(ABC):
         first_step: Where this start goes on; see `resume`.
     """
 
-    called: ClassVar[str]
+    called: str
     remedy: ClassVar[str]
     model: nn.Module
     state: nn.Module
@@ -133,7 +133,8 @@ class SupervisedTraining(ABC):
             if self._skipped.is_file():
                 self.subject.unreadable.record(UnreadableImage(**image) for image in read_json(self._skipped))
             step = checkpoint.step
-            say(f"Continuing the {self.called} from step {step} of {self.total_steps}.")
+            begun = f"Continuing the {self.called} from step {step} of {self.total_steps}."
+            say(begun if step < self.total_steps else f"The {self.called} is done already, all {step} steps of it.")
         self.run_directory.path.mkdir(parents=True, exist_ok=True)
         self.run_directory.forget_metrics_after(step)
         return step
