@@ -45,3 +45,17 @@ def test_transfer_to_named_sets_and_folders(tmp_path: Path, monkeypatch, capsys:
     assert "oxford-iiit-pet/annotations/trainval.txt" in capsys.readouterr().err
     assert mapet(*words, *TINY) == 2
     assert "Which data sets?" in capsys.readouterr().err
+
+
+def test_what_is_not_kept_and_what_random_adds_nothing_to_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    photos = write_images(tmp_path / "photos")
+    words = ("evaluate", "knn,", "random:vit_tiny_patch16_224", photos, *TINY)
+    assert mapet(*words, "--random") == 0
+    said = capsys.readouterr()
+    assert said.out.count("k-NN") + said.out.count("knn (dino") == 1
+    assert "Not kept. To keep results: --out FOLDER" in said.out
+    assert "at its random initialisation itself" in said.err
+    assert mapet(*words, "--out", tmp_path / "out") == 0
+    said = capsys.readouterr()
+    assert "Not kept" not in said.out
+    assert "initialisation itself" not in said.err

@@ -51,6 +51,8 @@ def evaluate(
     folder = folder or (opened.run.evaluations if opened.run else None)
     location = data or _own_data(opened)
     _check_folder(folder, protocols, opened)
+    if with_random and opened.untrained:
+        say(f"{opened.title} is at its random initialisation itself, so that --random adds nothing.")
     unreadable = UnreadableImages(max_unreadable)
     judges = _Judges(opened, location, {"device": device, "workers": workers, "unreadable": unreadable})
     if folder is not None and not (opened.run and folder == opened.run.evaluations):
