@@ -44,3 +44,14 @@ def test_exit_codes_are_those_drawn() -> None:
 )
 def test_nearest(name: str, hint: str) -> None:
     assert nearest(name, ["pim", "mim", "mapet"]) == hint
+
+
+def test_of_many_names_the_nearest_are_shown() -> None:
+    names = [f"vit_{letter}" for letter in "abcdefghijklmnopqrstuvwxyz"]
+    assert nearest("vit_kk", names[:20]).count(", ") == 19
+    said = nearest("vit_kk", names)
+    assert said.startswith("Did you mean 'vit_k'? Allowed: 26 names, of which vit_k, ")
+    assert said.count(", ") == 5
+    far = nearest("0000", names)
+    assert far.startswith("Allowed: 26 names, of which ")
+    assert far.count(", ") == 5

@@ -86,9 +86,15 @@ class NotThereError(MapetError):
     """A run lacks what a section of its report is about; the message says what would bring it."""
 
 
+_MOST_NAMES, _SHOWN_OF_MORE = 20, 5
+
+
 def nearest(name: str, allowed: Iterable[str]) -> str:
-    """The end of an error message: the closest allowed name if there is one, and all of them."""
+    """The end of an error message: the closest allowed name if there is one, and all of them (of more than 20, five)."""
     names = sorted(allowed)
     close = difflib.get_close_matches(name, names, n=1)
     hint = f"Did you mean '{close[0]}'? " if close else ""
-    return f"{hint}Allowed: {', '.join(names)}."
+    if len(names) <= _MOST_NAMES:
+        return f"{hint}Allowed: {', '.join(names)}."
+    closest = difflib.get_close_matches(name, names, n=_SHOWN_OF_MORE, cutoff=0.0)
+    return f"{hint}Allowed: {len(names)} names, of which {', '.join(closest)} come closest."

@@ -17,6 +17,7 @@ from mapet.data.sources import (
     ImageSource,
     absolute_location,
     hold_out,
+    only_folder,
     open_source,
     open_splits,
     sample_key,
@@ -170,6 +171,31 @@ def test_a_single_folder_stands_for_its_parent(tmp_path):
     assert contents(open_source(tmp_path, "train")) == [png(0)]
     assert contents(open_source(tmp_path, "test")) == [png(1)]
     assert open_source(tmp_path, "test").labels is None
+
+
+@pytest.mark.parametrize(
+    ("names", "found"),
+    [
+        ("train/box/1.png val/box/2.png", "box"),
+        ("wrapped/train/box/1.png wrapped/val/box/2.png", "box"),
+        ("train/box/deep/1.png val/box/2.png", "deep"),
+        ("train/1.png val/2.png", None),
+        ("train/box/1.png train/cup/2.png val/box/3.png", None),
+        ("train/all/1.png train/all/some/2.png val/3.png", None),
+    ],
+)
+def test_the_only_class_folder_is_remembered(tmp_path, names, found):
+    write_images(tmp_path, names)
+    source = open_source(tmp_path, "train")
+    assert only_folder(source) == found
+    assert only_folder(subset(subset(source, [0]), [0])) == found
+
+
+def test_one_class_folder_cannot_be_held_out_from(tmp_path):
+    write_images(tmp_path, "photos/box/1.png photos/box/2.png")
+    with pytest.raises(DataError, match=r"photos has one class folder \('box'\), and at least two classes are needed"):
+        open_source(tmp_path / "photos", "test")
+    assert len(open_source(tmp_path / "photos", "train")) == 2
 
 
 def test_one_class_held_out_is_still_that_class(tmp_path):

@@ -95,7 +95,7 @@ def test_the_paper_preset_learns_from_augmented_images(run: RunDirectory) -> Non
     subject = make_subject(recipe, backbone)
     seen = []
     subject.features, extract = lambda images: (seen.append(images.clone()), extract(images))[1], subject.features
-    paper = LinearProbe(augment=True, normalise="none", epochs=2, batch_size=16, lr=0.05)
+    paper = LinearProbe(augment=True, normalise="none", epochs=2, min_steps=1, batch_size=16, lr=0.05)
     assert 0 <= paper.judge(subject).figures["top1"] <= 1
     assert [len(images) for images in seen] == [16, 16, 16, 16, 20], "two epochs of two steps, then the test images"
     assert len({float(images.float().sum()) for images in seen}) == 5

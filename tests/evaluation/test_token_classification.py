@@ -2,15 +2,17 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 
 import pytest
 import torch
 
+from mapet.cli.evaluate_tokens import evaluate_tokenizer
 from mapet.data.crops import RandomCrops
 from mapet.data.decode import decode_image
 from mapet.data.loader import UnreadableImages
-from mapet.data.sources import Concatenation, open_source
+from mapet.data.sources import Concatenation, open_source, subset
 from mapet.data.views import FixedView
 from mapet.errors import DataError, NonFiniteLossError, SettingsError, TokenizerError, TokenStoreError
 from mapet.evaluation.tokens.data import TokenMaker, TokenSplit, open_tokens
@@ -183,8 +185,61 @@ def test_images_are_tokenised_once_for_all_heads(tmp_path: Path, monkeypatch: py
 def test_a_store_without_the_test_images_says_how_to_add_them(tmp_path: Path) -> None:
     path = tmp_path / "store"
     build_store(open_source(LOCATION, "train"), tiny_tokenizer(), path, unreadable=UnreadableImages())
-    with pytest.raises(TokenStoreError, match=r"mapet tokenize .* add --split all"):
+    command = f"mapet tokenize {LOCATION} --split all --tokenizer TOK --out {path}"
+    with pytest.raises(TokenStoreError, match=rf"lacks 20 of the 20 test images of .*\. Complete it .*: {re.escape(command)}$"):
         evaluate_tokens(open_tokens(path), LOCATION, [QUICK], device=CPU)
+
+
+def photos(folder: Path) -> str:
+    names = (f"{part}/{kind}/{number}.png" for part in ("train", "val") for kind in ("cat", "dog") for number in "12")
+    write_images(folder / "photos", " ".join(names))
+    return str(folder / "photos")
+
+
+def test_a_store_of_other_images_is_not_filled_with_these(store: TokenStore, tmp_path: Path) -> None:
+    data = photos(tmp_path)
+    with pytest.raises(TokenStoreError, match="lacks 4 of the 4 training images") as refused:
+        evaluate_tokens(open_tokens(store.path), data, [QUICK], device=CPU)
+    assert str(store.path) not in str(refused.value).split("--out")[1]
+    assert "This store is of other images; make another:" in str(refused.value)
+    assert f"mapet tokenize {data} --split all --tokenizer TOK --out OTHER_TOKENS\n" in str(refused.value)
+
+
+@pytest.mark.parametrize("data", ["others", "its own"])
+def test_the_store_of_a_run_stays_as_it_is(run: RunDirectory, tmp_path: Path, data: str) -> None:
+    own = RunDirectory(tmp_path / "run")
+    build_store(open_source(LOCATION, "train"), tiny_tokenizer(), own.tokens, unreadable=UnreadableImages())
+    own.config.write_text(run.config.read_text())
+    tiny_tokenizer().save(own.tokenizer)
+    location = photos(tmp_path) if data == "others" else LOCATION
+    with pytest.raises(TokenStoreError, match="This store is the run's own") as refused:
+        evaluate_tokens(open_tokens(own.tokens), location, [QUICK], device=CPU)
+    lines = [line.strip() for line in str(refused.value).splitlines()]
+    assert f"mapet tokenize {location} --split all --tokenizer {own.tokenizer} --out OTHER_TOKENS" in lines
+    assert lines[-1] == f"mapet evaluate tokens {own.tokenizer} {location}"
+    assert str(own.tokens) not in "".join(lines[1:])
+
+
+def test_images_that_the_store_could_not_read_are_left_out(tmp_path: Path) -> None:
+    data = photos(tmp_path)
+    (tmp_path / "photos/train/cat/1.png").write_bytes(b"no image")
+    both = Concatenation([open_source(data, "train"), open_source(data, "test")], data)
+    build_store(both, tiny_tokenizer(), tmp_path / "store", unreadable=UnreadableImages(1))
+    maker = open_tokens(tmp_path / "store")
+    common = {"device": CPU, "workers": 0, "unreadable": UnreadableImages()}
+    train = open_source(data, "train")
+    assert maker.split(train, "training", **common).labels.tolist() == [0, 1, 1]
+    with pytest.raises(DataError, match="None of the 1 training images"):
+        maker.split(subset(train, [0]), "training", **common)
+
+
+def test_broken_images_of_one_part_are_not_said_to_be_all(tmp_path: Path) -> None:
+    data = photos(tmp_path)
+    for part in ("train", "val"):
+        (tmp_path / f"photos/{part}/cat/1.png").write_bytes(b"no image")
+    tokenizer = tiny_tokenizer()
+    with pytest.raises(DataError, match=r"train/cat/1.png(.|\n)*Only 4 of 4 training images were looked at; .*other parts"):
+        evaluate_tokens(TokenMaker("tiny", tokenizer, tokenizer.fingerprint), data, [QUICK], device=CPU)
 
 
 def test_a_store_of_random_crops_is_refused(tmp_path: Path) -> None:
@@ -195,11 +250,29 @@ def test_a_store_of_random_crops_is_refused(tmp_path: Path) -> None:
 
 
 def test_what_has_no_tokens_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "config.json").write_text('{"science": {}}')
     with pytest.raises(TokenizerError, match="its objective predicts no visual tokens"):
         open_tokens(tmp_path)
     with pytest.raises(TokenizerError, match="There is no tokenizer at"):
         open_tokens(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("content", ['{"architecture": "vit_tiny_patch16_224"}', "[]", None])
+def test_what_is_no_run_is_not_called_one(tmp_path: Path, content: str | None) -> None:
+    """Such as an exported backbone, which has a config.json of timm."""
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    if content is not None:
+        (tmp_path / "config.json").write_text(content)
+    with pytest.raises(TokenizerError, match=r"is no tokenizer, no token store and no run: .*`mapet tokenizer` made"):
+        open_tokens(tmp_path)
+    with pytest.raises(SettingsError, match="has no images of its own"):
+        evaluate_tokenizer(["tokens"], str(tmp_path), None, {})
+
+
+def test_a_tokenizer_may_lie_beside_a_config_of_others(tmp_path: Path) -> None:
+    tiny_tokenizer().save(tmp_path / "tokenizer")
+    (tmp_path / "tokenizer" / "config.json").write_text("{}")
+    assert open_tokens(tmp_path / "tokenizer").fingerprint == tiny_tokenizer().fingerprint
 
 
 def test_images_without_labels_are_refused(tmp_path: Path) -> None:

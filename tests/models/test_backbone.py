@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import huggingface_hub.errors
 import pytest
 import torch
 
@@ -9,6 +10,8 @@ from mapet.compat import timm
 from mapet.errors import ModelError
 from mapet.models import create_backbone
 from mapet.models.backbone import embed_patches
+from mapet.models.judged import create_judged
+from mapet.models.opened import open_backbone
 
 
 def test_is_the_timm_model_untouched() -> None:
@@ -51,6 +54,45 @@ def test_published_parameter_counts(size: str, context: int, parameters: int) ->
 def test_refuses_in_words(name: str, options: dict, message: str) -> None:
     with pytest.raises(ModelError, match=message):
         create_backbone(name, **options)
+
+
+class UnexpectedError(Exception):
+    """As the HTTP client raises, which knows nothing of OSError."""
+
+
+class OldNotFoundError(FileNotFoundError, ValueError):
+    """As huggingface_hub raised before version 1."""
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        huggingface_hub.errors.LocalEntryNotFoundError("Cannot find the requested files\n in the cache"),
+        OSError("Cannot find the requested files in the cache"),
+        ConnectionError("Cannot find the requested files in the cache"),
+        OldNotFoundError("Cannot find the requested files in the cache"),
+        UnexpectedError("Cannot find the requested files in the cache"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "beit_base_patch16_224"])
+def test_weights_that_cannot_be_fetched_are_said_in_words(monkeypatch, name: str, error: Exception) -> None:
+    def refuse(*_, **__):
+        raise error
+
+    monkeypatch.setattr(timm, "create_model", refuse)
+    with pytest.raises(ModelError) as said:
+        open_backbone(f"timm:{name}")
+    start = f"Cannot fetch timm's weights for '{name}': Cannot find the requested files in the cache."
+    assert str(said.value).startswith(start)
+    assert f"random:{name}" in str(said.value)
+    with pytest.raises(type(error)):
+        create_judged(name)
+
+
+def test_a_wrong_option_of_a_pretrained_model_is_no_matter_of_the_network() -> None:
+    with pytest.raises(ModelError, match="timm cannot build 'vit_tiny_patch16_224'"):
+        create_backbone("vit_tiny_patch16_224", pretrained=True, colour=3)
 
 
 def test_refuses_images_of_another_size() -> None:

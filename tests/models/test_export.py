@@ -235,6 +235,41 @@ def test_the_card_says_what_was_done_and_no_path(run, tmp_path):
     assert "## Licence" in card
 
 
+def test_the_card_of_a_fine_tuned_model_says_for_what_it_was_trained(tmp_path):
+    stem = tmp_path / "secret" / "finetune-cats"
+    source = opened(VIT, **SCALED, num_classes=3)
+    save_backbone(stem / "model", source.recipe, source.backbone)
+    (stem / "classes.json").write_text(json.dumps(["manx", "ragdoll", "sphynx"]))
+    result = {
+        "protocol": {"name": "finetune"},
+        "preset": "small",
+        "protocol_hash": "abcd1234",
+        "backbone": str(tmp_path / "secret" / "run-7"),
+        "data": str(tmp_path / "secret" / "cats"),
+        "train_images": 2345,
+        "test_images": 678,
+        "figures": {"top1": 0.8125},
+    }
+    export(open_backbone(stem / "model"), "safetensors", tmp_path / "bare")
+    assert "| Protocol |" not in (tmp_path / "bare" / "README.md").read_text()
+    stem.with_suffix(".json").write_text(json.dumps(result))
+    export(open_backbone(stem / "model"), "timm", tmp_path / "out")
+    card = (tmp_path / "out" / "README.md").read_text()
+    for fact in (
+        *(
+            "# finetune-cats\n",
+            "| Protocol | finetune:small |",
+            "| Hash of the protocol | `abcd1234` |",
+            "| Started from | run-7 |",
+            "| Data | cats |",
+        ),
+        *("| Images learned from | 2,345 |", "| Images judged | 678 |", "| manx, ragdoll, sphynx |"),
+        "| finetune:small | `abcd1234` | cats | top1 81.25 % |",
+    ):
+        assert fact in card, fact
+    assert "secret" not in card
+
+
 class FakeHub:
     """Records what it is asked for."""
 

@@ -17,7 +17,8 @@ from mapet.report.curves import running_mean
 from mapet.report.drawing import canvas, short
 from mapet.report.masks import in_raster_order, of_run, permuted_example
 from mapet.report.prediction import predict
-from mapet.report.probes import sampling_interval, verdict
+from mapet.report.probe_bars import sampling_interval
+from mapet.report.probes import verdict
 from mapet.report.reading import ReportedRun, entropy, open_runs
 from mapet.runtime.run_directory import RunDirectory
 from mapet.runtime.seeding import seeded_generator

@@ -5,13 +5,16 @@ import json
 import shutil
 import subprocess
 import sys
+from contextlib import contextmanager
 from dataclasses import asdict
 from html.parser import HTMLParser
+from types import SimpleNamespace
 
 import pytest
 
 from mapet.cli.main import main
 from mapet.errors import CheckpointError
+from mapet.report import html
 from mapet.report.html import write_report
 from mapet.runtime.files import write_json
 from mapet.runtime.run_directory import RunDirectory
@@ -166,6 +169,22 @@ def test_command_line(run, tmp_path, monkeypatch, capsys):
     assert done.value.code in (0, None)
     assert str(tmp_path / "other.html") in capsys.readouterr().out
     assert (tmp_path / "other-figures" / "loss.png").is_file()
+
+
+def test_every_section_moves_the_progress(run, monkeypatch):
+    seen = []
+
+    @contextmanager
+    def recorded(description, total):
+        bar = SimpleNamespace(note=lambda text: seen.append(text), advance=lambda: seen.append(1))
+        seen.append(total)
+        yield bar
+
+    monkeypatch.setattr(html, "progress", recorded)
+    headings = [heading for heading in read(write_report([run])).headings if heading in SECTIONS]
+    total, *moves = seen
+    assert moves.count(1) == total
+    assert [note for note in moves if note in SECTIONS] == headings == SECTIONS
 
 
 def test_command_line_refuses_what_is_no_run(tmp_path, monkeypatch, capsys):

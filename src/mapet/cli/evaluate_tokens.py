@@ -52,11 +52,11 @@ def _location(address: str, data: str | None, folder: Any) -> tuple[str, Any]:
     from pathlib import Path
 
     from mapet.errors import SettingsError
-    from mapet.runtime.run_directory import RunDirectory
+    from mapet.evaluation.tokens.data import run_at
 
-    if not (Path(address) / "config.json").is_file():
-        if data is None:
-            raise SettingsError(f"{address} has no images of its own. Give labelled ones: mapet evaluate {NAME} {address} DATA")
-        return data, folder
-    run = RunDirectory.existing(address)
-    return data or run.read_config()["data"], folder or run.evaluations
+    run = run_at(Path(address))
+    if run is not None:
+        return data or run.read_config()["data"], folder or run.evaluations
+    if data is None:
+        raise SettingsError(f"{address} has no images of its own. Give labelled ones: mapet evaluate {NAME} {address} DATA")
+    return data, folder

@@ -13,9 +13,11 @@ def report(
     out: Annotated[Path | None, typer.Option(help="The page; by default report.html in the first run.")] = None,
 ) -> None:
     """Write one self-contained HTML page with figures: what was run, what it was worth, what the model sees."""
-    from mapet.report.html import write_report
     from mapet.runtime.run_directory import RunDirectory
 
-    page = write_report([RunDirectory.existing(run) for run in runs], out)
+    directories = [RunDirectory.existing(run) for run in runs]
+    from mapet.report.html import write_report
+
+    page = write_report(directories, out)
     print(f"Report: {page}")
     print(f"Figures: {page.with_name(f'{page.stem}-figures')}")

@@ -39,8 +39,10 @@ def validate(
     ] = None,
     interpolation: Annotated[str | None, typer.Option(help="bicubic, bilinear or lanczos.")] = None,
     crop_pct: Annotated[float | None, typer.Option(help="The shorter side is resized to image size / crop_pct. (0.9)")] = None,
-    mean: Annotated[tuple[float, float, float] | None, typer.Option(help="Subtracted from images in [0, 1].")] = None,
-    std: Annotated[tuple[float, float, float] | None, typer.Option(help="Divided by.")] = None,
+    mean: Annotated[
+        tuple[float, float, float] | None, typer.Option(metavar="R G B", help="Subtracted from images in [0, 1].")
+    ] = None,
+    std: Annotated[tuple[float, float, float] | None, typer.Option(metavar="R G B", help="Divided by; above 0.")] = None,
     img_size: Annotated[int | None, typer.Option(min=1, help="Side of the images in pixels; positions are resized to it.")] = None,
     num_classes: Annotated[int | None, typer.Option(min=1, help="Refuse a head with another number of classes.")] = None,
     class_map: Annotated[Path | None, typer.Option(help="Names of the head's classes in order, one a line.")] = None,
@@ -68,10 +70,13 @@ def validate(
     from mapet.evaluation.validation.classifier import ModelChoice, load_classifier
     from mapet.evaluation.validation.validate import validate as run_validation
     from mapet.evaluation.validation.validate import validation_images
+    from mapet.evaluation.validation.view import Preprocessing
     from mapet.runtime.device import choose_device
     from mapet.runtime.files import write_json
 
     location, chosen = _location(data, data_dir), choose_device(device)
+    changes = {"interpolation": interpolation, "crop_pct": crop_pct, "mean": mean, "std": std}
+    _changed(Preprocessing(img_size or 224), changes)  # refuses what is not allowed before anything is read
     _say_without_meaning(pin_mem, no_prefetcher)
     choice = ModelChoice(model, gp, num_classes, img_size, parse_options(model_kwargs or []))
     classifier = load_classifier(checkpoint, choice, use_ema=use_ema)
@@ -80,9 +85,7 @@ def validate(
         classifier,
         validation_images(location),
         class_map=None if class_map is None else read_class_map(class_map),
-        preprocessing=_changed(
-            classifier.preprocessing, {"interpolation": interpolation, "crop_pct": crop_pct, "mean": mean, "std": std}
-        ),
+        preprocessing=_changed(classifier.preprocessing, changes),
         batch_size=batch_size,
         device=chosen,
         workers=workers,

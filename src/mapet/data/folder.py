@@ -27,6 +27,9 @@ class FolderImages:
         location: What the user gave, for messages; the folder itself by default.
         classes: Class names to number labels by (those of the training part); by default the class folders' sorted names.
 
+    Attributes:
+        only_folder: The one folder that all images lay in, which was opened in place of the one around it; None without it.
+
     Raises:
         DataError: No images, a class folder without images, or a class folder that is not among `classes`.
     """
@@ -36,6 +39,7 @@ class FolderImages:
         self.location = location or str(root)
         self.labels: np.ndarray | None = None
         self.classes: tuple[str, ...] | None = None
+        self.only_folder: str | None = None
         self._files = self.loose_images(self._root)
         by_folder = {folder.name: [*_walk(folder)] for folder in visible_folders(self._root)}
         if by_folder and not self._files:

@@ -107,7 +107,7 @@ def _open_parts(path: Path, location: str) -> list[ImageSource]:
         train = _open_whole(folders[0], location)
         return [train, *(_open_whole(folder, location, train.classes) for folder in folders[1:])]
     if (only := _only_folder(path)) is not None:
-        return _open_parts(only, location)
+        return [_remember(only, part) for part in _open_parts(only, location)]
     return [_open_whole(path, location)]
 
 
@@ -117,10 +117,18 @@ def _open_whole(path: Path, location: str, classes: tuple[str, ...] | None = Non
         return _open_files(files, location, classes)
     only = _only_folder(path)
     if only is not None and only.name not in (classes or ()):
-        return _open_whole(only, location, classes)
+        return _remember(only, _open_whole(only, location, classes))
     if tars := _tars(path):
         say(f"{path} holds images and tars: the images are taken. Give {tars[0].name} or a pattern to take tars.")
     return FolderImages(path, location, classes)
+
+
+def _remember(only: Path, source: ImageSource) -> ImageSource:
+    """`source`, of the one folder that stands for the one around it; images without classes keep its name."""
+    mixed = bool(FolderImages.loose_images(only)) and bool(visible_folders(only))
+    if isinstance(source, FolderImages) and source.labels is None and not mixed:
+        source.only_folder = source.only_folder or only.name
+    return source
 
 
 def _packed(path: Path) -> list[Path]:

@@ -19,6 +19,7 @@ from typing import Protocol
 
 import numpy as np
 
+from mapet.data.folder import FolderImages
 from mapet.data.hub import PREFIX
 from mapet.data.locations import open_location
 from mapet.data.named_sets import absolute_named, is_named_set
@@ -188,6 +189,11 @@ def hold_out(source: ImageSource) -> tuple[ImageSource, ImageSource]:
     Raises:
         DataError: There are no labels.
     """
+    if source.labels is None and (only := only_folder(source)) is not None:
+        raise DataError(
+            f"{source.location} has one class folder ('{only}'), and at least two classes are needed for an evaluation. Add "
+            "folders of other classes beside it."
+        )
     if source.labels is None:
         raise DataError(
             f"{source.location} has no labels and no held-out part of its own: all its images are for training. To evaluate, sort "
@@ -207,7 +213,7 @@ class Subset:
     def __init__(
         self, source: ImageSource, indices: Sequence[int] | np.ndarray, keys: Sequence[str] | np.ndarray | None = None
     ) -> None:
-        self._source = source
+        self.whole = source
         self._indices = np.asarray(indices, dtype=np.int64)
         self.location, self.classes = source.location, source.classes
         self.labels = None if source.labels is None else source.labels[self._indices]
@@ -220,11 +226,11 @@ class Subset:
 
     def read(self, index: int) -> bytes:
         """The encoded content of one image."""
-        return self._source.read(int(self._indices[index]))
+        return self.whole.read(int(self._indices[index]))
 
     def describe(self, index: int) -> str:
         """What the underlying source says."""
-        return self._source.describe(int(self._indices[index]))
+        return self.whole.describe(int(self._indices[index]))
 
 
 def subset(source: ImageSource, indices: Sequence[int] | np.ndarray) -> ImageSource:
@@ -237,6 +243,13 @@ def with_keys(source: ImageSource) -> ImageSource:
     if isinstance(source, Subset) and source.keys is not None:
         return source
     return Subset(source, range(len(source)), sample_keys(source))
+
+
+def only_folder(source: ImageSource) -> str | None:
+    """The name of the one class folder that all images of `source` lie in, so that they have no labels; None for other sources."""
+    if isinstance(source, Subset):
+        return only_folder(source.whole)
+    return source.only_folder if isinstance(source, FolderImages) else None
 
 
 class Concatenation:

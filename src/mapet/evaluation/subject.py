@@ -5,6 +5,7 @@ Features that need no gradient are extracted once and shared by all protocols.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from mapet.compat import VisionTransformer
-from mapet.data.loader import UnreadableImages, make_loader, sequential_batches
-from mapet.data.sources import ImageSource
+from mapet.data.loader import UnreadableImage, UnreadableImages, make_loader, sequential_batches
+from mapet.data.sources import ImageSource, only_folder
 from mapet.data.views import FixedView, View, normalise
 from mapet.errors import DataError, SettingsError
 from mapet.models.saved import BackboneRecipe
@@ -107,7 +108,8 @@ class Subject:
         means, classes, labels = [], [], []
         with progress(f"Features of {part} images, {self.title}", len(source)) as bar:
             for loaded in loader:
-                self.unreadable.record(loaded.unreadable)
+                seen = bar.done + len(loaded.keys) + len(loaded.unreadable)
+                record_unreadable(self.unreadable, loaded.unreadable, f"{seen:,} of {len(source):,} {part} images")
                 mean, cls = self.features(loaded.images)
                 means.append(mean)
                 classes.append(cls)
@@ -133,6 +135,23 @@ class Subject:
         return tokens[:, backbone.num_prefix_tokens :].mean(dim=1).float(), cls.float()
 
 
+def record_unreadable(unreadable: UnreadableImages, found: Sequence[UnreadableImage], seen: str) -> None:
+    """Adds what was found.
+
+    Args:
+        unreadable: Of all parts.
+        found: New ones.
+        seen: How many images of which part were looked at, in words.
+
+    Raises:
+        DataError: There are more than may be skipped; says that others may follow among the images that were not looked at.
+    """
+    try:
+        unreadable.record(found)
+    except DataError as error:
+        raise DataError(f"{error}\nOnly {seen} were looked at; there may be more in the rest, and in other parts.") from None
+
+
 def check_labels(source: ImageSource) -> None:
     """Refuses images without at least two classes, or with labels that are none.
 
@@ -144,18 +163,27 @@ def check_labels(source: ImageSource) -> None:
             f"{source.location} has images/ and annotations/: images with masks, not classes. Judge with `mapet evaluate segment`, "
             "or give a folder with one folder a class."
         )
-    classes = 0 if source.labels is None else len(set(source.labels.tolist()))
-    if classes < 2:
-        raise DataError(
-            f"An evaluation needs labelled images of at least two classes; {source.location} has "
-            f"{'no labels' if classes == 0 else 'one class'}. Sort the images into one folder a class, or use Parquet with a "
-            "column 'label'."
-        )
+    found = _too_few_classes(source)
+    if found is not None:
+        raise DataError(f"An evaluation needs labelled images of at least two classes; {source.location} has {found}")
     if source.labels is not None and source.labels.min() < 0:
         raise DataError(
             f"{source.location} has images with the label {source.labels.min()}, which stands for 'unknown' in many test sets. "
             "Evaluate on images whose labels are known."
         )
+
+
+def _too_few_classes(source: ImageSource) -> str | None:
+    """What is there in place of two classes, and what to do; None where there are two."""
+    numbers = [] if source.labels is None else sorted(set(source.labels.tolist()))
+    if len(numbers) > 1:
+        return None
+    if (only := only_folder(source)) is not None:
+        return f"one class folder ('{only}'). Add folders of other classes beside it."
+    if not numbers:
+        return "no labels. Sort the images into one folder a class, or use Parquet with a column 'label'."
+    name = f" ('{source.classes[numbers[0]]}')" if source.classes and 0 <= numbers[0] < len(source.classes) else ""
+    return f"one class{name}. Add images of other classes."
 
 
 def count_classes(train: ImageSource, test: ImageSource) -> int:

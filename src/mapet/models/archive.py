@@ -5,7 +5,8 @@ torch.save       a zip, or what PyTorch wrote before 1.6: a state dict, nested d
 TorchScript      the same zip; its code is not looked at
 
 Of a pickle only the description of its tensors is used (`inert_pickle`): the classes of a pickled module need not be installed, and
-a hostile file can do no more than be refused. Numbers are mapped from the file, not copied, once their checksums are right.
+a hostile file can do no more than be refused, as it is where its pickle names what runs commands or code. Numbers are mapped from
+the file, not copied, once their checksums are right.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from mapet.errors import ModelError
-from mapet.models.inert_pickle import Inert, Storage, StoredTensor, load_pickle
+from mapet.models.inert_pickle import ForbiddenNameError, Inert, Storage, StoredTensor, load_pickle
 from mapet.runtime.progress import progress
 
 _ZIP_START = b"PK\x03\x04"
@@ -34,6 +35,11 @@ _LEGACY_START = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 _MOST_NODES, _MOST_DEPTH = 1_000_000, 64
 _MOST_REPEATED = 2**24  # numbers of a tensor that repeats those of a smaller storage, as expanded ones do
 _WAY_OUT = "Download or copy it again; if it is whole, open it with what wrote it and save its state dict as safetensors."
+
+_HOSTILE = (
+    "torch.load with weights_only=False, or pickle, would make the call: do not open it so. Get the weights from where you trust, "
+    "as safetensors if they are there."
+)
 
 # Where a storage lies in the file: its first byte and its length in bytes.
 Locate = Callable[[Storage], tuple[int, int]]
@@ -52,7 +58,7 @@ def read_tensors(path: Path | str) -> dict[str, Tensor]:
         Tensors on the CPU in the file's own dtypes. They are mapped from the file: copy them before it changes.
 
     Raises:
-        ModelError: There is no such file, it is damaged, or it holds no tensors.
+        ModelError: There is no such file, it is damaged, its pickle asks for harm, or it holds no tensors.
     """
     return _read(Path(path), ())
 
@@ -69,8 +75,12 @@ def state_dict_of(path: Path | str, keys: Sequence[str] = ("model", "state_dict"
 def _read(path: Path, keys: Sequence[str]) -> dict[str, Tensor]:
     if not path.is_file():
         raise ModelError(f"There is no file {path}. Give a file of weights: safetensors, torch.save or TorchScript.")
+    if path.suffix.lower() == ".onnx":
+        raise ModelError(f"{path} is an ONNX file, which is not read here. Give the backbone that it was exported from.")
     try:
         tensors = _read_any(path, keys)
+    except ForbiddenNameError as error:
+        raise ModelError(f"{path} is refused: {error}. Nothing in it was run. {_HOSTILE}") from error
     except (ModelError, OSError, ValueError, RuntimeError, NotImplementedError, SafetensorError, zipfile.BadZipFile) as error:
         reason = str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
         raise ModelError(f"{path} cannot be read as a file of weights: {reason}. {_WAY_OUT}") from error

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from mapet.compat import Attention, Block, VisionTransformer, timm
 from mapet.errors import ModelError, nearest
 
+_REFUSED_BY_TIMM = (TypeError, AssertionError, ValueError, ArithmeticError, RuntimeError)
+
 
 def create_backbone(name: str, **timm_kwargs: Any) -> VisionTransformer:
     """`timm.create_model(name, **timm_kwargs)`, checked to be a ViT that can be pre-trained here.
@@ -24,13 +26,29 @@ def create_backbone(name: str, **timm_kwargs: Any) -> VisionTransformer:
     Raises:
         ModelError: The name is unknown to timm, timm refuses the arguments, or the model is not a plain ViT.
     """
+    return check_backbone(build_by_timm(name, **timm_kwargs))
+
+
+def build_by_timm(name: str, **timm_kwargs: Any) -> nn.Module:
+    """`timm.create_model(name, **timm_kwargs)`, with what timm and the Hub raise in words.
+
+    Raises:
+        ModelError: The name is unknown to timm, timm refuses the arguments, or `pretrained` weights cannot be had.
+    """
     if not timm.is_model(name):
         raise ModelError(f"timm {timm.__version__} has no model '{name}'. {nearest(name, timm.list_models('vit_*'))}")
     try:
-        model = timm.create_model(name, **timm_kwargs)
-    except (TypeError, AssertionError, ValueError, ArithmeticError, RuntimeError) as error:
-        raise ModelError(f"timm cannot build '{name}' with {timm_kwargs}: {error}") from error
-    return check_backbone(model)
+        return timm.create_model(name, **timm_kwargs)
+    except Exception as error:  # what the network and the Hub's cache raise comes through timm as it is
+        if isinstance(error, _REFUSED_BY_TIMM) and not isinstance(error, OSError):
+            raise ModelError(f"timm cannot build '{name}' with {timm_kwargs}: {error}") from error
+        if not timm_kwargs.get("pretrained"):
+            raise
+        words = " ".join(str(error).split())[:300].rstrip(".") or type(error).__name__
+        raise ModelError(
+            f"Cannot fetch timm's weights for '{name}': {words}. Try again with a connection to the Hugging Face Hub, give a file "
+            f"or folder with the weights (--model {name} says whose they are), or random:{name} for a random initialisation."
+        ) from error
 
 
 def check_backbone(backbone: nn.Module) -> VisionTransformer:
@@ -47,9 +65,7 @@ def check_backbone(backbone: nn.Module) -> VisionTransformer:
         raise ModelError("The backbone needs learned position embeddings of one fixed size (not dynamic_img_size).")
     if not isinstance(backbone.patch_drop, nn.Identity):
         raise ModelError("The backbone drops patches (patch_drop_rate); what is hidden is the objective's business. Leave it at 0.")
-    image, patch, grid = backbone.patch_embed.img_size, backbone.patch_embed.patch_size, grid_size(backbone)
-    if image is None or any(cells * size != pixels for cells, size, pixels in zip(grid, patch, image, strict=True)):
-        raise ModelError(f"The image size {image} is not a multiple of the patch size {patch}: pixels at the border would be lost.")
+    check_grid(backbone.patch_embed)
     for block in blocks_of(backbone):
         attention = getattr(block, "attn", None)
         plain = type(block) is Block and type(attention) is Attention and getattr(attention, "gate", None) is None
@@ -59,6 +75,17 @@ def check_backbone(backbone: nn.Module) -> VisionTransformer:
                 "runs timm's plain Block with its plain Attention. Use a plain ViT such as 'vit_small_patch16_224'."
             )
     return backbone
+
+
+def check_grid(patch_embed: Any) -> None:
+    """Refuses a patch embedding of timm's whose patches do not cover the image.
+
+    Raises:
+        ModelError: Names both sizes.
+    """
+    image, patch, grid = patch_embed.img_size, patch_embed.patch_size, patch_embed.grid_size
+    if image is None or any(cells * size != pixels for cells, size, pixels in zip(grid, patch, image, strict=True)):
+        raise ModelError(f"The image size {image} is not a multiple of the patch size {patch}: pixels at the border would be lost.")
 
 
 def blocks_of(backbone: VisionTransformer) -> Iterable[Block]:

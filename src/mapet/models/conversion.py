@@ -77,6 +77,10 @@ def convert(
     """
     try:
         return _convert(tensors, title, model, dict(options or {}), normalisation)
+    except ModelError as error:
+        if title in str(error):
+            raise
+        raise ModelError(f"{title} cannot be used: {error}") from error
     except (RuntimeError, IndexError, ValueError, ArithmeticError) as error:  # shapes that cannot be joined, in a damaged file
         words = str(error).strip().partition("\n")[0].rstrip(".")
         raise ModelError(
@@ -165,7 +169,7 @@ def _check_names(kind: str, entries: Entries, own: Mapping[str, Tensor], found: 
     """Refuses weights some of which a ViT of their shape has no place for, or which lack some."""
     unknown = [entry.sources[0] for name, entry in entries.items() if name not in own]
     absent = [name for name in own if name not in entries and not _FRESH.fullmatch(name)]
-    for title, names in (("The model has no place for", unknown), ("The file lacks", absent)):
+    for title, names in (("The model has no place for", unknown), ("Its weights lack", absent)):
         if names:
             more = f" and {len(names) - 4} more" if len(names) > 4 else ""
             raise ModelError(

@@ -2,13 +2,15 @@
 
 A pickle is a programme: it names functions, and unpickling calls them with arguments of its choice. Here a name stands for itself.
 The functions with which PyTorch rebuilds tensors become those of this module, which only write down where a tensor's numbers lie;
-every other name becomes an `Inert`, which keeps what it is given.
+every other name becomes an `Inert`, which keeps what it is given. Names that no weights need, and that do something to the machine
+when they are called (os.system, eval), are refused: whoever wrote such a file wrote it for another reader.
 """
 
 from __future__ import annotations
 
 import pickle
 import pickletools
+import sys
 from collections.abc import Callable
 from io import BytesIO
 from mmap import mmap
@@ -35,6 +37,38 @@ _DTYPES = {
 }
 # The most that is read; twelve thousand tensors stay below. A byte of pickle can ask for a hundred bytes of memory.
 _MOST_BYTES, _MOST_TUPLES, _MOST_CLASSES = 2**24, 60_000, 10_000
+
+# Modules whose names no weights need, by what they give access to.
+_HARMFUL_MODULES = {
+    "commands and processes": "os posix nt subprocess _posixsubprocess pty multiprocessing concurrent asyncio _winapi winreg",
+    "code": "sys runpy importlib _frozen_importlib imp code codeop ctypes _ctypes cffi operator _operator pip ensurepip",
+    "code, by way of a tool": "pdb bdb timeit cProfile doctest pydoc",
+    "other pickles": "pickle _pickle marshal shelve cloudpickle dill joblib",
+    "files and network": "shutil socket _socket socketserver webbrowser http ftplib smtplib telnetlib",
+}
+_REFUSED_MODULES = frozenset(name for names in _HARMFUL_MODULES.values() for name in names.split())
+_HARMFUL_NAMES = {
+    "torch": "load serialization.load hub package jit.load utils.cpp_extension utils.model_zoo distributed.rpc",
+    "numpy": "load f2py distutils testing",
+    "io": "open open_code FileIO",
+    "urllib": "request",
+}
+# Of some modules only these are taken. A partial is as harmless as the function in it, which is looked at like any other.
+_HARMLESS = {
+    "builtins": "set frozenset dict list tuple slice complex bytearray bytes range object int float str bool unicode long xrange",
+    "functools": "partial",
+    "types": "SimpleNamespace MappingProxyType",
+}
+_ALIASES = {"__builtin__": "builtins", "posix": "os", "nt": "os", "_io": "io", "_operator": "operator"}
+
+
+class ForbiddenNameError(ModelError):
+    """A pickle names what no weights need and what would harm if it were called; the message is a clause."""
+
+    def __init__(self, origin: str) -> None:
+        module, _, name = origin.partition(".")
+        asked = f"{_ALIASES.get(module, module)}.{name}"[:100]
+        super().__init__(f"its pickle asks for {asked} to be called; weights need nothing of the kind")
 
 
 class Storage(NamedTuple):
@@ -174,6 +208,21 @@ class _Unpickler(pickle.Unpickler):
         function = _FUNCTIONS.get(f"{module}.{name}")
         if function is not None:
             return function
+        if _ALIASES.get(module, module) == "builtins" and name == "getattr":
+            return _Function(self._attribute)
+        _refuse_harm(module, name)
+        return self._stand_in(module, name)
+
+    def _attribute(self, owner: Any = None, name: Any = None, *_default: Any) -> Any:
+        """How Python writes nested classes, members of enums and methods; not those of its own library, which can do harm."""
+        origin = owner.origin if isinstance(owner, Inert) or (isinstance(owner, type) and issubclass(owner, Inert)) else ""
+        if not origin or not isinstance(name, str):
+            raise ForbiddenNameError("builtins.getattr")
+        module, _, path = origin.rpartition(".")
+        _refuse_harm(module, f"{path}.{name}")
+        return self._stand_in(module, f"{path}.{name}")
+
+    def _stand_in(self, module: str, name: str) -> type[Inert]:
         if (module, name) not in self._classes:
             if len(self._classes) >= _MOST_CLASSES:
                 raise ModelError(f"it names more than {_MOST_CLASSES} classes")
@@ -191,6 +240,24 @@ class _Unpickler(pickle.Unpickler):
                 self.storages.append(Storage(key, dtype, count))
                 return self.storages[-1]
         raise ModelError("it refers to something that is not a storage")
+
+
+def _refuse_harm(module: str, name: str) -> None:
+    """Refuses `module.name` if it is, or is reached through, something that can do harm."""
+    parts = name.split(".")
+    top, _, below = f"{module}.{name}".partition(".")
+    top = _ALIASES.get(top, top)
+    own_package_called_code = top == "code" and "." in module
+    harmful = (
+        (top in _REFUSED_MODULES and not own_package_called_code)
+        or not _REFUSED_MODULES.isdisjoint(parts[:-1])
+        or any(f"{below}.".startswith(f"{refused}.") for refused in _HARMFUL_NAMES.get(top, "").split())
+        or (top in _HARMLESS and name not in _HARMLESS[top].split())
+        or any(part.startswith("__") for part in parts[1:])
+        or (len(parts) > 1 and top in sys.stdlib_module_names)
+    )
+    if harmful:
+        raise ForbiddenNameError(f"{module}.{name}")
 
 
 def _tensor(storage: Any, offset: Any, size: Any, stride: Any, _grad: Any = None, _hooks: Any = None, metadata: Any = None) -> Any:

@@ -9,8 +9,7 @@ from __future__ import annotations
 from typing import Any, cast
 
 from mapet.compat import VisionTransformer, timm
-from mapet.errors import ModelError
-from mapet.models.backbone import create_backbone
+from mapet.models.backbone import build_by_timm, create_backbone
 
 
 def is_beit(name: str) -> bool:
@@ -22,11 +21,8 @@ def create_judged(name: str, **timm_kwargs: Any) -> VisionTransformer:
     """`timm.create_model(name, **timm_kwargs)`, a plain ViT or a Beit; the latter has what evaluations use of the former.
 
     Raises:
-        ModelError: timm has no such model, refuses the arguments, or the model is neither.
+        ModelError: timm has no such model, refuses the arguments, its weights cannot be had, or the model is neither.
     """
     if not is_beit(name):
         return create_backbone(name, **timm_kwargs)
-    try:
-        return cast(VisionTransformer, timm.create_model(name, **timm_kwargs))
-    except (TypeError, AssertionError, ValueError, ArithmeticError, RuntimeError) as error:
-        raise ModelError(f"timm cannot build '{name}' with {timm_kwargs}: {error}") from error
+    return cast(VisionTransformer, build_by_timm(name, **timm_kwargs))

@@ -10,6 +10,8 @@ from typing import Any
 from mapet.models.opened import OpenedBackbone
 from mapet.runtime.run_directory import RunDirectory, read_json
 
+_MOST_CLASSES = 100
+
 
 def model_card(opened: OpenedBackbone, *, library: str, usage: str, notes: tuple[str, ...], difference: float | None) -> str:
     """The card in Markdown, with the Hub's header. Of paths only the last name is in it.
@@ -26,13 +28,14 @@ def model_card(opened: OpenedBackbone, *, library: str, usage: str, notes: tuple
     height = recipe.image_size
     sections = [
         f"---\nlibrary_name: {library}\npipeline_tag: {task}\ntags:\n- vision\n- mapet\n---",
-        f"# {_last_name(opened.title)}",
+        f"# {_last_name(opened.title) if _own_result(opened) is None else Path(opened.title).resolve().parent.name}",
         _what_it_is(opened),
         f"Images: {height} x {height} pixels (shorter side resized bicubic, centre cropped), values in [0, 1], normalised by mean "
         f"{_numbers(recipe.mean)} and standard deviation {_numbers(recipe.std)}.",
         f"## Loading\n\nFOLDER is where these files lie.\n\n```python\n{usage}\n```",
         *_pre_training(opened.run),
-        *_evaluations(opened.run),
+        *_fine_tuning(opened),
+        *_evaluations(_results(opened)),
         _export(notes, difference),
         "## Licence\n\nNone is stated here. Before you publish these weights, add one that the images, the tokenizer and any "
         "weights that this model started from allow.",
@@ -80,20 +83,72 @@ def _pre_training(run: RunDirectory | None) -> Iterator[str]:
     yield "\n".join(["## Pre-training\n", "| | |", "|---|---|", *lines])
 
 
-def _evaluations(run: RunDirectory | None) -> Iterator[str]:
-    """Every figure that is kept with the run, with the hash of its protocol."""
-    results = [read_json(path) for path in sorted(run.evaluations.glob("*.json"))] if run else []
-    rows = [_row(result) for result in results if isinstance(result, dict) and "protocol_hash" in result and "figures" in result]
+def _fine_tuning(opened: OpenedBackbone) -> Iterator[str]:
+    """What a fine-tuned model was trained for: protocol and images, if its result lies there, and the classes it tells apart."""
+    result = _own_result(opened)
+    facts: dict[str, Any] = {}
+    if result is not None:
+        facts = {
+            "Protocol": _with_preset(result),
+            "Hash of the protocol": f"`{result['protocol_hash']}`",
+            "Started from": _last_name(result["backbone"]) if result.get("backbone") else None,
+            "Data": _last_name(result["data"]),
+            "Images learned from": _count(result, "train_images"),
+            "Images judged": _count(result, "test_images"),
+        }
+    if opened.classes:
+        shown = ", ".join(opened.classes[:_MOST_CLASSES])
+        left = len(opened.classes) - _MOST_CLASSES
+        facts["Classes, in the order of the outputs"] = f"{shown} and {left} more" if left > 0 else shown
+    lines = [f"| {name} | {value} |" for name, value in facts.items() if value is not None]
+    if lines:
+        yield "\n".join(["## Fine-tuning\n", "| | |", "|---|---|", *lines])
+
+
+def _own_result(opened: OpenedBackbone) -> dict[str, Any] | None:
+    """What a fine-tuning found of its model, which it keeps beside: STEM.json of STEM/model."""
+    model = Path(opened.title)
+    if opened.run is not None or not (model / "model.json").is_file():
+        return None
+    stem = model.resolve().parent
+    path = stem.parent / f"{stem.name}.json"
+    result = read_json(path) if path.is_file() else None
+    return result if _is_result(result) else None
+
+
+def _results(opened: OpenedBackbone) -> list[dict[str, Any]]:
+    """Of the evaluations that are kept with the run, or of the fine-tuning that the model comes from."""
+    if opened.run is None:
+        result = _own_result(opened)
+        return [] if result is None else [result]
+    results = [read_json(path) for path in sorted(opened.run.evaluations.glob("*.json"))]
+    return [result for result in results if _is_result(result)]
+
+
+def _is_result(result: Any) -> bool:
+    return isinstance(result, dict) and {"protocol", "protocol_hash", "data", "figures"} <= result.keys()
+
+
+def _evaluations(results: list[dict[str, Any]]) -> Iterator[str]:
+    """Every figure with the hash of its protocol."""
+    rows = [_row(result) for result in results]
     if rows:
         head = ["| Protocol | Hash | Images | Figure | At random initialisation |", "|---|---|---|---|---|"]
         yield "\n".join(["## Evaluation\n", *head, *rows, "\nFigures compare only where the hash of the protocol is the same."])
 
 
 def _row(result: dict[str, Any]) -> str:
-    name = result["protocol"].get("name", "?") + (f":{result['preset']}" if result.get("preset") else "")
     metric = result.get("metric", "top1")
     value, random = (_percent(figures, metric) for figures in (result["figures"], result.get("random_figures")))
-    return f"| {name} | `{result['protocol_hash']}` | {_last_name(result['data'])} | {metric} {value} | {random} |"
+    return f"| {_with_preset(result)} | `{result['protocol_hash']}` | {_last_name(result['data'])} | {metric} {value} | {random} |"
+
+
+def _with_preset(result: dict[str, Any]) -> str:
+    return result["protocol"].get("name", "?") + (f":{result['preset']}" if result.get("preset") else "")
+
+
+def _count(result: dict[str, Any], name: str) -> str | None:
+    return f"{result[name]:,}" if name in result else None
 
 
 def _percent(figures: dict[str, float] | None, metric: str) -> str:

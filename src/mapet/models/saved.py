@@ -17,8 +17,11 @@ from mapet.errors import ModelError
 from mapet.models.judged import create_judged
 from mapet.models.weights import load_strictly
 from mapet.runtime.files import atomic_directory, recover, sha256, write_json
-from mapet.runtime.run_directory import read_json
+from mapet.runtime.run_directory import RunDirectory, read_json
 from mapet.runtime.seeding import seeded_globally
+
+_ANOTHER_VERSION = "model.json beside it names another model than the one that was saved: get or write the folder again."
+_WEIGHTS = (".safetensors", ".pth", ".pt", ".pkl", ".bin", ".tar", ".ckpt")
 
 
 @dataclass(frozen=True)
@@ -66,11 +69,37 @@ def load_backbone(folder: Path) -> tuple[VisionTransformer, BackboneRecipe]:
     folder = recover(folder)
     description, weights = folder / "model.json", folder / "weights.safetensors"
     if not description.is_file() or not weights.is_file():
-        raise ModelError(f"There is no backbone in {folder}. It is written when a pre-training ends; let it finish first.")
+        raise ModelError(what_lies_in(folder))
     values = read_json(description)
     if values.pop("weights_sha256", None) != sha256(weights):
         raise ModelError(f"{weights} is not what was written (cut off or changed). Run `mapet pretrain` with the same --out again.")
     recipe = BackboneRecipe(**(values | {"mean": tuple(values["mean"]), "std": tuple(values["std"])}))
     backbone = create_judged(recipe.name, **recipe.options)
-    load_strictly(backbone, load_file(weights))
+    load_strictly(backbone, load_file(weights), file=weights, way_out=_ANOTHER_VERSION)
     return backbone.eval(), recipe
+
+
+def what_lies_in(folder: Path) -> str:
+    """Why there is no backbone in `folder`, and what to give in its place."""
+    start = f"There is no backbone in {folder}"
+    if folder.name == RunDirectory(".").backbone.name and not folder.exists():
+        return f"{start}. It is written when a pre-training ends; let it finish first."
+    if not folder.is_dir():
+        return f"{start}: no such folder is there. Give a run directory, a folder with model.json, or a file of weights."
+    models = sorted(path.parent for path in folder.glob("*/model.json"))
+    if models:
+        return f"{start} itself. There is one in {' and in '.join(map(str, models[:3]))}: give that."
+    if any(folder.glob("*.onnx")):
+        return (
+            f"{folder} holds an ONNX file ({next(folder.glob('*.onnx')).name}), which other programs run and which is not read "
+            "here. Give the backbone that it was exported from."
+        )
+    files = sorted(path for path in folder.iterdir() if path.suffix.lower() in _WEIGHTS)
+    if files:
+        more = f" and {len(files) - 3} more" if len(files) > 3 else ""
+        return f"{start} that says itself which model it is, but files of weights: {_listed(files)}{more}. Give one of the files."
+    return f"{start}: model.json or weights.safetensors is missing. Give a run directory, a folder with both, or a file of weights."
+
+
+def _listed(files: list[Path]) -> str:
+    return ", ".join(file.name for file in files[:3])

@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -52,13 +53,22 @@ def init_linears(module: nn.Module) -> None:
                 nn.init.zeros_(part.bias)
 
 
-def load_strictly(module: nn.Module, state_dict: Mapping[str, Tensor], *, optional: tuple[str, ...] = ()) -> None:
+def load_strictly(
+    module: nn.Module,
+    state_dict: Mapping[str, Tensor],
+    *,
+    optional: tuple[str, ...] = (),
+    file: Path | None = None,
+    way_out: str = "",
+) -> None:
     """Loads every entry or none.
 
     Args:
         module: What is loaded into.
         state_dict: Its entries under the names of `module`.
         optional: Prefixes of names that may be absent from `state_dict`; they keep their values.
+        file: Where the entries are from, for the message.
+        way_out: What to do where they do not fit, a sentence.
 
     Raises:
         ModelError: Lists what is missing, what is left over and what has another shape.
@@ -77,7 +87,8 @@ def load_strictly(module: nn.Module, state_dict: Mapping[str, Tensor], *, option
         if names
     ]
     if complaints:
-        raise ModelError(f"These weights do not fit {type(module).__name__}. {' '.join(complaints)}")
+        whose = "These weights" if file is None else f"The weights in {file}"
+        raise ModelError(f"{whose} do not fit {type(module).__name__}. {' '.join(complaints)} {way_out}".rstrip())
     module.load_state_dict(dict(state_dict), strict=False)
 
 

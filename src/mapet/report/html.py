@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,16 @@ from mapet.report.curves import curves
 from mapet.report.drawing import Picture
 from mapet.report.masks import mask_figures
 from mapet.report.prediction import prediction_figure
-from mapet.report.probes import probe_bars, verdict
+from mapet.report.probe_bars import probe_bars
+from mapet.report.probes import verdict
 from mapet.report.reading import ReportedRun, flat, open_runs
 from mapet.report.segmentation import segmentation_figures
 from mapet.report.vitals import vital_figures, warning_texts
 from mapet.runtime.files import atomic_file, write_text
-from mapet.runtime.progress import format_seconds
+from mapet.runtime.progress import format_seconds, progress
 from mapet.runtime.run_directory import RunDirectory
+
+_OVERVIEW = "Overview"
 
 
 def write_report(runs: Sequence[RunDirectory], out: Path | None = None) -> Path:
@@ -43,8 +47,8 @@ def write_report(runs: Sequence[RunDirectory], out: Path | None = None) -> Path:
     report = _Report(open_runs(runs))
     content = report.page()
     for picture in report.pictures:
-        with atomic_file(out.with_name(f"{out.stem}-figures") / f"{picture.name}.png") as partial:
-            partial.write_bytes(picture.png)
+        with atomic_file(out.with_name(f"{out.stem}-figures") / f"{picture.name}.png") as unfinished:
+            unfinished.write_bytes(picture.png)
     write_text(out, content)
     return out
 
@@ -57,21 +61,34 @@ class _Report:
         self.pictures: list[Picture] = []
 
     def page(self) -> str:
-        title = _title(self.runs)
-        sections = [
-            page.heading(title, 1),
-            self._overview(),
-            page.section("What the pre-training is worth", self._probes()),
-            page.section("Training", self._curves()),
-            *self._segmentations(),
-            page.section("Vital signs", self._for_every_run(vital_figures, warning_texts)),
-            page.section("One image, its tokens, and the model's confidence", self._for_every_run(_prediction)),
-            page.section("The visual vocabulary", self._for_every_run(codebook_figures)),
-            page.section("Who sees what", self._for_every_run(mask_figures)),
-            page.section("Settings", *_settings_tables(self.runs)),
-            page.section("Environment", *map(_environment_table, self.runs)),
-        ]
-        return page.page(title, sections)
+        """Section by section, with progress."""
+        title, sections = _title(self.runs), []
+        parts = self._parts()
+        with progress("Report", len(parts)) as bar:
+            for heading, content in parts.items():
+                bar.note(heading)
+                found = content()
+                if found and heading != _OVERVIEW:
+                    found = page.section(heading, found)
+                sections.append(found)
+                bar.advance()
+            bar.note("")
+        return page.page(title, [page.heading(title, 1), *filter(None, sections)])
+
+    def _parts(self) -> dict[str, Callable[[], str]]:
+        """What makes each section, under its title; what gives nothing has none."""
+        return {
+            _OVERVIEW: self._overview,
+            "What the pre-training is worth": self._probes,
+            "Training": self._curves,
+            "Segmentation": self._segmentations,
+            "Vital signs": partial(self._for_every_run, vital_figures, warning_texts),
+            "One image, its tokens, and the model's confidence": partial(self._for_every_run, _prediction),
+            "The visual vocabulary": partial(self._for_every_run, codebook_figures),
+            "Who sees what": partial(self._for_every_run, mask_figures),
+            "Settings": lambda: "".join(_settings_tables(self.runs)),
+            "Environment": lambda: "".join(map(_environment_table, self.runs)),
+        }
 
     def _show(self, pictures: Iterable[Picture]) -> str:
         shown = list(pictures)
@@ -89,10 +106,10 @@ class _Report:
             return self._show([probe_bars(self.runs)])
         return page.left_out(_how_to_evaluate(self.runs[0]))
 
-    def _segmentations(self) -> list[str]:
+    def _segmentations(self) -> str:
         if not any(result.protocol.get("name") == "segment" for run in self.runs for result in run.results):
-            return []
-        return [page.section("Segmentation", self._for_every_run(segmentation_figures))]
+            return ""
+        return self._for_every_run(segmentation_figures)
 
     def _curves(self) -> str:
         if any(run.metrics for run in self.runs):

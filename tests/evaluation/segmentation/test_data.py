@@ -141,10 +141,19 @@ BAD = {
     ),
     "damaged": (damage, r"picture2.png cannot be read"),
     "no class list": (lambda root: (root / "labels.txt").unlink(), r"labels.txt is not there.*one a line.*objectInfo150.txt"),
-    "one class": (lambda root: (root / "labels.txt").write_text("all\nvoid (ignore)"), r"labels.txt is 1 classes in it"),
+    "one class": (
+        lambda root: (root / "labels.txt").write_text("all\nvoid (ignore)"),
+        r"labels.txt names one class only \('all'\)\. Give",
+    ),
+    "no class": (lambda root: (root / "labels.txt").write_text("\n"), r"labels.txt names no class\. Give"),
     "no masks": (
         lambda root: (root / "annotations").rename(root / "masks"),
-        r"no images/ beside annotations/; it holds images, masks.*Expected",
+        r"pictures has no annotations/; it holds images, masks\. Expected",
+    ),
+    "no images": (lambda root: (root / "images").rename(root / "photos"), r"pictures has no images/; it holds annotations, photos"),
+    "neither": (
+        lambda root: [(root / name).rename(root / new) for name, new in (("images", "a"), ("annotations", "b"))],
+        r"pictures has no images/ and no annotations/; it holds a, b\.",
     ),
     "no validation": (remove_validation, r"has 'train' and lacks val"),
     "all ignored": (lambda root: (root / "labels.txt").write_text("a (ignore)\nb\nc (ignore)\nd (ignore)\ne"), "show 1 classes"),

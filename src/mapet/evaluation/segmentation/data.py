@@ -145,8 +145,10 @@ def _root(path: Path) -> Path:
     for root in [path, *(folders if len(folders) == 1 else [])]:
         if (root / "images").is_dir() and (root / "annotations").is_dir():
             return root
-    found = ", ".join(folder.name for folder in folders) or "no folders"
-    raise DataError(f"{path} has no images/ beside annotations/; it holds {found}. {LAYOUT}")
+    names = [folder.name for folder in folders]
+    lacking = [name for name in ("images", "annotations") if name not in names]
+    found = ", ".join(names) or "no folders"
+    raise DataError(f"{path} has no {' and no '.join(f'{name}/' for name in lacking)}; it holds {found}. {LAYOUT}")
 
 
 def _both_splits(root: Path) -> list[list[tuple[Path, Path]]] | None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,12 +15,13 @@ from mapet.data.loader import UnreadableImages, make_loader, sequential_batches
 from mapet.data.sources import ImageSource, sample_keys, subset, with_keys
 from mapet.data.views import FixedView
 from mapet.errors import DataError, TokenizerError, TokenStoreError
+from mapet.evaluation.subject import record_unreadable
 from mapet.runtime.progress import progress
 from mapet.runtime.run_directory import RunDirectory
 from mapet.token_store.encode import encode
 from mapet.token_store.format import HEADER
 from mapet.token_store.read import TokenStore
-from mapet.tokenizers.base import Tokenizer
+from mapet.tokenizers.base import DESCRIPTION_FILE, Tokenizer
 from mapet.tokenizers.load import load_tokenizer
 
 BATCH_SIZE = 64
@@ -71,7 +74,7 @@ class TokenMaker:
             TokenStoreError: The store lacks some of the images.
         """
         if isinstance(self.source, TokenStore):
-            found = _look_up(self.source, images)
+            found = _look_up(self.source, images, part)
         else:
             found = _encode(self.source, images, part, device, workers, unreadable)
         if not len(found.labels):
@@ -92,9 +95,10 @@ def open_tokens(address: str | Path) -> TokenMaker:
     path, title = Path(address), str(address)
     if (path / HEADER).is_file():
         return _store(TokenStore.open(path), title)
-    if not (path / "config.json").is_file():
+    run = run_at(path)
+    if run is None:
+        _check_folder(path)
         return _tokenizer(load_tokenizer(address), title)
-    run = RunDirectory.existing(path)
     config = run.read_config()
     for place in (config.get("tokenizer"), run.tokenizer if run.tokenizer.is_dir() else None):
         if place is not None:
@@ -102,6 +106,25 @@ def open_tokens(address: str | Path) -> TokenMaker:
     if config.get("tokens"):
         return _store(TokenStore.open(config["tokens"]), title)
     raise TokenizerError(f"The run {path} has no tokenizer: its objective predicts no visual tokens. Give a tokenizer, or a store.")
+
+
+def run_at(path: Path) -> RunDirectory | None:
+    """The run whose directory `path` is: its config.json holds the science; None for everything else."""
+    if not (path / "config.json").is_file():
+        return None
+    run = RunDirectory.existing(path)
+    config = run.read_config()
+    return run if isinstance(config, dict) and "science" in config else None
+
+
+def _check_folder(path: Path) -> None:
+    """Refuses a folder of something else: of an exported model, of images."""
+    if path.is_dir() and not (path / DESCRIPTION_FILE).is_file() and any(path.iterdir()):
+        raise TokenizerError(
+            f"{path} is no tokenizer, no token store and no run: it has no {DESCRIPTION_FILE}, no {HEADER} and no config.json of a "
+            "run. Give a tokenizer (a folder that `mapet tokenizer` made, or a published file), a token store (the --out of "
+            "`mapet tokenize`) or a run (the --out of `mapet pretrain`)."
+        )
 
 
 def _tokenizer(tokenizer: Tokenizer, title: str) -> TokenMaker:
@@ -113,18 +136,34 @@ def _store(store: TokenStore, title: str) -> TokenMaker:
     return TokenMaker(title, store, store.tokenizer_fingerprint)
 
 
-def _look_up(store: TokenStore, images: ImageSource) -> TokenSplit:
+def _look_up(store: TokenStore, images: ImageSource, part: str) -> TokenSplit:
     known = with_keys(images)
-    try:
-        usable = store.match(known)
-    except TokenStoreError as error:
+    keys = sample_keys(known)
+    found = store.contains(keys)
+    missing = [index for index in np.flatnonzero(~found).tolist() if keys[index] not in store.unreadable]
+    if missing:
         raise TokenStoreError(
-            f"{error} To judge tokens, the store must hold the images that are learned from and those that are judged: add --split "
-            "all to that command, or give the tokenizer in place of the store."
-        ) from None
-    chosen = subset(known, usable)
+            f"The token store {store.path} lacks {len(missing):,} of the {len(images):,} {part} images of {images.location}, such "
+            f"as {images.describe(missing[0])}. To judge tokens, it must hold the images that are learned from and those that are "
+            f"judged. {_remedy(store, images.location, foreign=part == 'training' and not found.any())}"
+        )
+    chosen = subset(known, np.flatnonzero(found))
     assert chosen.labels is not None
     return TokenSplit(store.lookup(sample_keys(chosen)).flatten(1).int(), torch.from_numpy(chosen.labels))
+
+
+def _remedy(store: TokenStore, location: str, foreign: bool) -> str:
+    """What completes the store or, where it is of other images or belongs to a run, what makes another."""
+    run = run_at(store.path.parent) if store.path.name == "tokens" else None
+    tokenizer = "TOK"
+    if run is not None:
+        tokenizer = run.read_config().get("tokenizer") or (str(run.tokenizer) if run.tokenizer.is_dir() else tokenizer)
+    command = f"mapet tokenize {shlex.quote(location)} --split all --tokenizer {shlex.quote(tokenizer)} --out"
+    if run is None and not foreign:
+        return f"Complete it (only what it lacks is tokenised): {command} {shlex.quote(str(store.path))}"
+    direct = f"mapet evaluate tokens {shlex.quote(tokenizer)} {shlex.quote(location)}"
+    kept = "This store is the run's own and stays as it is" if run is not None else "This store is of other images"
+    return f"{kept}; make another:\n  {command} OTHER_TOKENS\nor give the tokenizer in place of a store:\n  {direct}"
 
 
 def _encode(
@@ -136,7 +175,8 @@ def _encode(
     ids, labels = [], []
     with progress(f"Tokenising {part} images", len(images)) as bar, torch.inference_mode():
         for batch in loader:
-            unreadable.record(batch.unreadable)
+            seen = bar.done + len(batch.keys) + len(batch.unreadable)
+            record_unreadable(unreadable, batch.unreadable, f"{seen:,} of {len(images):,} {part} images")
             ids.append(encode(tokenizer, batch.images, device).flatten(1).int().cpu())
             labels.append(batch.labels)
             bar.advance(len(batch.keys) + len(batch.unreadable))

@@ -14,23 +14,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from mapet.compat import resolve_model_data_config, timm
+from mapet.compat import Beit, VisionTransformer, resolve_model_data_config, timm
 from mapet.data.views import IMAGENET_MEAN, IMAGENET_STD
 from mapet.errors import ModelError, nearest
+from mapet.evaluation.validation.fit import PUBLISHED, check_fit, released_name, vit_facts
 from mapet.evaluation.validation.view import Preprocessing
 from mapet.models.archive import read_tensors, state_dict_of
+from mapet.models.backbone import check_grid
 from mapet.models.contents import listing
-from mapet.models.saved import load_backbone
+from mapet.models.huggingface import is_hugging_face
+from mapet.models.saved import load_backbone, what_lies_in
 from mapet.models.weights import join_qkv, load_strictly
 from mapet.runtime.files import sha256
-from mapet.runtime.run_directory import read_json
+from mapet.runtime.run_directory import RunDirectory, read_json
 
-# Names of the release, and timm's for the same architecture.
-PUBLISHED = {f"vit_standard_{size}_patch16_224": f"vit_{size}_patch16_224" for size in ("tiny", "small", "base")}
 POOLS = {"avg": "fc_norm", "token": "norm"}  # --gp, and the norm that its checkpoints have in front of the head
+_MISFIT = "If --model and --model-kwargs are those that it was saved from, the file is damaged or cut down: get it again."
 _EMA = ("state_dict_ema", "model_ema")
 
 
@@ -93,14 +94,16 @@ def load_classifier(checkpoint: Path | str, choice: ModelChoice | None = None, *
     weights, digest = read_weights(path, use_ema=use_ema), sha256(path)
     published = any(name.endswith(".attn.q.weight") for name in weights)
     weights = join_qkv(weights)
-    name = choice.name or _recognise(weights, path, published)
+    name = choice.name or released_name(weights, path, published)
     timm_name = PUBLISHED.get(name, name)
     if not timm.is_model(timm_name):
         raise ModelError(f"There is no model '{name}'. {nearest(name, [*PUBLISHED, *timm.list_models('vit_*')])}")
     options = _options(timm_name, weights, choice, path)
     model = _build(timm_name, options)
-    _compare(weights, model, name, path)
-    load_strictly(model, _in_own_names(weights, model))
+    if isinstance(model, VisionTransformer | Beit) and not hasattr(model.patch_embed, "backbone"):  # as hybrids have
+        check_grid(model.patch_embed)
+    check_fit(weights, model, name, path, published=published)
+    load_strictly(model, _in_own_names(weights, model), file=path, way_out=_MISFIT)
     preprocessing = _preprocessing(model, published or name in PUBLISHED)
     return Classifier(model.eval().requires_grad_(False), name, preprocessing, options["num_classes"], path, digest)
 
@@ -119,19 +122,10 @@ def read_weights(path: Path, *, use_ema: bool = False) -> dict[str, Tensor]:
     return {re.sub(r"^(module\.|_orig_mod\.)+", "", name): value for name, value in tensors.items()}
 
 
-def vit_facts(weights: Mapping[str, Tensor]) -> dict[str, int]:
-    """Width, depth, patch and MLP width, from the names and shapes of a ViT's weights; {} if they are of something else."""
-    patches = weights.get("patch_embed.proj.weight")
-    blocks = [int(match[1]) for name in weights if (match := re.match(r"blocks\.(\d+)\.", name))]
-    if patches is None or patches.ndim != 4 or not blocks:
-        return {}
-    facts = {"width": patches.shape[0], "depth": max(blocks) + 1, "patch": patches.shape[-1]}
-    hidden = weights.get("blocks.0.mlp.fc1.weight")
-    return facts if hidden is None else facts | {"MLP width": hidden.shape[0]}
-
-
 def _saved_classifier(path: Path, choice: ModelChoice) -> Classifier:
     """The model that our fine-tuning saved."""
+    if not (path / "model.json").is_file():
+        raise ModelError(_no_classifier_in(path))
     model, recipe = load_backbone(path)
     if not model.num_classes:
         raise ModelError(f"{path} holds a backbone without a classifier. Fine-tune it first: mapet evaluate finetune {path} DATA")
@@ -147,20 +141,17 @@ def _saved_classifier(path: Path, choice: ModelChoice) -> Classifier:
     return Classifier(model.requires_grad_(False), name, preprocessing, model.num_classes, path, digest, names)
 
 
-def _recognise(weights: Mapping[str, Tensor], path: Path, published: bool) -> str:
-    """The name of the release whose names (q and kv apart), width, depth and patch these weights have."""
-    found = vit_facts(weights) if published else None
-    name = next((name for name in PUBLISHED if _published_facts(name) == found), None) if found else None
-    if name is None:
-        raise ModelError(
-            f"Which model {path} belongs to cannot be told from its weights. Give --model NAME. It contains {listing(weights)}"
-        )
-    return name
-
-
-def _published_facts(name: str) -> dict[str, int]:
-    with torch.device("meta"):
-        return vit_facts(timm.create_model(PUBLISHED[name]).state_dict())
+def _no_classifier_in(path: Path) -> str:
+    run = RunDirectory(path)
+    if not run.config.is_file() or is_hugging_face(path):
+        return what_lies_in(path)
+    tuned = [model.parent for model in sorted(run.evaluations.glob("**/model/model.json"))]
+    way_out = (
+        f"Give a fine-tuned model of it: {', '.join(map(str, tuned[:3]))}."
+        if tuned
+        else f"Fine-tune it (mapet evaluate finetune {path} DATA) and give the model/ folder that is written then."
+    )
+    return f"{path} is the run of a pre-training, whose backbone has no classifier. {way_out}"
 
 
 def _options(timm_name: str, weights: Mapping[str, Tensor], choice: ModelChoice, path: Path) -> dict[str, Any]:
@@ -228,25 +219,6 @@ def _build(name: str, options: Mapping[str, Any]) -> nn.Module:
         return timm.create_model(name, **options)
     except (TypeError, AssertionError, ValueError, ArithmeticError, RuntimeError) as error:
         raise ModelError(f"timm cannot build '{name}' with {dict(options)}: {error}") from error
-
-
-def _compare(weights: Mapping[str, Tensor], model: nn.Module, name: str, path: Path) -> None:
-    """Refuses weights of another architecture, in words."""
-    expected, found = vit_facts(model.state_dict()), vit_facts(weights)
-    if expected and not found:
-        raise ModelError(f"{path} does not hold the weights of a ViT such as '{name}'. It contains {listing(weights)}")
-    different = [fact for fact in expected if expected[fact] != found.get(fact)]
-    if different:
-        other = next((one for one in PUBLISHED if _published_facts(one) == found), None)
-        way_out = f"It fits --model {other}." if other else "Give the model that it was saved from."
-        raise ModelError(
-            f"{path} does not fit '{name}': expected {_in_words(expected, different)}; found {_in_words(found, different)}. "
-            f"{way_out}"
-        )
-
-
-def _in_words(facts: Mapping[str, int], names: list[str]) -> str:
-    return ", ".join(f"{name} {facts.get(name, 'unknown')}" for name in names)
 
 
 def _in_own_names(weights: Mapping[str, Tensor], model: Any) -> Mapping[str, Tensor]:

@@ -12,7 +12,7 @@ import torch
 
 from mapet.data.loader import LoadedBatch, UnreadableImages, make_loader, sequential_batches
 from mapet.data.locations import open_location
-from mapet.data.sources import SOURCES, ImageSource, open_source
+from mapet.data.sources import SOURCES, ImageSource, only_folder, open_source
 from mapet.data.views import normalise
 from mapet.errors import DataError, FailedRunError
 from mapet.evaluation.validation.classes import head_numbers
@@ -90,6 +90,8 @@ def validation_images(location: str) -> ImageSource:
     else:
         parts = None if location in SOURCES else open_location(location)
         source = parts[:2][-1] if parts else open_source(location, "test")
+    if (only := only_folder(source)) is not None:
+        raise DataError(f"{held_out or location} has one class folder ('{only}'). Give all class folders, one a class.")
     if source.labels is None:
         raise DataError(
             f"The images of {held_out or location} have no labels. ImageNet's validation images as they are downloaded lie in one "

@@ -49,6 +49,13 @@ class Preprocessing:
         if self.interpolation not in INTERPOLATIONS:
             raise SettingsError(f"There is no interpolation '{self.interpolation}'. {nearest(self.interpolation, INTERPOLATIONS)}")
 
+        if not all(map(math.isfinite, self.mean)):
+            raise SettingsError(f"The mean is {' '.join(map(str, self.mean))}; allowed: three numbers, of images in [0, 1].")
+        if not all(0 < value < math.inf for value in self.std):
+            raise SettingsError(
+                f"The standard deviation is {' '.join(map(str, self.std))}; allowed: three numbers above 0, to divide by."
+            )
+
     def describe(self) -> dict[str, Any]:
         """Every setting; JSON."""
         return asdict(self)

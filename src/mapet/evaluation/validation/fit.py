@@ -1,0 +1,126 @@
+"""Which model the weights of a classifier belong to, and what to say where they are another's."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mapet.compat import timm
+from mapet.errors import ModelError
+from mapet.models.architecture import HEAD_DIM
+from mapet.models.contents import listing
+
+# Names of the release, and timm's for the same architecture.
+PUBLISHED = {f"vit_standard_{size}_patch16_224": f"vit_{size}_patch16_224" for size in ("tiny", "small", "base")}
+_PLAIN = (*PUBLISHED.values(), "vit_small_patch32_224", "vit_base_patch32_224", "vit_base_patch8_224", "vit_large_patch16_224")
+_OPTIONS = {"width": "embed_dim", "depth": "depth", "patch": "patch_size"}
+
+
+def vit_facts(weights: Mapping[str, Tensor]) -> dict[str, int]:
+    """Width, depth, patch and MLP width, from the names and shapes of a ViT's weights; {} if they are of something else."""
+    patches = weights.get("patch_embed.proj.weight")
+    blocks = [int(match[1]) for name in weights if (match := re.match(r"blocks\.(\d+)\.", name))]
+    if patches is None or patches.ndim != 4 or not blocks:
+        return {}
+    facts = {"width": patches.shape[0], "depth": max(blocks) + 1, "patch": patches.shape[-1]}
+    hidden = weights.get("blocks.0.mlp.fc1.weight")
+    return facts if hidden is None else facts | {"MLP width": hidden.shape[0]}
+
+
+def released_name(weights: Mapping[str, Tensor], path: Path, published: bool) -> str:
+    """The name of the release for weights of its models.
+
+    Args:
+        weights: Under timm's names.
+        path: Of the file.
+        published: They were under the names of the release (queries apart from keys and values).
+
+    Raises:
+        ModelError: They are not of the release; names the model of timm that has their shapes, if there is one.
+    """
+    found = vit_facts(weights)
+    name = next((name for name, plain in PUBLISHED.items() if _facts_of(plain) == found), None) if published else None
+    if name is None:
+        known = "" if published else _plain_name(found)
+        shapes = f" Its shapes are those of {known}: --model {known}, if it was trained as that." if known else ""
+        raise ModelError(
+            f"Which model {path} belongs to cannot be told from its weights. Give --model NAME.{shapes} It contains "
+            f"{listing(weights)}"
+        )
+    return name
+
+
+def check_fit(weights: Mapping[str, Tensor], model: nn.Module, name: str, path: Path, *, published: bool) -> None:
+    """Refuses weights of another architecture than the model's.
+
+    Args:
+        weights: Under timm's names.
+        model: What they are to be loaded into.
+        name: As the user calls it.
+        path: Of the file.
+        published: See `released_name`.
+
+    Raises:
+        ModelError: Says what was expected, what was found, and which --model or --model-kwargs fit.
+    """
+    expected, found = vit_facts(model.state_dict()), vit_facts(weights)
+    if expected and not found:
+        raise ModelError(f"{path} does not hold the weights of a ViT such as '{name}'. It contains {listing(weights)}")
+    different = [fact for fact in expected if expected[fact] != found.get(fact)]
+    if different:
+        scaled = "blocks.0.ls1.gamma" in weights
+        raise ModelError(
+            f"{path} does not fit '{name}': expected {_in_words(expected, different)}; found {_in_words(found, different)}. "
+            f"{_model_that_fits(found, published, scaled) or _options_that_fit(expected, found)}"
+        )
+
+
+def _model_that_fits(found: Mapping[str, int], published: bool, scaled: bool) -> str:
+    """The --model for these shapes; of MaPeT only what has a trace of it, since it is fed otherwise than timm's."""
+    plain = _plain_name(found)
+    released = next((name for name, of_timm in PUBLISHED.items() if of_timm == plain), "")
+    if released and published:
+        return f"It fits --model {released}."
+    if released and scaled:
+        return (
+            f"It fits --model {released} if it is MaPeT's (images normalised by ImageNet's mean and deviation), --model {plain} if "
+            "it is not (images prepared as timm says of that model)."
+        )
+    return f"It fits --model {plain}." if plain else ""
+
+
+def _options_that_fit(expected: Mapping[str, int], found: Mapping[str, int]) -> str:
+    """The --model-kwargs with which timm's model takes the weights."""
+    if "MLP width" not in found:
+        return "Give the model that it was saved from."
+    options: dict[str, Any] = {option: found[fact] for fact, option in _OPTIONS.items() if found[fact] != expected[fact]}
+    heads = ""
+    if "embed_dim" in options:
+        options["num_heads"] = found["width"] // HEAD_DIM if found["width"] % HEAD_DIM == 0 else "N"
+        heads = f" The weights do not tell the number of heads{'; heads of 64 are usual' if options['num_heads'] != 'N' else ''}."
+    ratio = found["MLP width"] / found["width"]
+    if ratio != expected["MLP width"] / expected["width"]:
+        options["mlp_ratio"] = f"{ratio:g}"
+    words = " ".join(f"--model-kwargs {name}={value}" for name, value in options.items())
+    return f"Give the model that it was saved from, or what differs: {words}.{heads}"
+
+
+def _plain_name(found: Mapping[str, int]) -> str:
+    """Timm's plain ViT of these shapes; empty if it has none."""
+    return next((name for name in _PLAIN if _facts_of(name) == found), "")
+
+
+@cache
+def _facts_of(name: str) -> dict[str, int]:
+    with torch.device("meta"):
+        return vit_facts(timm.create_model(name).state_dict())
+
+
+def _in_words(facts: Mapping[str, int], names: list[str]) -> str:
+    return ", ".join(f"{name} {facts.get(name, 'unknown')}" for name in names)
