@@ -8,10 +8,12 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
 import traceback
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +30,12 @@ def run_ranks(function: str, world: int, folder: Path) -> list[Any]:
 
 
 def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
+    """One below those that the system gives to connections, so that none takes it before the processes meet there."""
+    for port in range(20_000 + os.getpid() % 10_000, 32_000):
+        with socket.socket() as listener, suppress(OSError):
+            listener.bind(("127.0.0.1", port))
+            return port
+    raise RuntimeError("No port from 20000 to 32000 is free.")
 
 
 def fork(function: str, rank: int, world: int, port: int, folder: Path) -> int:
@@ -56,9 +61,13 @@ def main(function: str, world: int, folder: Path) -> None:
     importlib.import_module(function.partition(":")[0])
     port = free_port()
     processes = [fork(function, rank, world, port, folder) for rank in range(world)]
-    codes = [os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) for process in processes]
-    if any(codes):
-        sys.exit(f"The processes ended with {codes}.")
+    for _ in range(world):
+        ended, status = os.wait()
+        processes.remove(ended)
+        if status:
+            for process in processes:  # they would wait for the one that died
+                os.kill(process, signal.SIGKILL)
+            sys.exit(f"A process ended with {os.waitstatus_to_exitcode(status)}.")
     print(json.dumps([json.loads((folder / f"rank-{rank}.json").read_text()) for rank in range(world)]))
 
 

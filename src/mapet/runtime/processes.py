@@ -6,6 +6,8 @@ in the same order. An error must therefore be raised in all processes or in none
 
 from __future__ import annotations
 
+import functools
+import itertools
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +17,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.rendezvous import rendezvous
 
 from mapet.errors import SettingsError
 
@@ -55,6 +58,18 @@ def this_process() -> Processes:
     return Processes(_number("RANK", None, 0, world - 1), world, _number("LOCAL_RANK", None, 0, world - 1))
 
 
+@functools.cache
+def _meeting_place() -> dist.Store:
+    """Where all groups of this process meet, for as long as it lives.
+
+    With a place of its own for every group, a process that is ahead may find that of the last group before it is gone.
+    """
+    return next(rendezvous("env://", timeout=LONGEST_WAIT))[0]
+
+
+_groups = itertools.count()
+
+
 @contextmanager
 def process_group(device: torch.device | str) -> Iterator[Processes]:
     """Connects the processes for as long as the block runs: over gloo on the CPU, and over NCCL for tensors on CUDA.
@@ -74,7 +89,9 @@ def process_group(device: torch.device | str) -> Iterator[Processes]:
     device = processes.device(device)
     if device.type == "cuda":
         _own_gpu(device)
-    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=LONGEST_WAIT)
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    store = dist.PrefixStore(f"group {next(_groups)}", _meeting_place())
+    dist.init_process_group(backend, store=store, rank=processes.rank, world_size=processes.world, timeout=LONGEST_WAIT)
     try:
         yield processes
     finally:
