@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -63,6 +64,11 @@ class TokenMaker:
     def grid_size(self) -> tuple[int, int]:
         """Tokens of an image, (rows, columns)."""
         return self.source.grid_size
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What a result says of the tokens, as JSON."""
+        return {"tokenizer_fingerprint": self.fingerprint, "vocab_size": self.vocab_size, "grid_size": [*self.grid_size]}
 
     def split(
         self, images: ImageSource, part: str, *, device: torch.device, workers: int, unreadable: UnreadableImages

@@ -162,8 +162,6 @@ def evaluate_tokens(
         say_note(protocol, len(splits[0].labels))
         began = time.perf_counter()
         found = judge_tokens(protocol, *splits, tokens.vocab_size, tokens.grid_size, num_classes, device)
-        seconds = time.perf_counter() - began + encoding
-        facts = {"tokenizer_fingerprint": tokens.fingerprint, "vocab_size": tokens.vocab_size, "grid_size": [*tokens.grid_size]}
         result = Result(
             protocol=protocol.describe(),
             preset=protocol.preset,
@@ -175,8 +173,8 @@ def evaluate_tokens(
             test_images=len(splits[1].labels),
             metric=getattr(test, "metric", protocol.metric),
             figures=found.figures,
-            seconds=seconds,
-            details={**found.details, **facts},
+            seconds=time.perf_counter() - began + encoding,
+            details={**found.details, **tokens.facts},
         )
         if folder is not None:
             write_json(folder / f"{protocol.stem(f'{data} {tokens.fingerprint}')}.json", asdict(result))
