@@ -59,7 +59,7 @@ def this_process() -> Processes:
 
 
 @functools.cache
-def _meeting_place() -> dist.Store:
+def _meeting_place() -> dist.Store:  # pyright: ignore[reportPrivateImportUsage]
     """Where all groups of this process meet, for as long as it lives.
 
     With a place of its own for every group, a process that is ahead may find that of the last group before it is gone.
@@ -90,7 +90,7 @@ def process_group(device: torch.device | str) -> Iterator[Processes]:
     if device.type == "cuda":
         _own_gpu(device)
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    store = dist.PrefixStore(f"group {next(_groups)}", _meeting_place())
+    store = dist.PrefixStore(f"group {next(_groups)}", _meeting_place())  # pyright: ignore[reportPrivateImportUsage]
     dist.init_process_group(backend, store=store, rank=processes.rank, world_size=processes.world, timeout=LONGEST_WAIT)
     try:
         yield processes
