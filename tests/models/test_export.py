@@ -268,6 +268,9 @@ def test_the_card_of_a_fine_tuned_model_says_for_what_it_was_trained(tmp_path):
     ):
         assert fact in card, fact
     assert "secret" not in card
+    stem.with_suffix(".json").write_text(json.dumps({**result, "protocol": {"name": "finetune", "scratch": True}}))
+    export(open_backbone(stem / "model"), "safetensors", tmp_path / "scratch")
+    assert "| Started from | random initialisation |" in (tmp_path / "scratch" / "README.md").read_text()
 
 
 class FakeHub:

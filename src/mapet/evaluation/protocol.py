@@ -6,7 +6,7 @@ import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, ClassVar
 
 from mapet.data.sources import ImageSource, absolute_location, open_splits
@@ -59,6 +59,8 @@ class Protocol(ABC):
     def __post_init__(self) -> None:
         if self.pool not in POOLS:
             raise SettingsError(f"There is no pooling '{self.pool}'. {nearest(self.pool, POOLS)}")
+        if empty := [item.name for item in fields(self) if getattr(self, item.name) in ((), [])]:
+            raise SettingsError(f"{empty[0]} is an empty list. Give at least one value.")
 
     def describe(self) -> dict[str, Any]:
         """Name, version and every setting."""

@@ -91,7 +91,7 @@ def _fine_tuning(opened: OpenedBackbone) -> Iterator[str]:
         facts = {
             "Protocol": _with_preset(result),
             "Hash of the protocol": f"`{result['protocol_hash']}`",
-            "Started from": _last_name(result["backbone"]) if result.get("backbone") else None,
+            "Started from": _start(result),
             "Data": _last_name(result["data"]),
             "Images learned from": _count(result, "train_images"),
             "Images judged": _count(result, "test_images"),
@@ -103,6 +103,13 @@ def _fine_tuning(opened: OpenedBackbone) -> Iterator[str]:
     lines = [f"| {name} | {value} |" for name, value in facts.items() if value is not None]
     if lines:
         yield "\n".join(["## Fine-tuning\n", "| | |", "|---|---|", *lines])
+
+
+def _start(result: dict[str, Any]) -> str | None:
+    """Whose weights the training began with."""
+    if result["protocol"].get("scratch"):
+        return "random initialisation"
+    return _last_name(result["backbone"]) if result.get("backbone") else None
 
 
 def _own_result(opened: OpenedBackbone) -> dict[str, Any] | None:

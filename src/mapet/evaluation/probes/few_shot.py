@@ -15,7 +15,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from mapet.errors import DataError, SettingsError
+from mapet.errors import DataError
 from mapet.evaluation.held_out import candidates, draw_rows, rows_by_class
 from mapet.evaluation.metrics import accuracies
 from mapet.evaluation.probes.logistic import choose_penalty, facts_of, standardised, warn_unless_converged
@@ -50,11 +50,6 @@ class FewShot(Protocol):
     l2: _Positive | tuple[_Positive, ...] = PENALTIES
     held_out_share: Annotated[float, Field(gt=0, lt=1)] = 0.2
     seed: int = 0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not candidates(self.l2):
-            raise SettingsError("l2 is an empty list. Give at least one value.")
 
     def judge(self, subject: Subject) -> Findings:
         """Mean accuracies over the draws; in the details each draw, and the deviation over them."""

@@ -85,8 +85,6 @@ class LinearProbe(Protocol):
         super().__post_init__()
         if self.optimizer == "lars" and self.layers == "every":
             raise SettingsError("LARS scales a step by the norm of one linear layer. Use optimizer=adamw with layers=every.")
-        if not self.rates:
-            raise SettingsError("lr or weight_decay is an empty list. Give at least one value.")
 
     @property
     def rates(self) -> list[Rate]:

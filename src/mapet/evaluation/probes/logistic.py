@@ -13,7 +13,6 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from mapet.errors import SettingsError
 from mapet.evaluation.held_out import candidates, hold_out_rows
 from mapet.evaluation.metrics import accuracies
 from mapet.evaluation.probes.logistic_regression import LogisticModel, fit_path
@@ -41,11 +40,6 @@ class LogisticProbe(Protocol):
     l2: _Positive | tuple[_Positive, ...] = PENALTIES
     held_out_share: Annotated[float, Field(gt=0, lt=1)] = 0.1
     seed: int = 0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not candidates(self.l2):
-            raise SettingsError("l2 is an empty list. Give at least one value.")
 
     def judge(self, subject: Subject) -> Findings:
         """Accuracies of the solution; in the details the penalties and how well each did."""
