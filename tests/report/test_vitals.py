@@ -63,3 +63,9 @@ def test_warnings_in_words(run) -> None:
 def test_the_curve_of_the_loss_has_the_floor_at_each_position(run) -> None:
     loss = curves([ReportedRun(run, "run")])[0]
     assert "at each position" in loss.caption
+
+
+def test_the_best_guess_from_a_neighbour_is_explained_where_it_is_drawn(run, monkeypatch) -> None:
+    assert "best guess from one neighbour" in curves([ReportedRun(run, "run")])[1].caption
+    monkeypatch.setattr("mapet.report.curves.band_of", lambda *_: None)
+    assert "neighbour" not in curves([ReportedRun(run, "run")])[1].caption

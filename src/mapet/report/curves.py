@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _SMOOTHED_FROM = 80
+_NEIGHBOUR = "best guess from one neighbour"
 
 
 def curves(runs: Sequence[ReportedRun]) -> list[Picture]:
@@ -65,7 +66,7 @@ def _curve(logged: Sequence[ReportedRun], runs: Sequence[ReportedRun], quantity:
         drawn.figure.legend(loc="outside lower left", ncols=1 if len(references) + len(told) < 4 else 2)
     light = " Light: as logged; strong: running mean." if smoothed else ""
     return drawn.picture(
-        quantity.replace("_", "-"), f"Curve of {title}: {'; '.join(told)}.", f"{_CAPTIONS[quantity] if references else ''}{light}"
+        quantity.replace("_", "-"), f"Curve of {title}: {'; '.join(told)}.", f"{_caption(quantity, references)}{light}"
     )
 
 
@@ -119,7 +120,7 @@ def _accuracy_references(runs: Sequence[ReportedRun]) -> dict[str, float]:
             continue
         found[f"always the most frequent token: {100 * share:.1f} %"] = share
         if isinstance(run.tokens, TokenStore) and (band := band_of(_grids(run.tokens), run.tokens.vocab_size)) is not None:
-            found[f"best guess from one neighbour: {100 * band.neighbour:.1f} %"] = band.neighbour
+            found[f"{_NEIGHBOUR}: {100 * band.neighbour:.1f} %"] = band.neighbour
     return found
 
 
@@ -129,9 +130,16 @@ def _grids(store: TokenStore) -> np.ndarray:
     return np.asarray(some if store.num_views is None else some[:, 0], np.int64).reshape(-1, *store.grid_size)
 
 
+def _caption(quantity: str, references: dict[str, float]) -> str:
+    """About the lines that are drawn."""
+    told = _CAPTIONS[quantity] if references else ""
+    if any(name.startswith(_NEIGHBOUR) for name in references):
+        told += f" Sound runs end at half to twice the accuracy of the {_NEIGHBOUR}, which half of the images gave and half judged."
+    return told
+
+
 _CAPTIONS = {
     "loss": "Mean cross-entropy of the predicted tokens. What lies below the lines of the token frequencies (the entropy of the "
     "stored tokens, anywhere and at each position) is due to the images.",
-    "token_accuracy": "Share of hidden patches whose token is the model's first choice. Sound runs end at half to twice the "
-    "accuracy of the best guess from one neighbour, which was counted on half of the images and judged on the other half.",
+    "token_accuracy": "Share of hidden patches whose token is the model's first choice.",
 }
