@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError
 
 from mapet.errors import CheckpointError, StorageError
-from mapet.training import checkpoint as module
+from mapet.runtime import tensors
 from mapet.training.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
 from tests.training.tiny import assert_equal_weights, tiny_settings, tiny_trainer, weights_of
 
@@ -163,7 +163,7 @@ def test_a_full_disk_leaves_the_checkpoint_before(tmp_path: Path, where: str, fa
     if where == "os.fsync":
         monkeypatch.setattr(os, "fsync", failure)
     else:
-        monkeypatch.setattr(module, where, failure)
+        monkeypatch.setattr(tensors, where, failure)
     with pytest.raises(StorageError, match=r"Cannot write .*step-00000002.*No space left on device.*before is intact"):
         save(tmp_path, 2, keep=1)
     assert names(tmp_path) == ["step-00000001"]

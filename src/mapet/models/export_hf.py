@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from mapet.compat import Block, VisionTransformer
@@ -24,6 +23,7 @@ from mapet.models.backbone import blocks_of, image_size, num_heads, patch_size
 from mapet.models.export import Written, largest_difference
 from mapet.models.opened import OpenedBackbone
 from mapet.runtime.files import write_json
+from mapet.runtime.tensors import write_tensors
 
 _BICUBIC = 3  # as Pillow numbers its filters
 
@@ -55,9 +55,7 @@ def write(opened: OpenedBackbone, folder: Path) -> Written:
         config.id2label = dict(enumerate(opened.classes))
         config.label2id = {name: index for index, name in enumerate(opened.classes)}
     config.save_pretrained(folder)
-    save_file(
-        {name: value.contiguous().clone() for name, value in model.weights.items()}, folder / "model.safetensors", {"format": "pt"}
-    )
+    write_tensors(folder / "model.safetensors", model.weights, {"format": "pt"})
     write_json(folder / "preprocessor_config.json", _processor(opened))
     options = {} if backbone.num_classes else {"add_pooling_layer": False}
     with _without_progress_bars():

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import cast
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from mapet.compat import VisionTransformer, timm
 from mapet.models.backbone import image_size
@@ -13,6 +13,7 @@ from mapet.models.export import Outputs, Written, largest_difference
 from mapet.models.opened import OpenedBackbone
 from mapet.models.weights import load_strictly
 from mapet.runtime.files import write_json
+from mapet.runtime.tensors import write_tensors
 
 _USAGE = """\
 import timm
@@ -23,8 +24,7 @@ model = timm.create_model("local-dir:FOLDER", pretrained=True)  # "hf-hub:OWNER/
 def write(opened: OpenedBackbone, folder: Path) -> Written:
     """Writes model.safetensors and config.json, and loads them again through `timm.create_model`, strictly."""
     backbone, recipe = opened.backbone, opened.recipe
-    weights = {name: value.detach().cpu().contiguous() for name, value in backbone.state_dict().items()}
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    write_tensors(folder / "model.safetensors", backbone.state_dict(), {"format": "pt"})
     architecture = recipe.name.partition(".")[0]
     data = {
         "input_size": [3, *image_size(backbone)],

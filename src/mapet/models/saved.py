@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from mapet.compat import VisionTransformer
 from mapet.errors import ModelError
@@ -19,6 +19,7 @@ from mapet.models.weights import load_strictly
 from mapet.runtime.files import atomic_directory, recover, sha256, write_json
 from mapet.runtime.run_directory import RunDirectory, read_json
 from mapet.runtime.seeding import seeded_globally
+from mapet.runtime.tensors import write_tensors
 
 _ANOTHER_VERSION = "model.json beside it names another model than the one that was saved: get or write the folder again."
 _WEIGHTS = (".safetensors", ".pth", ".pt", ".pkl", ".bin", ".tar", ".ckpt")
@@ -55,8 +56,7 @@ class BackboneRecipe:
 def save_backbone(folder: Path, recipe: BackboneRecipe, backbone: VisionTransformer) -> None:
     """Writes the folder atomically."""
     with atomic_directory(folder) as partial:
-        weights = {name: value.detach().cpu().contiguous() for name, value in backbone.state_dict().items()}
-        save_file(weights, partial / "weights.safetensors")
+        write_tensors(partial / "weights.safetensors", backbone.state_dict())
         write_json(partial / "model.json", {**asdict(recipe), "weights_sha256": sha256(partial / "weights.safetensors")})
 
 

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from mapet.errors import TokenizerError
 from mapet.models.weights import fingerprint
 from mapet.registry import Registry
 from mapet.runtime.files import atomic_directory, write_json
+from mapet.runtime.tensors import write_tensors
 from mapet.tokenizers.clustering.nearest import full_float32
 
 FORMAT = 1
@@ -88,7 +88,7 @@ class Tokenizer(nn.Module, ABC):
         refuse_other_content(directory)
         with atomic_directory(directory) as partial:
             if state := self.state_dict():
-                save_file({name: tensor.contiguous() for name, tensor in state.items()}, partial / WEIGHTS_FILE)
+                write_tensors(partial / WEIGHTS_FILE, state)
             write_json(partial / DESCRIPTION_FILE, self._description())
 
     def _description(self) -> dict[str, Any]:

@@ -18,8 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from mapet.errors import CheckpointError
@@ -27,6 +26,7 @@ from mapet.models.weights import load_strictly
 from mapet.runtime.files import atomic_directory, remove_leftovers, sha256, storage_errors, write_json
 from mapet.runtime.progress import say
 from mapet.runtime.run_directory import read_json
+from mapet.runtime.tensors import write_tensors
 
 _FILES = ("model.safetensors", "optimizer.safetensors")
 _HEADER = "checkpoint.json"
@@ -62,8 +62,8 @@ def save_checkpoint(
         folder.mkdir(parents=True, exist_ok=True)
         remove_leftovers(folder, "step-*")
     with atomic_directory(path) as partial:
-        _save(_contiguous(objective.state_dict()), partial / _FILES[0])
-        _save(_optimizer_tensors(objective, optimizer), partial / _FILES[1])
+        write_tensors(partial / _FILES[0], objective.state_dict())
+        write_tensors(partial / _FILES[1], _optimizer_tensors(objective, optimizer))
         checksums = {name: sha256(partial / name) for name in _FILES}
         header = {"step": step, "science_hash": science_hash, "sha256": checksums}
         write_json(partial / _HEADER, {**header, "own_sha256": _digest(header)})
@@ -120,21 +120,10 @@ def _digest(header: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(header, sort_keys=True).encode()).hexdigest()
 
 
-def _save(tensors: dict[str, Tensor], path: Path) -> None:
-    try:
-        save_file(tensors, path)
-    except SafetensorError as error:  # safetensors reports a full disk in an exception of its own
-        raise OSError(str(error)) from error
-
-
-def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: value.contiguous() for name, value in tensors.items()}
-
-
 def _optimizer_tensors(objective: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     names = _parameter_names(objective, optimizer)
     state = optimizer.state_dict()["state"]
-    return {f"{names[index]}:{name}": value.contiguous() for index, entry in state.items() for name, value in entry.items()}
+    return {f"{names[index]}:{name}": value for index, entry in state.items() for name, value in entry.items()}
 
 
 def _parameter_names(objective: nn.Module, optimizer: torch.optim.Optimizer) -> list[str]:

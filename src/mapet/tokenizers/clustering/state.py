@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
-from safetensors.torch import save_file
 from torch import Tensor
 
 from mapet.errors import TokenizerError
 from mapet.runtime.files import atomic_file
 from mapet.runtime.processes import broadcast_, gather_numbers, this_process
+from mapet.runtime.tensors import write_tensors
 
 # A state is written after an iteration if none was for so long, and after every restart.
 SECONDS_BETWEEN_STATES = 30.0
@@ -104,7 +104,7 @@ class StateFile:
         tensors = {name: getattr(state, name) for name in ("centroids", "best") if getattr(state, name) is not None}
         metadata = {"k-means": json.dumps({"job": self._job, "state": counts})}
         with atomic_file(self._path) as partial:
-            _save({name: tensor.contiguous().cpu() for name, tensor in tensors.items()}, partial, metadata)
+            write_tensors(partial, tensors, metadata)
 
     def _refuse_others(self, job: dict[str, Any]) -> None:
         names = [name for name in {**self._job, **job} if job.get(name) != self._job.get(name)]
@@ -121,10 +121,3 @@ class StateFile:
             return content
         received = torch.frombuffer(bytearray(content or bytes(length)), dtype=torch.uint8)
         return broadcast_(received).numpy().tobytes()
-
-
-def _save(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
-    try:
-        save_file(tensors, path, metadata)
-    except SafetensorError as error:  # safetensors reports a full disk in an exception of its own
-        raise OSError(str(error)) from error

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor, nn
 
 from mapet.errors import CheckpointError, ModelError
 from mapet.models.weights import load_strictly
 from mapet.runtime.files import atomic_file
+from mapet.runtime.tensors import write_tensors
 
 _MODEL, _MOMENTS = "model.", "optimizer."
 
@@ -27,7 +27,7 @@ def save_state(path: Path, step: int, model: nn.Module, optimizer: torch.optim.O
     for index, entry in optimizer.state_dict()["state"].items():
         tensors |= {f"{_MOMENTS}{names[index]}:{quantity}": value for quantity, value in entry.items()}
     with atomic_file(path) as partial:
-        partial.write_bytes(save({name: value.cpu().contiguous() for name, value in tensors.items()}, {"step": str(step)}))
+        write_tensors(partial, tensors, {"step": str(step)})
 
 
 def load_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from mapet.data.loader import UnreadableImages, make_loader, sequential_batches
@@ -17,6 +17,7 @@ from mapet.runtime.files import atomic_directory, recover, write_json
 from mapet.runtime.progress import progress
 from mapet.runtime.run_directory import read_json
 from mapet.runtime.seeding import seeded_generator
+from mapet.runtime.tensors import write_tensors
 from mapet.tokenizers.clustering.nearest import full_float32
 from mapet.tokenizers.features.base import FeatureExtractor, create_features
 from mapet.tokenizers.vq_kd.settings import VQKDSettings
@@ -80,7 +81,7 @@ def fit_teacher(
     with full_float32(device):
         teacher.to(device).fit(images.to(device), seeded_generator(seed, "teacher"))
     with atomic_directory(folder) as partial:
-        save_file({name: value.cpu().contiguous() for name, value in teacher.state_dict().items()}, partial / _WEIGHTS)
+        write_tensors(partial / _WEIGHTS, teacher.state_dict())
         write_json(partial / _SETTINGS, teacher.settings())
 
 
