@@ -29,7 +29,7 @@ def test_f10_a_full_disk_ends_in_words(tmp_path: Path, monkeypatch) -> None:
         raise SafetensorError("I/O error: No space left on device (os error 28)")
 
     monkeypatch.setattr(tensors, "save_file", full)
-    with pytest.raises(StorageError, match="Cannot write .*No space left on device.*MiB are free"):
+    with pytest.raises(StorageError, match=r"Cannot write .*No space left on device.*MiB are free"):
         with atomic_file(tmp_path / "file") as partial:
             write_tensors(partial, {"a": torch.zeros(1)})
     assert not [*tmp_path.iterdir()]

@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 
 from mapet.errors import CheckpointError, StorageError
 from mapet.runtime import tensors
+from mapet.training import checkpoint
 from mapet.training.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
 from tests.training.tiny import assert_equal_weights, tiny_settings, tiny_trainer, weights_of
 
@@ -88,7 +89,7 @@ def test_no_byte_of_the_header_can_change_unnoticed(run: Path) -> None:
             continue
         path.write_bytes(whole[:index] + bytes([whole[index] ^ 1]) + whole[index + 1 :])
         with pytest.raises(CheckpointError):
-            module._verified(path.parent)
+            checkpoint._verified(path.parent)
 
 
 def test_a_run_goes_on_from_the_one_before_to_the_same_weights(run: Path, store) -> None:
