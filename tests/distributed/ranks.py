@@ -17,14 +17,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[2]
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+from tests.command import ROOT, environment
 
 
 def run_ranks(function: str, world: int, folder: Path) -> list[Any]:
     """What `function(folder)` returned in each of `world` connected processes; it must be fit for JSON."""
     command = [sys.executable, "-W", "error", "-m", "tests.distributed.ranks", function, str(world), str(folder)]
-    ended = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=120)
+    ended = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=120)
     assert ended.returncode == 0, ended.stderr
     return json.loads(ended.stdout.splitlines()[-1])
 

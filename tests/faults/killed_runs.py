@@ -65,15 +65,15 @@ def send_at(out: Path, after_steps: int, delay: float, workers: int, number: int
 
 def die_while_saving() -> None:
     """Plants a SIGKILL between the two files of the third checkpoint."""
-    save, saved = checkpoint._save, []
+    write, written = checkpoint.write_tensors, []
 
-    def save_or_die(tensors: dict, path: Path) -> None:
-        saved.append(path)
-        if len(saved) == 6:
+    def write_or_die(path: Path, tensors: dict) -> None:
+        written.append(path)
+        if len(written) == 6:
             os.kill(os.getpid(), signal.SIGKILL)
-        save(tensors, path)
+        write(path, tensors)
 
-    checkpoint._save = save_or_die
+    checkpoint.write_tensors = write_or_die
 
 
 def die_before_the_checkpoint_is_in_place() -> None:

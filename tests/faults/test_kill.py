@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -16,11 +15,10 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from tests.command import ROOT, environment
 from tests.faults.killed_runs import STEPS
 from tests.training.tiny import LOCATION, assert_equal_weights, tiny_tokenizer, tiny_values
 
-ROOT = Path(__file__).resolve().parents[2]
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 TIMINGS = ("images_per_second", "waiting", "seconds")
 
 
@@ -28,7 +26,7 @@ TIMINGS = ("images_per_second", "waiting", "seconds")
 def runs(tmp_path_factory) -> tuple[Path, dict[str, list[int]]]:
     folder = tmp_path_factory.mktemp("killed")
     command = [sys.executable, "-m", "tests.faults.killed_runs", str(folder)]
-    output = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=120)
+    output = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=120)
     assert output.returncode == 0, output.stderr
     return folder, json.loads(output.stdout)
 
@@ -117,7 +115,7 @@ def test_ctrl_c_on_the_command_line(tmp_path: Path) -> None:
         "run",
     ]
     slow = ["--set", "mechanics.micro_batch=1"]  # eight passes a step, so that there is time to interrupt
-    process = subprocess.Popen([*command, *slow], cwd=tmp_path, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen([*command, *slow], cwd=tmp_path, env=environment(), stderr=subprocess.PIPE, text=True)
     metrics = tmp_path / "run" / "metrics.jsonl"
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and (not metrics.is_file() or not metrics.read_text()):

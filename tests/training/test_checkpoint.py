@@ -18,6 +18,7 @@ from mapet.errors import CheckpointError, StorageError
 from mapet.runtime import tensors
 from mapet.training import checkpoint
 from mapet.training.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
+from tests.command import environment
 from tests.training.tiny import assert_equal_weights, tiny_settings, tiny_trainer, weights_of
 
 FILES = ("model.safetensors", "optimizer.safetensors", "checkpoint.json")
@@ -199,10 +200,8 @@ for limit in (1, 10_000):
 
 def test_a_real_limit_on_file_sizes_stops_a_run_with_one_message(tmp_path: Path) -> None:
     """One byte: nothing can be written any more, metrics first; 10,000: metrics fit and the weights do not."""
-    root = Path(__file__).resolve().parents[2]
-    environment = os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", FULL_DISK]
-    ended = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    ended = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=120)
     assert ended.returncode == 0, ended.stderr
     assert "Traceback" not in ended.stderr
     first, second = ended.stdout.splitlines()
