@@ -8,7 +8,8 @@ MapetError
 │   ├── ModelError          a backbone or an objective, or weights that do not fit it
 │   ├── TokenizerError      a tokenizer or its input
 │   ├── TokenStoreError     stored tokens that do not belong to these images
-│   └── CheckpointError     a run that cannot be continued
+│   ├── CheckpointError     a run that cannot be continued
+│   └── InUseError          a folder that another process writes
 ├── FailedRunError          the request was fine, the run was not       (exit code 1)
 │   ├── NonFiniteLossError  NaN or infinity in the loss or its gradient
 │   └── StorageError        the disk is full or not writable
@@ -62,6 +63,10 @@ class TokenStoreError(UsageError):
 
 class CheckpointError(UsageError):
     """A run cannot be continued, or its files are damaged."""
+
+
+class InUseError(UsageError):
+    """Another process writes where this one wants to; the message names it."""
 
 
 class FailedRunError(MapetError):

@@ -34,6 +34,7 @@ def codebook(
     from mapet.data.sources import open_source
     from mapet.report.scorecard import CARD, FIGURES, Shown, write_scorecards
     from mapet.runtime.device import choose_device
+    from mapet.runtime.lock import only_writer
     from mapet.tokenizers.judging.judge import draw_images, judge
     from mapet.tokenizers.load import load_tokenizer
 
@@ -42,13 +43,14 @@ def codebook(
     for title, tokenizer in loaded.items():
         shown.check(tokenizer.vocab_size, title)
     unreadable = UnreadableImages(max_unreadable)
-    source = draw_images(open_source(data, split), images, seed)
-    chosen = choose_device(device)
-    judged = [
-        judge(tokenizer, source, title=title, seed=seed, device=chosen, workers=workers, unreadable=unreadable)
-        for title, tokenizer in loaded.items()
-    ]
-    page = write_scorecards(judged, source, out, shown=shown, seed=seed)
+    with only_writer(out):
+        source = draw_images(open_source(data, split), images, seed)
+        chosen = choose_device(device)
+        judged = [
+            judge(tokenizer, source, title=title, seed=seed, device=chosen, workers=workers, unreadable=unreadable)
+            for title, tokenizer in loaded.items()
+        ]
+        page = write_scorecards(judged, source, out, shown=shown, seed=seed)
     _print_table(judged)
     print(f"Page: {page}\nFigures: {out / FIGURES}\nScorecard: {out / CARD}")
     if unreadable.summary():

@@ -100,15 +100,17 @@ def _draw(name: str, image: Path | None, out: Path, changes: list[str]) -> None:
     from mapet.data.views import FixedView
     from mapet.report.objective_figure import objective_figure
     from mapet.runtime.files import atomic_file
+    from mapet.runtime.lock import only_writer
 
     if out.suffix.lower() != ".png":
         raise SettingsError(f"The figure is a PNG file; {out} does not end in .png.")
-    objective = _create(name, **parse_options(changes))
-    view = FixedView(objective.view_size)(_flower() if image is None else _read(image))
-    picture = objective_figure(name, objective, view.float() / 255)
-    with atomic_file(out) as partial:
-        drawn = Image.open(io.BytesIO(picture.png)).convert("RGB")
-        drawn.quantize(COLORS).save(partial, format="PNG", optimize=True)
+    with only_writer(out):
+        objective = _create(name, **parse_options(changes))
+        view = FixedView(objective.view_size)(_flower() if image is None else _read(image))
+        picture = objective_figure(name, objective, view.float() / 255)
+        with atomic_file(out) as partial:
+            drawn = Image.open(io.BytesIO(picture.png)).convert("RGB")
+            drawn.quantize(COLORS).save(partial, format="PNG", optimize=True)
     print(f"{out}: {picture.alt}")
 
 

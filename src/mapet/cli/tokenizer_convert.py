@@ -21,10 +21,14 @@ def convert(
     num_heads: Annotated[int | None, typer.Option(min=1, help="Attention heads of a VQ-KD, if they are not 64 wide.")] = None,
 ) -> None:
     """Make a tokenizer from FILE; nothing in FILE is executed."""
+    from mapet.runtime.lock import only_writer
+    from mapet.tokenizers.base import refuse_other_content
     from mapet.tokenizers.released import tokenizer_from_file
 
-    tokenizer = tokenizer_from_file(file, num_heads)
-    tokenizer.save(out)
+    refuse_other_content(out)
+    with only_writer(out):
+        tokenizer = tokenizer_from_file(file, num_heads)
+        tokenizer.save(out)
     rows, columns = tokenizer.grid_size
     print(
         f"Tokenizer: {out}  {tokenizer.kind}, vocabulary {tokenizer.vocab_size}, {rows} x {columns} tokens of images of "

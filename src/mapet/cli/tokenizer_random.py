@@ -18,9 +18,11 @@ def random(
     seed: Seed = 0,
 ) -> None:
     """Make a tokenizer of random projections: no images, no weights, the same one for the same seed."""
+    from mapet.runtime.lock import only_writer
     from mapet.tokenizers.random_projection import RandomProjection
 
     tokenizer = RandomProjection(image_size, patch_size, vocab_size, seed)
-    tokenizer.save(out)
+    with only_writer(out):
+        tokenizer.save(out)
     rows, columns = tokenizer.grid_size
     print(f"Tokenizer: {out}  vocabulary {vocab_size}, {rows} x {columns} tokens, fingerprint {tokenizer.fingerprint[:12]}")

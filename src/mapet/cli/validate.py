@@ -73,28 +73,30 @@ def validate(
     from mapet.evaluation.validation.view import Preprocessing
     from mapet.runtime.device import choose_device
     from mapet.runtime.files import write_json
+    from mapet.runtime.lock import only_writer
 
     location, chosen = _location(data, data_dir), choose_device(device)
     changes = {"interpolation": interpolation, "crop_pct": crop_pct, "mean": mean, "std": std}
     _changed(Preprocessing(img_size or 224), changes)  # refuses what is not allowed before anything is read
     _say_without_meaning(pin_mem, no_prefetcher)
     choice = ModelChoice(model, gp, num_classes, img_size, parse_options(model_kwargs or []))
-    classifier = load_classifier(checkpoint, choice, use_ema=use_ema)
-    unreadable = UnreadableImages(max_unreadable)
-    result = run_validation(
-        classifier,
-        validation_images(location),
-        class_map=None if class_map is None else read_class_map(class_map),
-        preprocessing=_changed(classifier.preprocessing, changes),
-        batch_size=batch_size,
-        device=chosen,
-        workers=workers,
-        precision="bf16" if amp else "fp32",
-        unreadable=unreadable,
-    )
-    print(result.lines())
-    if json is not None:
-        write_json(json, result.describe())
+    with only_writer(*([json] if json else [])):
+        classifier = load_classifier(checkpoint, choice, use_ema=use_ema)
+        unreadable = UnreadableImages(max_unreadable)
+        result = run_validation(
+            classifier,
+            validation_images(location),
+            class_map=None if class_map is None else read_class_map(class_map),
+            preprocessing=_changed(classifier.preprocessing, changes),
+            batch_size=batch_size,
+            device=chosen,
+            workers=workers,
+            precision="bf16" if amp else "fp32",
+            unreadable=unreadable,
+        )
+        print(result.lines())
+        if json is not None:
+            write_json(json, result.describe())
     if unreadable.summary():
         print(unreadable.summary())
 

@@ -17,6 +17,7 @@ from mapet.evaluation.protocol import Findings, Protocol, Result
 from mapet.evaluation.subject import Subject
 from mapet.models.opened import OpenedBackbone, open_backbone
 from mapet.runtime.files import write_json
+from mapet.runtime.lock import only_writer
 from mapet.runtime.progress import say
 from mapet.runtime.run_directory import RunDirectory, read_json
 
@@ -45,6 +46,7 @@ def evaluate(
         with_random: Whether the random initialisation is judged too; by default what each protocol does unasked.
 
     Raises:
+        InUseError: Another process measures the same for the same folder.
         MapetError: There is no backbone, or the images do not fit the protocol.
     """
     opened = open_backbone(judged.path) if isinstance(judged, RunDirectory) else judged
@@ -55,15 +57,16 @@ def evaluate(
         say(f"{opened.title} is at its random initialisation itself, so that --random adds nothing.")
     unreadable = UnreadableImages(max_unreadable)
     judges = _Judges(opened, location, {"device": device, "workers": workers, "unreadable": unreadable})
-    if folder is not None and not (opened.run and folder == opened.run.evaluations):
-        _refuse_others(folder, [protocol.stem(location) for protocol in protocols], opened.title)
-    results = []
-    for protocol in protocols:
-        random = protocol.with_random if with_random is None else with_random
-        result = judges.result(protocol, folder, random and not opened.untrained)
-        if folder is not None:
-            write_json(folder / f"{protocol.stem(location)}.json", asdict(result))
-        results.append(result)
+    results, stems = [], [protocol.stem(location) for protocol in protocols]
+    with only_writer(*(folder / stem for stem in stems if folder is not None)):
+        if folder is not None and not (opened.run and folder == opened.run.evaluations):
+            _refuse_others(folder, stems, opened.title)
+        for protocol, stem in zip(protocols, stems, strict=True):
+            random = protocol.with_random if with_random is None else with_random
+            result = judges.result(protocol, folder, random and not opened.untrained)
+            if folder is not None:
+                write_json(folder / f"{stem}.json", asdict(result))
+            results.append(result)
     if unreadable.summary():
         say(unreadable.summary())
     return results

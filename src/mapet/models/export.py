@@ -24,6 +24,7 @@ from mapet.models.model_card import model_card
 from mapet.models.opened import OpenedBackbone
 from mapet.registry import Registry
 from mapet.runtime.files import atomic_directory
+from mapet.runtime.lock import only_writer
 from mapet.runtime.seeding import seeded_generator
 
 
@@ -67,13 +68,14 @@ def export(opened: OpenedBackbone, form: str, folder: Path) -> Written:
 
     Raises:
         ModelError: The form cannot express the backbone, or the folder is in use.
+        InUseError: Another process writes the folder.
         FailedRunError: What was written does not compute what the backbone computes.
     """
     writer = FORMATS.get(form)
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ModelError(f"{folder} is there already, and nothing is written over. Give --out a new folder, or remove that one.")
-    with atomic_directory(folder) as partial:
+    with only_writer(folder), atomic_directory(folder) as partial:
         written = writer(opened, partial)
         _check(written, form)
         facts = {"library": written.library, "usage": written.usage, "notes": written.notes, "difference": written.difference}

@@ -21,6 +21,7 @@ from mapet.report.reading import ReportedRun, flat, open_runs
 from mapet.report.segmentation import segmentation_figures
 from mapet.report.vitals import vital_figures, warning_texts
 from mapet.runtime.files import atomic_file, write_text
+from mapet.runtime.lock import only_writer
 from mapet.runtime.progress import format_seconds, progress
 from mapet.runtime.run_directory import RunDirectory
 
@@ -41,15 +42,17 @@ def write_report(runs: Sequence[RunDirectory], out: Path | None = None) -> Path:
 
     Raises:
         CheckpointError: config.json of a run cannot be read.
+        InUseError: Another process writes the page.
         StorageError: The page cannot be written.
     """
     out = Path(out) if out is not None else runs[0].report
-    report = _Report(open_runs(runs))
-    content = report.page()
-    for picture in report.pictures:
-        with atomic_file(out.with_name(f"{out.stem}-figures") / f"{picture.name}.png") as unfinished:
-            unfinished.write_bytes(picture.png)
-    write_text(out, content)
+    with only_writer(out):
+        report = _Report(open_runs(runs))
+        content = report.page()
+        for picture in report.pictures:
+            with atomic_file(out.with_name(f"{out.stem}-figures") / f"{picture.name}.png") as unfinished:
+                unfinished.write_bytes(picture.png)
+        write_text(out, content)
     return out
 
 

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -20,6 +21,7 @@ from torch import Tensor
 from torch.distributed.rendezvous import rendezvous
 
 from mapet.errors import SettingsError
+from mapet.runtime.lock import only_writer
 
 # How long one process may wait for the others, who may have more to read or slower disks.
 LONGEST_WAIT = timedelta(hours=2)
@@ -96,6 +98,19 @@ def process_group(device: torch.device | str) -> Iterator[Processes]:
         yield processes
     finally:
         dist.destroy_process_group()
+
+
+@contextmanager
+def only_writers(out: Path | str | None, processes: Processes) -> Iterator[None]:
+    """Makes these processes the only ones that write `out`: the first takes the lock, and none goes on before it has it.
+
+    Args:
+        out: What will be written; None is nothing, and needs no lock.
+        processes: This process among all.
+    """
+    with only_writer(*([out] if out is not None and processes.rank == 0 else [])):
+        barrier()
+        yield
 
 
 def barrier() -> None:

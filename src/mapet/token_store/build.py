@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
-from contextlib import nullcontext
 from pathlib import Path
 from typing import TypeVar
 
@@ -16,11 +15,11 @@ from mapet.data.crops import Crops, FixedCrop
 from mapet.data.loader import LoadedBatch, UnreadableImages
 from mapet.data.sources import ImageSource
 from mapet.errors import FailedRunError, TokenStoreError
+from mapet.runtime.lock import only_writer
 from mapet.runtime.progress import progress
 from mapet.token_store.encode import encode_for_storing, rendering_for, token_space
 from mapet.token_store.format import KEY_DTYPE, TokenSpace
 from mapet.token_store.keys import belongs_to_rank, image_keys, unreadable_key
-from mapet.token_store.lock import build_lock
 from mapet.token_store.merge import Coverage, existing_store, finished_store, held_keys, merge
 from mapet.token_store.parts import Part, PartFolder
 from mapet.token_store.read import TokenStore
@@ -67,17 +66,17 @@ def build_store(
         world: Number of processes.
 
     Raises:
-        TokenStoreError: `path` holds something else, or tokens of another tokenizer or view, or another process builds it, or an
-            image changed meanwhile.
+        TokenStoreError: `path` holds something else, or tokens of another tokenizer or view, or an image changed meanwhile.
+        InUseError: Another process builds the same store.
         DataError: Too many images are unreadable, or all.
         FailedRunError: Another process stopped working.
     """
     path, crops = Path(path), crops or FixedCrop()
     space = token_space(tokenizer, crops)
-    wanted: dict[str, int] = {}
-    for index, key in enumerate(image_keys(source)):
-        wanted.setdefault(key, index)
-    with build_lock(path) if rank == 0 else nullcontext():
+    with only_writer(*([path] if rank == 0 else [])):
+        wanted: dict[str, int] = {}
+        for index, key in enumerate(image_keys(source)):
+            wanted.setdefault(key, index)
         parts = PartFolder(path, space)
         tokenised = {key for part in parts.read_all() for key in part.texts()}
         store = existing_store(path, space)  # after the parts: another rank removes those only once the store has them

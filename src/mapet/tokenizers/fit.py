@@ -17,7 +17,7 @@ from mapet.data.loader import UnreadableImages, make_loader, sequential_batches
 from mapet.data.sources import ImageSource, subset
 from mapet.data.views import FixedView
 from mapet.errors import TokenizerError
-from mapet.runtime.processes import Processes, barrier, broadcast_, gather_numbers, process_group
+from mapet.runtime.processes import Processes, barrier, broadcast_, gather_numbers, only_writers, process_group
 from mapet.runtime.progress import progress, say
 from mapet.runtime.seeding import derive_seed, seeded_generator
 from mapet.tokenizers.base import refuse_other_content
@@ -70,7 +70,7 @@ def fit_tokenizer(
     """
     if out is not None:
         refuse_other_content(Path(out))
-    with process_group(device) as processes, _work_folder(out) as folder:
+    with process_group(device) as processes, only_writers(out, processes), _work_folder(out) as folder:
         fit = _Fit(source, settings, folder, memory, processes, processes.device(device), workers, unreadable)
         with full_float32(fit.device):
             tokenizer = fit.run()

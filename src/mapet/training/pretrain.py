@@ -22,6 +22,7 @@ from mapet.objectives import OBJECTIVES, create_objective
 from mapet.objectives.base import Objective
 from mapet.runtime.device import choose_device
 from mapet.runtime.files import recover
+from mapet.runtime.lock import only_writer
 from mapet.runtime.progress import say
 from mapet.runtime.run_directory import RunDirectory
 from mapet.runtime.seeding import seeded_globally
@@ -65,6 +66,20 @@ def pretrain(
             "monitors=[mapet.evaluation.online.OnlineProbe(settings)], as `mapet pretrain` does, or leave it out."
         )
     run = RunDirectory(out)
+    with only_writer(run.path):
+        _pretrain(data, settings, run, tokenizer, tokens, monitors)
+    return run
+
+
+def _pretrain(
+    data: str,
+    settings: PretrainSettings,
+    run: RunDirectory,
+    tokenizer: str | Path | None,
+    tokens: str | Path | None,
+    monitors: Sequence[Monitor],
+) -> None:
+    """The work of `pretrain`, in a run directory that no other process writes."""
     device = choose_device(settings.mechanics.device)
     recipe = backbone_recipe(settings)
     backbone = recipe.build(drop_path_rate=settings.training.drop_path)
@@ -91,7 +106,6 @@ def pretrain(
     objective = build_objective(settings, backbone)
     Trainer(objective, subset(source, usable), store, settings, run, device, tokenizer_in_loop, monitors).run()
     save_backbone(run.backbone, recipe, objective.backbone)
-    return run
 
 
 def backbone_recipe(settings: PretrainSettings) -> BackboneRecipe:

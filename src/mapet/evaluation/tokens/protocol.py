@@ -29,6 +29,7 @@ from mapet.evaluation.tokens.data import TokenMaker, TokenSplit
 from mapet.evaluation.tokens.heads import HEADS, TokenMLP, count_parameters, init_head, is_finite, token_vit
 from mapet.runtime.device import autocast
 from mapet.runtime.files import write_json
+from mapet.runtime.lock import only_writer
 from mapet.runtime.progress import progress, say
 from mapet.runtime.seeding import derive_seed, seeded_globally
 from mapet.training.optim import UNDECAYED, learning_rate
@@ -148,39 +149,42 @@ def evaluate_tokens(
         that is most frequent among the training images.
 
     Raises:
+        InUseError: Another process measures the same for the same folder.
         MapetError: Images have no labels, or the store lacks some of them.
     """
-    unreadable = UnreadableImages(max_unreadable)
-    train, test = protocols[0].open_data(data)
-    num_classes = protocols[0].count_classes(train, test)
-    began = time.perf_counter()
-    work = {"device": device, "workers": workers, "unreadable": unreadable}
-    splits = tokens.split(train, "training", **work), tokens.split(test, "test", **work)
-    encoding = time.perf_counter() - began
-    results = []
-    for protocol in protocols:
-        say_note(protocol, len(splits[0].labels))
+    stems = [protocol.stem(f"{data} {tokens.fingerprint}") for protocol in protocols]
+    with only_writer(*(folder / stem for stem in stems if folder is not None)):
+        unreadable = UnreadableImages(max_unreadable)
+        train, test = protocols[0].open_data(data)
+        num_classes = protocols[0].count_classes(train, test)
         began = time.perf_counter()
-        found = judge_tokens(protocol, *splits, tokens.vocab_size, tokens.grid_size, num_classes, device)
-        result = Result(
-            protocol=protocol.describe(),
-            preset=protocol.preset,
-            protocol_hash=protocol.hash,
-            backbone=tokens.title,
-            data=data,
-            classes=num_classes,
-            train_images=len(splits[0].labels),
-            test_images=len(splits[1].labels),
-            metric=getattr(test, "metric", protocol.metric),
-            figures=found.figures,
-            seconds=time.perf_counter() - began + encoding,
-            details={**found.details, **tokens.facts},
-        )
-        if folder is not None:
-            write_json(folder / f"{protocol.stem(f'{data} {tokens.fingerprint}')}.json", asdict(result))
-        results.append(result)
-    if unreadable.summary():
-        say(unreadable.summary())
+        work = {"device": device, "workers": workers, "unreadable": unreadable}
+        splits = tokens.split(train, "training", **work), tokens.split(test, "test", **work)
+        encoding = time.perf_counter() - began
+        results = []
+        for protocol, stem in zip(protocols, stems, strict=True):
+            say_note(protocol, len(splits[0].labels))
+            began = time.perf_counter()
+            found = judge_tokens(protocol, *splits, tokens.vocab_size, tokens.grid_size, num_classes, device)
+            result = Result(
+                protocol=protocol.describe(),
+                preset=protocol.preset,
+                protocol_hash=protocol.hash,
+                backbone=tokens.title,
+                data=data,
+                classes=num_classes,
+                train_images=len(splits[0].labels),
+                test_images=len(splits[1].labels),
+                metric=getattr(test, "metric", protocol.metric),
+                figures=found.figures,
+                seconds=time.perf_counter() - began + encoding,
+                details={**found.details, **tokens.facts},
+            )
+            if folder is not None:
+                write_json(folder / f"{stem}.json", asdict(result))
+            results.append(result)
+        if unreadable.summary():
+            say(unreadable.summary())
     return results
 
 

@@ -26,7 +26,7 @@ from mapet.data.views import Rendering
 from mapet.errors import CheckpointError, InterruptedRunError
 from mapet.runtime.files import write_json
 from mapet.runtime.interrupt import StopRequest
-from mapet.runtime.processes import Processes, barrier, process_group
+from mapet.runtime.processes import Processes, barrier, only_writers, process_group
 from mapet.runtime.progress import ProgressBar, progress, say
 from mapet.runtime.run_directory import RunDirectory
 from mapet.runtime.seeding import seeded_generator, seeded_globally
@@ -78,7 +78,7 @@ def train_vq_kd(
     """
     out = Path(out)
     refuse_other_content(out)
-    with process_group(device) as processes:
+    with process_group(device) as processes, only_writers(out, processes):
         training = VQKDTraining(source, out, settings, processes, processes.device(device), workers, unreadable)
         training.run(save_every, log_every)
         tokenizer = training.tokenizer()
