@@ -64,7 +64,7 @@ def test_figure_shows_the_image_given_and_obeys_options(tmp_path: Path, capsys: 
         (["--out", "x.png"], "Which objective is to be drawn?"),
         (["mim", "--image", "x.png"], "Where is the figure to be written?"),
         (["mim", "--out", "x.jpg"], "does not end in .png"),
-        (["mim", "--out", "x.png", "--image", "none.png"], "none.png cannot be read"),
+        (["mim", "--out", "x.png", "--image", "none.png"], "none.png: the file cannot be opened"),
         (["mim", "--out", "x.png", "--set", "num_contxt=3"], "no option 'num_contxt'"),
         (["mi"], "Did you mean 'mim'"),
     ],

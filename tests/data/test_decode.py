@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mapet.data import decode
 from mapet.data.decode import decode_image
 from mapet.errors import UnreadableImageError
 from tests.data.images import encoded, random_image
@@ -136,9 +137,9 @@ def test_unreadable_bytes_are_named_in_words(content, reason):
 
 
 def test_enormous_image_is_refused_in_words(monkeypatch):
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    monkeypatch.setattr(decode, "MOST_PIXELS", 200)
     assert pixels(encoded(Image.new("RGB", (150, 1)))).shape == (1, 150, 3)
-    with pytest.raises(UnreadableImageError, match="more than 200 pixels, Pillow's limit; make it smaller"):
+    with pytest.raises(UnreadableImageError, match="more than 200 pixels, the limit; make it smaller"):
         decode_image(encoded(Image.new("RGB", (201, 1))))
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import io
 import re
 import sys
 import textwrap
@@ -94,9 +93,8 @@ def _meanings(kind: type[Objective[Any]]) -> dict[str, str]:
 
 def _draw(name: str, image: Path | None, out: Path, changes: list[str]) -> None:
     """Writes the figure, in few enough colours to be small."""
-    from PIL import Image
-
     from mapet.config.recipes import parse_options
+    from mapet.data.decode import decode_image
     from mapet.data.views import FixedView
     from mapet.report.objective_figure import objective_figure
     from mapet.runtime.files import atomic_file
@@ -109,8 +107,7 @@ def _draw(name: str, image: Path | None, out: Path, changes: list[str]) -> None:
         view = FixedView(objective.view_size)(_flower() if image is None else _read(image))
         picture = objective_figure(name, objective, view.float() / 255)
         with atomic_file(out) as partial:
-            drawn = Image.open(io.BytesIO(picture.png)).convert("RGB")
-            drawn.quantize(COLORS).save(partial, format="PNG", optimize=True)
+            decode_image(picture.png).quantize(COLORS).save(partial, format="PNG", optimize=True)
     print(f"{out}: {picture.alt}")
 
 
@@ -134,11 +131,10 @@ def _flower() -> Image.Image:
 
 def _read(path: Path) -> Image.Image:
     from mapet.data.decode import decode_image
+    from mapet.data.folder import read_file
     from mapet.errors import DataError, UnreadableImageError
 
     try:
-        return decode_image(path.read_bytes())
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}. Give an image file.") from error
+        return decode_image(read_file(path))
     except UnreadableImageError as error:
         raise DataError(f"{path}: {error}. Give an image that can be read.") from error

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from PIL import Image
-
-from mapet.errors import NotThereError
+from mapet.data.decode import image_size
+from mapet.data.folder import read_file
+from mapet.errors import NotThereError, UnreadableImageError
 from mapet.evaluation.protocol import Result, data_digits
 from mapet.report.drawing import BLUE, INK, SOFT, Picture, canvas, slug
 from mapet.report.reading import ReportedRun
@@ -74,9 +73,11 @@ def _overlays(run: ReportedRun, result: Result) -> list[Picture]:
 
 
 def _overlay(run: ReportedRun, path: Path) -> Picture:
-    png = path.read_bytes()
-    with Image.open(io.BytesIO(png)) as image:
-        width, height = image.size
+    try:
+        png = read_file(path)
+        width, height = image_size(png)
+    except UnreadableImageError as error:
+        raise NotThereError(f"The picture {path} cannot be shown: {error}.") from None
     return Picture(
         f"overlay-{slug(run.title)}-{slug(path.parent.parent.name)}-{slug(path.stem)}",
         png,

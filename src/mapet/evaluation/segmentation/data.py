@@ -10,18 +10,17 @@ In the last one, train.txt and val.txt may list names, one a line; without them 
 from __future__ import annotations
 
 import hashlib
-import io
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from PIL import ExifTags, Image
 
+from mapet.data.decode import image_size
 from mapet.data.folder import is_image_name, read_file, visible_folders
 from mapet.data.sources import HASHING_THREADS, HELD_OUT_SHARE, SILENT_SECONDS, sample_key
 from mapet.errors import DataError, UnreadableImageError
-from mapet.evaluation.segmentation.masks import ADE20K_LISTING, MASK_SUFFIXES, MaskIds, ids_of
+from mapet.evaluation.segmentation.masks import ADE20K_LISTING, IGNORE_ID, MASK_SUFFIXES, MaskIds, ids_of, read_ids
 from mapet.runtime.progress import progress, say
 
 TRAIN_NAMES = ("train", "training")
@@ -30,8 +29,7 @@ LAYOUT = (
     "Expected: images/train/X.jpg and images/val/X.jpg with annotations/train/X.png and annotations/val/X.png (ADE20K: training "
     f"and validation), or images/X.jpg with annotations/X.png, and beside them labels.txt (ADE20K: {ADE20K_LISTING})."
 )
-_TURNED = (5, 6, 7, 8)
-_Fact = tuple[str, str, np.ndarray]
+_Fact = tuple[str, str, np.ndarray, int]
 
 
 class MaskedImages:
@@ -48,6 +46,7 @@ class MaskedImages:
         digest: Of all images and masks, in hex.
         class_names: Of the classes that are told apart.
         class_pixels: (C,) int64, how many pixels are of each class.
+        unnamed_pixels: How many have the id 255 without a name for it.
 
     Raises:
         DataError: A mask is unreadable, not of its image's size, or holds unknown ids.
@@ -62,9 +61,10 @@ class MaskedImages:
         self.classes: tuple[str, ...] | None = ids.classes
         self.class_names = ids.classes
         self._facts = facts = self._check_all() if facts is None else list(facts)
-        self.keys = [key for key, _, _ in facts]
-        self.digest = hashlib.sha256("".join(key + mask for key, mask, _ in facts).encode()).hexdigest()
-        self.class_pixels = np.stack([counts for _, _, counts in facts]).sum(axis=0)
+        self.keys = [key for key, *_ in facts]
+        self.digest = hashlib.sha256("".join(key + mask for key, mask, *_ in facts).encode()).hexdigest()
+        self.class_pixels = np.stack([counts for *_, counts, _ in facts]).sum(axis=0)
+        self.unnamed_pixels = sum(unnamed for *_, unnamed in facts)
 
     def __len__(self) -> int:
         return len(self._pairs)
@@ -95,21 +95,29 @@ class MaskedImages:
         return facts
 
     def _check(self, index: int) -> _Fact:
-        """Sample key, digest of the mask, and pixels of every class."""
-        mask = self.read_mask(index)
+        """Sample key, digest of the mask, pixels of every class, and pixels of the id 255 where it has no name."""
+        path = self._pairs[index][1]
+        ids = read_ids(path)
+        mask = self._ids.classes_of(ids, path)
+        unnamed = 0 if IGNORE_ID in self._ids.named else int(np.count_nonzero(ids == IGNORE_ID))
         try:
             content = self.read(index)
         except UnreadableImageError:
             content = b""
         size = _size(content)
         if size is not None and size != mask.shape[::-1]:
-            image, path = self._pairs[index]
             raise DataError(
-                f"The mask {path} is {mask.shape[1]} x {mask.shape[0]} pixels, its image {image} is {size[0]} x {size[1]}. "
-                "Both must be of one size; resize masks without interpolation (nearest)."
+                f"The mask {path} is {mask.shape[1]} x {mask.shape[0]} pixels, its image {self.describe(index)} is {size[0]} x "
+                f"{size[1]}. Both must be of one size; resize masks without interpolation (nearest). Both are turned as the EXIF "
+                "of each says: one of them may lack it."
             )
         key = sample_key(content) if content else ""
-        return key, sample_key(mask.tobytes()), np.bincount(mask[mask >= 0], minlength=len(self.class_names))
+        return key, sample_key(mask.tobytes()), np.bincount(mask[mask >= 0], minlength=len(self.class_names)), unnamed
+
+    def describe_classes(self, numbers: Sequence[int]) -> str:
+        """Names and ids of some classes, the first five."""
+        listed = [f"'{self.class_names[number]}' (id {self._ids.class_ids[number]})" for number in numbers[:5]]
+        return ", ".join(listed) + (f" and {len(numbers) - 5} more" if len(numbers) > 5 else "")
 
 
 def open_segmentation(location: str) -> tuple[MaskedImages, MaskedImages]:
@@ -125,7 +133,25 @@ def open_segmentation(location: str) -> tuple[MaskedImages, MaskedImages]:
             f"The training masks of {location} show {known} classes" if known < 2 else f"All test masks of {location} are ignored"
         )
         raise DataError(f"{where}; at least two classes to learn and one to test are needed. Check the ids in the masks.")
+    _remark(train, test)
     return train, test
+
+
+def _remark(train: MaskedImages, test: MaskedImages) -> None:
+    """States which listed classes no pixel has, and how many pixels are ignored because of their id."""
+    seen = {"training": train.class_pixels > 0, "test": test.class_pixels > 0}
+    lacking = {part: [*map(int, np.flatnonzero(~found))] for part, found in seen.items()}
+    both = [number for number in lacking["training"] if number in lacking["test"]]
+    if both:
+        say(f"No mask of {train.location} has a pixel of the class {train.describe_classes(both)}.")
+    for part, numbers in lacking.items():
+        if only := [number for number in numbers if number not in both]:
+            say(f"No {part} mask of {train.location} has a pixel of the class {train.describe_classes(only)}.")
+    unnamed = train.unnamed_pixels + test.unnamed_pixels
+    if unnamed:
+        share = unnamed / (unnamed + train.class_pixels.sum() + test.class_pixels.sum())
+        hint = " If they are a class, give it an id from the class list." if both else ""
+        say(f"The id {IGNORE_ID} is ignored: {unnamed:,} pixels, {share:.1%} of those with a class or this id.{hint}")
 
 
 def _open(location: str) -> tuple[MaskedImages, MaskedImages]:
@@ -216,9 +242,6 @@ def _hold_out(whole: MaskedImages) -> tuple[MaskedImages, MaskedImages]:
 def _size(content: bytes) -> tuple[int, int] | None:
     """Width and height as the image is shown; None where its header cannot be read."""
     try:
-        with Image.open(io.BytesIO(content)) as image:
-            turned = image.getexif().get(ExifTags.Base.Orientation, 1) in _TURNED
-            width, height = image.size
-            return (height, width) if turned else (width, height)
-    except Exception:  # Pillow raises nearly anything; whoever decodes the image says what is wrong
+        return image_size(content)
+    except UnreadableImageError:  # whoever decodes the image gives the reason
         return None

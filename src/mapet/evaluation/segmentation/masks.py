@@ -7,19 +7,19 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
+from mapet.data.decode import StoredImage, read_stored
+from mapet.data.folder import read_file
 from mapet.data.labels import LISTINGS, listed_classes
-from mapet.errors import DataError
+from mapet.errors import DataError, UnreadableImageError
 
 # Besides class numbers, arrays of classes hold these two.
 IGNORED, PADDED = -1, -2
 IGNORE_ID = 255
 ADE20K_LISTING = "objectInfo150.txt"
 MASK_SUFFIXES = (".png", ".bmp", ".gif", ".tif", ".tiff")
+_FORMATS = ("PNG", "BMP", "GIF", "TIFF")  # keep every number; JPEG would not, whatever the file is called
 _UNKNOWN = -3
-# Pillow stretches grey levels of 2 and 4 bits to 0 to 255.
-_FACTORS = {"L;2": 85, "L;4": 17}
 _IGNORED_NAME = re.compile(r"\(ignored?\)\s*$", re.IGNORECASE)
 
 
@@ -29,11 +29,14 @@ class MaskIds:
     Args:
         listing: The file that says so.
         classes: Names of the classes that are told apart.
-        numbers: Id in a mask to class number, or to `IGNORED`.
+        numbers: Id in a mask to class number, or to `IGNORED`; `IGNORE_ID` is ignored where it is not among them.
     """
 
     def __init__(self, listing: Path, classes: Sequence[str], numbers: dict[int, int]) -> None:
         self.listing, self.classes = listing, tuple(classes)
+        self.named = frozenset(numbers)
+        numbers = {IGNORE_ID: IGNORED, **numbers}
+        self.class_ids = {value: number for number, value in numbers.items() if value != IGNORED}
         self._numbers = np.full(2**16, _UNKNOWN, np.int16)
         for number, value in numbers.items():
             self._numbers[number] = value
@@ -45,7 +48,10 @@ class MaskIds:
         Raises:
             DataError: The file is no mask, or holds a number without a meaning.
         """
-        ids = read_ids(path)
+        return self.classes_of(read_ids(path), path)
+
+    def classes_of(self, ids: np.ndarray, path: Path) -> np.ndarray:
+        """The same of the numbers (H, W) in a mask; `path` is for messages."""
         classes = self._numbers[ids]
         if (classes == _UNKNOWN).any():
             row, column = np.argwhere(classes == _UNKNOWN)[0]
@@ -60,7 +66,7 @@ def ids_of(root: Path) -> MaskIds:
     """What the masks below `root` hold, by the class list that lies there.
 
     ADE20K's objectInfo150.txt: 1 to 150 are the classes, 0 is ignored. labels.txt or classes.txt: line n is the id n, counted from
-    0; a name that ends in "(ignore)" is no class. 255 is always ignored.
+    0; a name that ends in "(ignore)" is no class. 255 is ignored unless the list is so long that it names it.
 
     Raises:
         DataError: There is no list, or fewer than two classes in it.
@@ -68,7 +74,7 @@ def ids_of(root: Path) -> MaskIds:
     if (root / ADE20K_LISTING).is_file():
         names = _ade20k_names(root / ADE20K_LISTING)
         numbers = {0: IGNORED, **{number + 1: number for number in range(len(names))}}
-        return MaskIds(root / ADE20K_LISTING, names, {**numbers, IGNORE_ID: IGNORED})
+        return MaskIds(root / ADE20K_LISTING, names, numbers)
     listing = next((root / name for name in LISTINGS if (root / name).is_file()), root / LISTINGS[0])
     names = listed_classes(root) or ()
     classes = [name for name in names if not _IGNORED_NAME.search(name)]
@@ -76,34 +82,46 @@ def ids_of(root: Path) -> MaskIds:
         some = f"names one class only ('{classes[0]}')" if classes else "names no class"
         raise DataError(
             f"{listing} {some if listing.is_file() else 'is not there'}. Give the class names, one a line, at least two: line 1 is "
-            "the id 0 in the masks. End a name in '(ignore)' where it is no class; 255 is always ignored. ADE20K has "
+            "the id 0 in the masks. End a name in '(ignore)' where it is no class; 255 is ignored anyway. ADE20K has "
             f"{ADE20K_LISTING} instead."
         )
     kept = iter(range(len(classes)))
     numbers = {number: IGNORED if _IGNORED_NAME.search(name) else next(kept) for number, name in enumerate(names)}
-    return MaskIds(listing, classes, {**numbers, IGNORE_ID: IGNORED})
+    return MaskIds(listing, classes, numbers)
 
 
 def read_ids(path: Path) -> np.ndarray:
-    """(H, W) integers of an 8-bit, 16-bit or palette image.
+    """(H, W) integers of an 8-bit, 16-bit or palette image, turned as its EXIF says, like the image that it belongs to.
 
     Raises:
         DataError: The file cannot be read, or holds colours.
     """
     try:
-        with Image.open(path) as image:
-            factor = _FACTORS.get(str(image.tile[0].args), 1) if image.tile else 1
-            mode, array = image.mode, np.asarray(image)
-    except Exception as error:  # Pillow's decoders raise nearly anything on damaged bytes
-        raise DataError(f"The mask {path} cannot be read: {error or type(error).__name__}. Repair or remove it.") from error
+        stored = read_stored(read_file(path), _FORMATS)
+    except UnreadableImageError as error:
+        raise DataError(f"The mask {path} cannot be read: {error}. Repair or remove it.") from error
+    _check_stored(path, stored)
+    array = np.asarray(stored.image)
+    if array.size and (array.min() < 0 or array.max() >= 2**16):
+        raise DataError(f"The mask {path} holds values from {array.min()} to {array.max()}; allowed: 0 to {2**16 - 1}.")
+    return array.astype(np.int32) // stored.stretch
+
+
+def _check_stored(path: Path, stored: StoredImage) -> None:
+    """Refuses what holds no number for every pixel, or may hold other numbers than were meant."""
+    mode = stored.image.mode
     if mode not in ("1", "L", "P", "I", "I;16", "I;16B", "I;16L"):
         raise DataError(
             f"The mask {path} holds colours (mode {mode}), and a number for every pixel is expected: an 8-bit or 16-bit grey image "
             "or a palette image whose values are class ids. Replace every colour by the id of its class."
         )
-    if array.size and (array.min() < 0 or array.max() >= 2**16):
-        raise DataError(f"The mask {path} holds values from {array.min()} to {array.max()}; allowed: 0 to {2**16 - 1}.")
-    return array.astype(np.int32) // factor
+    if stored.white_is_zero:
+        raise DataError(
+            f"The mask {path} is a TIFF that stores a negative (0 is white): whether its numbers or their complements are the ids "
+            "is unclear. Write it as PNG, or as TIFF in which 0 is black."
+        )
+    if stored.image.info.get("compression") in ("jpeg", "tiff_jpeg", "webp"):
+        raise DataError(f"The mask {path} is compressed as a photograph, which changes its numbers. Write it as PNG.")
 
 
 def _ade20k_names(listing: Path) -> list[str]:
