@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,10 @@ from mapet.data.crops import FixedCrop
 from mapet.data.folder import FolderImages
 from mapet.data.loader import UnreadableImages
 from mapet.data.sources import sample_key, subset, with_keys
-from mapet.errors import TokenStoreError, UnreadableImageError
+from mapet.errors import StorageError, TokenStoreError, UnreadableImageError
+from mapet.runtime.files import sha256
 from mapet.token_store.build import build_store
+from mapet.token_store.format import write_header
 from mapet.token_store.read import TokenStore
 from tests.token_store.planted import CountingTokenizer, build, change_one_pixel, expected_ids, images_of, write_images
 
@@ -114,13 +117,104 @@ def test_missing_longer_or_exchanged_arrays_are_refused(store: TokenStore, name:
 
 
 @pytest.mark.parametrize("name", ["ids.npy", "keys.npy"])
-def test_a_flipped_bit_is_found_on_request(store: TokenStore, name: str) -> None:
+def test_f5_a_flipped_bit_is_found(store: TokenStore, name: str) -> None:
+    TokenStore.open(store.path)  # found right before, and changed since
     content = bytearray((store.path / name).read_bytes())
     content[-1] ^= 1
     (store.path / name).write_bytes(content)
+    for _ in range(2):
+        with pytest.raises(TokenStoreError, match=f"damaged: {name} has the SHA-256"):
+            TokenStore.open(store.path)
+    TokenStore.open(store.path, verify=False)
+
+
+def test_f5_a_changed_file_of_the_same_size_and_time_is_read_again(store: TokenStore) -> None:
     TokenStore.open(store.path)
-    with pytest.raises(TokenStoreError, match=f"damaged: {name} has the SHA-256"):
-        TokenStore.open(store.path, verify=True)
+    file = store.path / "ids.npy"
+    before = file.stat()
+    with file.open("r+b") as content:
+        content.seek(-1, os.SEEK_END)
+        content.write(b"\x01")
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    with pytest.raises(TokenStoreError, match="has the SHA-256"):
+        TokenStore.open(store.path)
+
+
+def test_f5_an_unchanged_store_is_read_once(store: TokenStore, monkeypatch) -> None:
+    read = []
+    monkeypatch.setattr("mapet.token_store.content.sha256", lambda path: read.append(path.name) or sha256(path))
+    TokenStore.open(store.path)
+    TokenStore.open(store.path)
+    assert sorted(read) == ["ids.npy", "keys.npy"]
+    copy = shutil.copytree(store.path, store.path.with_name("copy"))
+    TokenStore.open(copy)
+    assert len(read) == 4
+
+
+def test_f5_a_store_where_nothing_can_be_written_is_read_each_time(store: TokenStore, monkeypatch) -> None:
+    def refuse(path: Path, value: object) -> None:
+        raise StorageError(f"Cannot write {path}")
+
+    monkeypatch.setattr("mapet.token_store.content.write_json", refuse)
+    TokenStore.open(store.path)
+    TokenStore.open(store.path)
+    assert not (store.path / ".verified.json").exists()
+
+
+def rewritten(store: TokenStore, keys: np.ndarray, ids: np.ndarray, vocab_size: int = 50) -> Path:
+    """A store whose header and checksums belong to these arrays."""
+    np.save(store.path / "keys.npy", keys)
+    np.save(store.path / "ids.npy", ids)
+    write_header(store.path, replace(store.header.space, vocab_size=vocab_size), len(keys), {})
+    return store.path
+
+
+@pytest.mark.parametrize(("vocab_size", "wrong"), [(50, 50), (50, 65_535), (70_000, -1), (70_000, 70_000)])
+def test_f16_ids_beyond_the_vocabulary_are_refused(store: TokenStore, vocab_size: int, wrong: int) -> None:
+    ids = np.array(store.ids).astype(np.uint16 if vocab_size <= 65_536 else np.int32)
+    ids[7, 1, 0] = wrong
+    path = rewritten(store, np.array(store.keys), ids, vocab_size)
+    with pytest.raises(TokenStoreError, match=rf"damaged: ids\.npy holds the id {wrong}, .* 0 to {vocab_size - 1}.*build it again"):
+        TokenStore.open(path)
+
+
+@pytest.mark.parametrize("order", [[0, 1, 1, 3], [3, 2, 1, 0]], ids=["twice", "reversed"])
+def test_f5_keys_twice_or_out_of_order_are_refused(store: TokenStore, order: list[int]) -> None:
+    path = rewritten(store, store.keys[order], store.ids[order])
+    with pytest.raises(TokenStoreError, match=r"damaged: keys\.npy holds keys twice, or not in ascending order"):
+        TokenStore.open(path)
+
+
+def test_f5_reversed_rows_are_refused(store: TokenStore) -> None:
+    np.save(store.path / "ids.npy", np.array(store.ids[::-1]))
+    with pytest.raises(TokenStoreError, match=r"ids\.npy has the SHA-256"):
+        TokenStore.open(store.path)
+
+
+def test_f5_every_garbled_header_is_refused(store: TokenStore) -> None:
+    content = (store.path / "header.json").read_bytes()
+    for place in range(0, len(content), 7):
+        (store.path / "header.json").write_bytes(content[:place] + bytes([content[place] ^ 2]) + content[place + 1 :])
+        with pytest.raises(TokenStoreError):
+            TokenStore.open(store.path)
+        (store.path / "header.json").write_bytes(content[:place])
+        with pytest.raises(TokenStoreError):
+            TokenStore.open(store.path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"rows": -1}, {"rows": 1e400}, {"vocab_size": 0}, {"vocab_size": 10**12}, {"grid_size": [0, 2]}, {"grid_size": [-2, -2]}],
+    ids=str,
+)
+def test_f5_sizes_that_no_store_has_are_refused(store: TokenStore, change: dict) -> None:
+    header = json.loads((store.path / "header.json").read_text())
+    del header["own_sha256"]
+    space = header["space"] | {name: value for name, value in change.items() if name in header["space"]}
+    rows = {name: value for name, value in change.items() if name == "rows"}
+    (store.path / "header.json").write_text(json.dumps(header | {"space": space} | rows))
+    with pytest.raises(TokenStoreError, match=r"damaged: header\.json lacks or garbles"):
+        TokenStore.open(store.path)
 
 
 def test_other_versions_and_foreign_folders_are_refused(store: TokenStore, tmp_path: Path) -> None:

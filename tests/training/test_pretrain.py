@@ -6,12 +6,24 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from safetensors.torch import load_file
 
 from mapet.data.loader import UnreadableImages
 from mapet.data.sources import open_source
-from mapet.errors import CheckpointError, DataError, ModelError, SettingsError, TokenizerError, TokenStoreError, UsageError
+from mapet.errors import (
+    CheckpointError,
+    DataError,
+    InUseError,
+    ModelError,
+    SettingsError,
+    TokenizerError,
+    TokenStoreError,
+    UsageError,
+)
+from mapet.runtime import lock
+from mapet.runtime.lock import only_writer
 from mapet.runtime.run_directory import RunDirectory
 from mapet.token_store.build import build_store
 from mapet.tokenizers.random_projection import RandomProjection
@@ -101,6 +113,24 @@ def test_the_store_of_another_tokenizer_is_refused(tmp_path: Path, tokens: Path)
     start(run.path, tokens=tokens)
     tokens.rename(tmp_path / "moved")
     start(run.path, tokens=tmp_path / "moved")
+
+
+@pytest.mark.parametrize("damage", ["flipped", "reversed"])
+def test_f5_a_damaged_store_is_refused_before_the_first_step(tmp_path: Path, tokens: Path, damage: str) -> None:
+    ids = np.load(tokens / "ids.npy")
+    if damage == "flipped":
+        ids[3, 1, 1] ^= 1
+    np.save(tokens / "ids.npy", ids[::-1] if damage == "reversed" else ids)
+    with pytest.raises(TokenStoreError, match=r"damaged: ids\.npy has the SHA-256"):
+        start(tmp_path / "run", tokens=tokens)
+    assert not (tmp_path / "run").exists()
+
+
+def test_f6_a_second_start_in_the_same_run_directory_is_refused(tmp_path: Path, tokens: Path, monkeypatch) -> None:
+    monkeypatch.setattr(lock, "PATIENCE", 0.0)
+    with only_writer(tmp_path / "run"), pytest.raises(InUseError, match=r"run is being written by process \d+ on "):
+        start(tmp_path / "run", tokens=tokens)
+    assert not (tmp_path / "run").exists()
 
 
 def test_another_tokenizer_is_refused(tmp_path: Path, tokenizer: Path) -> None:

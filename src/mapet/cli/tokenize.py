@@ -63,7 +63,7 @@ def tokenize(
     with _silence() if processes.rank else nullcontext():
         source, loaded = open_source(data, split), load_tokenizer(tokenizer)
         if verify:
-            store = TokenStore.open(out, verify=True)
+            store = TokenStore.open(out)
             store.check(view=crops.describe() if views else None)
             verification = verify_store(store, source, loaded, verify, seed=seed, **work)
             verification.require()

@@ -1,7 +1,7 @@
 """What a token store looks like on disk.
 
     STORE/
-      header.json   format version, tokenizer, view, grid, vocabulary, unreadable images, SHA-256 of both arrays
+      header.json   format version, tokenizer, view, grid, vocabulary, unreadable images, SHA-256 of both arrays and of itself
       keys.npy      (rows,) S32, ascending: the content hash of every image
       ids.npy       (rows, gh, gw) uint16, or int32 above 65,536 codes: the visual tokens, in the order of the keys;
                     (rows, K, gh, gw) where tokens of K crops of every image are stored
@@ -11,6 +11,7 @@ Both arrays are memory-mapped, so a store of any size opens at once and is share
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -29,6 +30,9 @@ VERSION = 2
 HEADER, KEYS, IDS = "header.json", "keys.npy", "ids.npy"
 KEY_DTYPE = np.dtype(f"S{KEY_LENGTH}")
 LARGEST_UINT16_VOCABULARY = 65_536
+LARGEST_SIZE = 2**31
+_OWN = "own_sha256"
+_FIELDS = 6
 
 
 @dataclass(frozen=True)
@@ -86,11 +90,21 @@ class Header:
     unreadable: dict[str, str] = field(default_factory=dict)
     sha256: dict[str, str] = field(default_factory=dict)
 
+    def require_sense(self) -> None:
+        """Raises a ValueError that names the first field whose value no store can have."""
+        sizes = {"rows": self.rows + 1, "vocab_size": self.space.vocab_size, "grid_size": min(self.space.grid_size)}
+        for name, size in sizes.items():
+            if not 1 <= size <= LARGEST_SIZE:
+                raise ValueError(f"{name}, which is out of range")
+        if not all(isinstance(text, str) for text in self.unreadable.values()):
+            raise ValueError("unreadable, which holds something else than text")
+
 
 def write_header(folder: Path, space: TokenSpace, rows: int, unreadable: dict[str, str]) -> None:
     """Writes the header of the arrays that already lie in `folder`."""
     header = Header(space, rows, unreadable, {name: sha256(folder / name) for name in (KEYS, IDS)})
-    write_json(folder / HEADER, {"format": FORMAT, "version": VERSION, **asdict(header)})
+    content = {"format": FORMAT, "version": VERSION, **asdict(header)}
+    write_json(folder / HEADER, {**content, _OWN: _digest(content)})
 
 
 def as_json(value: Mapping[str, Any]) -> dict[str, Any]:
@@ -112,6 +126,9 @@ def read_header(folder: Path) -> Header:
             f"The token store {folder} has format version {content.get('version')}; this mapet reads version {VERSION}. "
             f"Build it again (the old one is replaced): {build_command(folder)}"
         )
+    own = content.pop(_OWN, None)  # stores of earlier releases have none
+    if own not in (None, _digest(content)) or (own is None and len(content) > _FIELDS):
+        raise damaged(folder, f"{HEADER} is not what was written (cut off or changed)")
     try:
         space = content["space"]
         rows, columns = space["grid_size"]
@@ -128,7 +145,8 @@ def read_header(folder: Path) -> Header:
             {name: str(content["sha256"][name]) for name in (KEYS, IDS)},
         )
         crops_from(header.space.view)
-    except (KeyError, TypeError, ValueError) as error:
+        header.require_sense()
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise damaged(folder, f"{HEADER} lacks or garbles {error}") from error
     except SettingsError as error:
         raise damaged(folder, f"{HEADER} is garbled, or of another version. {str(error).rstrip('.')}") from error
@@ -152,25 +170,16 @@ def read_arrays(folder: Path, header: Header) -> tuple[np.ndarray, np.ndarray]:
     return keys, ids
 
 
-def verify_content(folder: Path, header: Header) -> None:
-    """Reads both arrays in full and compares their checksums.
-
-    Raises:
-        TokenStoreError: A byte differs from what was written.
-    """
-    for name in (KEYS, IDS):
-        found = sha256(folder / name)
-        if found != header.sha256[name]:
-            what = f"{name} has the SHA-256 {found[:12]}..., written was {header.sha256[name][:12]}..."
-            raise damaged(folder, what, header.space.crops)
-
-
 def damaged(folder: Path, what: str, crops: Crops | None = None) -> TokenStoreError:
     """The error for a store that was complete once and is not any more."""
     return TokenStoreError(
         f"The token store {folder} is damaged: {what}. Copy it again, or build it again (the damaged one is replaced): "
         f"{build_command(folder, crops=crops)}"
     )
+
+
+def _digest(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def build_hint(out: str | Path = "STORE") -> str:
@@ -191,7 +200,7 @@ def _read_json(folder: Path) -> dict[str, Any]:
         raise TokenStoreError(f"{folder} is not a token store: it has no {HEADER}. {build_hint()}")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise damaged(folder, f"{HEADER} cannot be read ({error})") from error
     if not isinstance(content, dict):
         raise TokenStoreError(f"{folder} is not a token store: its {HEADER} belongs to something else. {build_hint()}")
@@ -208,7 +217,7 @@ def _map_array(folder: Path, name: str, shape: tuple[int, ...], dtype: np.dtype)
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError as error:
         raise _DamagedFileError(f"{name} is missing") from error
-    except (OSError, ValueError, EOFError) as error:
+    except Exception as error:  # of a garbled header NumPy raises whatever its parser meets
         raise _DamagedFileError(f"{name} is truncated or no array ({path.stat().st_size:,} bytes)") from error
     if not isinstance(array, np.memmap) or array.shape != shape or array.dtype != dtype:
         found = f"{array.shape} {array.dtype}" if isinstance(array, np.ndarray) else type(array).__name__

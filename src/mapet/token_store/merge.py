@@ -39,7 +39,7 @@ def existing_store(path: Path, space: TokenSpace) -> TokenStore | None:
             "Nothing was touched. Choose another --out, or move it away."
         )
     try:
-        store = TokenStore.open(path, verify=True)
+        store = TokenStore.open(path)
     except TokenStoreError as error:
         say(f"{error}\nIt is built again now.")
         return None
@@ -79,7 +79,7 @@ class Coverage:
 def finished_store(path: Path, wanted: Collection[str]) -> TokenStore | None:
     """The store at `path` if it covers all `wanted` keys."""
     try:
-        store = TokenStore.open(path)
+        store = TokenStore.open(path, verify=False)
     except TokenStoreError:
         return None
     return store if (held_keys(store, wanted) | store.unreadable.keys()).issuperset(wanted) else None
@@ -107,7 +107,7 @@ def merge(path: Path, space: TokenSpace, store: TokenStore | None, parts: PartFo
     if store is None or len(held) > len(store) or unreadable != store.unreadable:
         _write_store(path, space, store, parts, np.array(sorted(held), KEY_DTYPE), unreadable)
     parts.remove()
-    return TokenStore.open(path)
+    return TokenStore.open(path, verify=False)
 
 
 def _write_store(

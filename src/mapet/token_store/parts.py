@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-import zipfile
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -75,18 +74,26 @@ class PartFolder:
         try:
             with path.open("rb") as file, np.load(file, allow_pickle=False) as content:
                 part = Part(content["keys"], content["ids"], json.loads(content["unreadable"].tobytes()))
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        except Exception:  # of garbled bytes, zipfile, zlib, NumPy and json raise whatever they meet
+            part = None
+        if part is None or not self._fits(part):
             path.unlink(missing_ok=True)
             return None
-        expected = (len(part.keys), *self._space.row_shape)
-        return part if part.ids.shape == expected and part.keys.dtype == KEY_DTYPE else None
+        return part
+
+    def _fits(self, part: Part) -> bool:
+        """Whether the content of a file is a part of this token space."""
+        space, expected = self._space, (len(part.keys), *self._space.row_shape)
+        if part.keys.dtype != KEY_DTYPE or part.ids.dtype != space.dtype or part.ids.shape != expected:
+            return False
+        return isinstance(part.unreadable, dict) and (not part.ids.size or 0 <= part.ids.min() <= part.ids.max() < space.vocab_size)
 
     def covered(self, name: str) -> set[str]:
         """The keys of the images that the part called `name` is about; cheap, as its tokens are not read."""
         try:
             with (self._folder / name).open("rb") as file, np.load(file, allow_pickle=False) as content:
                 return {*content["keys"].astype("U").tolist(), *json.loads(content["unreadable"].tobytes())}
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        except Exception:  # as in `read`
             return set()
 
     def read_all(self) -> Iterator[Part]:

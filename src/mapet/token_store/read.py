@@ -16,6 +16,7 @@ from mapet.data.crops import Crops, crops_from
 from mapet.data.sources import KEY_LENGTH, ImageSource
 from mapet.errors import SettingsError, TokenStoreError
 from mapet.runtime.files import recover
+from mapet.token_store.content import verify_content
 from mapet.token_store.format import (
     KEY_DTYPE,
     Header,
@@ -23,7 +24,6 @@ from mapet.token_store.format import (
     build_command,
     read_arrays,
     read_header,
-    verify_content,
 )
 from mapet.token_store.keys import image_keys
 
@@ -43,12 +43,15 @@ class TokenStore:
         self._keys, self._ids = keys, ids
 
     @classmethod
-    def open(cls, path: str | Path, verify: bool = False) -> TokenStore:
-        """Opens the store at `path`, which takes milliseconds whatever its size.
+    def open(cls, path: str | Path, verify: bool = True) -> TokenStore:
+        """Opens the store at `path`.
+
+        The first time, both arrays are read in full and compared with their checksums. A store that has not changed since then
+        opens in milliseconds, whatever its size.
 
         Args:
             path: The folder that `mapet tokenize` wrote.
-            verify: Also read both arrays in full and compare their checksums (structure and sizes are always checked).
+            verify: False leaves the content unread; structure and sizes are always checked.
 
         Raises:
             TokenStoreError: There is no store, or it is damaged or of another version of the format.
@@ -57,7 +60,7 @@ class TokenStore:
         header = read_header(path)
         keys, ids = read_arrays(path, header)
         if verify:
-            verify_content(path, header)
+            verify_content(path, header, keys, ids)
         return cls(path, header, keys, ids)
 
     def __len__(self) -> int:

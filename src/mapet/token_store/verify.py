@@ -90,7 +90,7 @@ def verify_store(
     """Tokenises `count` random crops of the images again, from their files, and compares them with what is stored.
 
     Args:
-        store: Opened with `verify=True`, if its files are in doubt too.
+        store: The store.
         source: Images that it has tokens of.
         tokenizer: That made them; moved to `device`.
         count: How many pairs of image and crop; all if there are fewer.
