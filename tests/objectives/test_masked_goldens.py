@@ -112,6 +112,7 @@ def test_beit_v2() -> None:
     gradients = {name: value for name, value in with_prefix(golden, "grad.").items() if not name.startswith("rel_pos_bias")}
     expected = {beit_v2_name(name): value for name, value in join_biases(gradients).items()}
     assert_gradients_equal(objective, without_key_biases(expected))
+    assert_value_and_query_biases_equal(objective, expected)
 
 
 def cae(name: str, teacher: str) -> tuple[CAE, dict[str, Any], dict[str, Tensor]]:
@@ -154,6 +155,7 @@ def test_cae(name: str, teacher: str) -> None:
     loss.backward()
     expected = cae_gradients(golden)
     assert_gradients_equal(objective, without_key_biases(expected))
+    assert_value_and_query_biases_equal(objective, expected)
 
 
 @pytest.mark.parametrize(("name", "teacher"), [("cae_tiny_projected_a", "lagging"), ("cae_tiny_self_target_a", "self")])

@@ -1,0 +1,231 @@
+"""Mistakes in evaluations and their figures: (name, file, before, after, tests)."""
+
+from __future__ import annotations
+
+_SCORES = "evaluation/segmentation/test_scores.py"
+_KNN = "evaluation/probes/test_knn.py"
+_STEP = "evaluation/finetuning/test_step.py"
+_LOGISTIC = "evaluation/probes/test_logistic.py"
+_TUNING = "evaluation/finetuning/test_training.py"
+
+MUTANTS = [
+    (
+        "accuracy/mean-over-all-classes",
+        "evaluation/metrics.py",
+        "mean = right.mean(), found.any(dim=1).double().mean(), per_class.mean()",
+        "mean = right.mean(), found.any(dim=1).double().mean(), per_class.sum() / num_classes",
+        "evaluation/test_metrics.py",
+    ),
+    (
+        "accuracy/top-4-for-top-5",
+        "evaluation/metrics.py",
+        "scores.topk(min(5, scores.shape[1]), dim=1)",
+        "scores.topk(min(4, scores.shape[1]), dim=1)",
+        "evaluation/test_metrics.py",
+    ),
+    (
+        "accuracy/per-class-by-prediction",
+        "evaluation/metrics.py",
+        "counts = torch.bincount(labels, minlength=num_classes)",
+        "counts = torch.bincount(best[:, 0], minlength=num_classes)",
+        "evaluation/test_metrics.py",
+    ),
+    (
+        "miou/intersection-counted-twice",
+        "evaluation/segmentation/miou.py",
+        "right / (truth + predicted - right)",
+        "right / (truth + predicted)",
+        f"{_SCORES}::test_the_mean_iou_is_that_of_sets_of_pixels_over_all_images",
+    ),
+    (
+        "miou/absent-classes-count-as-zero",
+        "evaluation/segmentation/miou.py",
+        "miou=float(iou.nanmean())",
+        "miou=float(iou.nan_to_num().mean())",
+        f"{_SCORES}::test_the_mean_iou_is_that_of_sets_of_pixels_over_all_images",
+    ),
+    (
+        "miou/truth-and-prediction-swapped",
+        "evaluation/segmentation/miou.py",
+        "truth[known].long() * len(self.counts) + predicted[known].long()",
+        "predicted[known].long() * len(self.counts) + truth[known].long()",
+        f"{_SCORES}::test_the_mean_iou_is_that_of_sets_of_pixels_over_all_images",
+    ),
+    (
+        "pixel-loss/ignored-pixels-in-the-denominator",
+        "evaluation/segmentation/loss.py",
+        "(classes >= 0).sum().clamp(min=1)",
+        "classes.numel()",
+        f"{_SCORES}::test_the_loss_is_the_mean_over_pixels_with_a_class",
+    ),
+    (
+        "sliding-window/the-last-one-counts",
+        "evaluation/segmentation/sliding.py",
+        "column : column + window] += 1",
+        "column : column + window] = 1",
+        f"{_SCORES}::test_logits_are_averaged_over_windows",
+    ),
+    (
+        "sliding-window/the-border-is-left-out",
+        "evaluation/segmentation/sliding.py",
+        "max(length - window + stride - 1, 0) // stride + 1",
+        "max(length - window, 0) // stride + 1",
+        f"{_SCORES}::test_windows_cover_everything_and_end_with_the_image",
+    ),
+    (
+        "k-nn/temperature-multiplied",
+        "evaluation/probes/knn.py",
+        "(cosines - cosines[:, :1]) / temperature",
+        "(cosines - cosines[:, :1]) * temperature",
+        f"{_KNN}::test_votes_are_those_of_a_loop",
+    ),
+    (
+        "k-nn/lengths-of-features-count",
+        "evaluation/probes/knn.py",
+        "train = normalize(train, dim=1)",
+        "train = normalize(train, dim=0)",
+        f"{_KNN}::test_votes_are_those_of_a_loop",
+    ),
+    (
+        "k-nn/more-neighbours-than-said",
+        "evaluation/probes/knn.py",
+        "count_votes(similarities[:, :count], labels[:, :count],",
+        "count_votes(similarities, labels,",
+        f"{_KNN}::test_other_numbers_of_neighbours_are_in_the_details",
+    ),
+    (
+        "pooling/prefix-tokens-in-the-mean",
+        "evaluation/subject.py",
+        "tokens[:, backbone.num_prefix_tokens :].mean(dim=1)",
+        "tokens.mean(dim=1)",
+        "evaluation/test_evaluate.py::test_features_are_the_mean_of_the_patches_and_the_class_token",
+    ),
+    (
+        "pooling/mean-and-deviation-of-imagenet",
+        "evaluation/subject.py",
+        "self.recipe.mean, self.recipe.std))\n",
+        "))\n",
+        "evaluation/test_evaluate.py::test_features_are_the_mean_of_the_patches_and_the_class_token",
+    ),
+    (
+        "pooling/registers-for-the-class-token",
+        "evaluation/probes/representations.py",
+        "prefix[:, :has_class].flatten(1)",
+        "prefix.flatten(1)",
+        "evaluation/probes/test_every_layer.py",
+    ),
+    (
+        "choice/learned-from-what-it-is-chosen-on",
+        "evaluation/probes/logistic.py",
+        "fit_path(features[~held_out], labels[~held_out], num_classes, penalties)",
+        "fit_path(features, labels, num_classes, penalties)",
+        _LOGISTIC,
+    ),
+    (
+        "choice/parts-swapped",
+        "evaluation/probes/linear_heads.py",
+        "(losses * counted).sum() / counted.sum()",
+        "(losses * ~counted).sum() / counted.sum()",
+        "evaluation/probes/test_linear_heads.py",
+    ),
+    (
+        "choice/the-same-few-images-in-every-draw",
+        "evaluation/probes/few_shot.py",
+        'seed, "few-shot", draw, number)',
+        'seed, "few-shot", number)',
+        "evaluation/probes/test_few_shot.py",
+    ),
+    (
+        "logistic/penalty-twice-as-strong",
+        "evaluation/probes/logistic_regression.py",
+        "l2 / 2 * weight.square().sum()",
+        "l2 * weight.square().sum()",
+        f"{_LOGISTIC}::test_the_solution_is_that_of_scipy",
+    ),
+    (
+        "logistic/the-bias-is-penalised",
+        "evaluation/probes/logistic_regression.py",
+        "l2 / 2 * weight.square().sum()",
+        "l2 / 2 * (weight.square().sum() + parameters[1].square().sum())",
+        f"{_LOGISTIC}::test_the_solution_is_that_of_scipy",
+    ),
+    (
+        "logistic/standardised-by-test-images",
+        "evaluation/probes/logistic.py",
+        "torch.var_mean(train.to(precision), dim=0, correction=0)",
+        "torch.var_mean(torch.cat([train, *others]).to(precision), dim=0, correction=0)",
+        f"{_LOGISTIC}::test_standardised_is_by_the_training_part_alone",
+    ),
+    (
+        "few-shot/standardised-by-the-few",
+        "evaluation/probes/few_shot.py",
+        "features, others = standardised(train.pooled(self.pool), test.pooled(self.pool))\n        features = features[rows]",
+        "features, others = standardised(train.pooled(self.pool)[rows], test.pooled(self.pool))",
+        "evaluation/probes/test_few_shot.py",
+    ),
+    (
+        "average-of-weights/a-step-behind",
+        "evaluation/finetuning/training.py",
+        "        sums = self.step(images.to(device, non_blocking=True), labels.to(device, non_blocking=True), step, rate)\n"
+        "        if self.ema is not None:\n            self.ema.update(self.model)\n",
+        "        if self.ema is not None:\n            self.ema.update(self.model)\n"
+        "        sums = self.step(images.to(device, non_blocking=True), labels.to(device, non_blocking=True), step, rate)\n",
+        f"{_TUNING}::test_the_average_of_the_weights_follows_every_step",
+    ),
+    (
+        "average-of-weights/lost-with-a-restart",
+        "evaluation/finetuning/training.py",
+        '{"model": self.model, "ema": self.ema.module})',
+        '{"model": self.model})',
+        f"{_TUNING}::test_a_continued_fine_tuning_is_the_uninterrupted_one",
+    ),
+    (
+        "micro-batches/mean-of-their-means-in-fine-tuning",
+        "evaluation/finetuning/step.py",
+        "(loss / max(1, len(inputs))).backward()",
+        "(loss / max(1, len(inputs[part]))).backward()",
+        f"{_STEP}::test_micro_batches_change_nothing",
+    ),
+    (
+        "clipping/the-number-and-not-the-gradient",
+        "evaluation/finetuning/step.py",
+        "torch.nn.utils.clip_grads_with_norm_(self._parameters, self.settings.clip_norm, norm)",
+        "norm = norm.clamp(max=self.settings.clip_norm)",
+        _STEP,
+    ),
+    (
+        "half-precision/loss-of-fine-tuning",
+        "evaluation/finetuning/step.py",
+        "cross_entropy(logits.float(), targets[part]",
+        "cross_entropy(logits, targets[part].to(logits.dtype)",
+        _STEP,
+    ),
+    (
+        "random-erasing/black-and-no-noise",
+        "evaluation/finetuning/step.py",
+        'mode="pixel"',
+        'mode="const"',
+        f"{_STEP}::test_a_rectangle_of_some_images_becomes_noise",
+    ),
+    (
+        "label-smoothing/only-where-images-are-mixed",
+        "evaluation/finetuning/step.py",
+        "self._mixup.num_classes, smoothing=self.settings.smoothing)",
+        "self._mixup.num_classes)",
+        f"{_STEP}::test_plain_images_and_smoothed_labels",
+    ),
+    (
+        "mixing/labels-of-the-other-image",
+        "evaluation/finetuning/step.py",
+        "return self._mixup(inputs, labels)",
+        "return self._mixup(inputs, labels)[0], self._targets(labels)",
+        f"{_STEP}::test_mixup_is_a_weighted_mean_of_images_and_labels",
+    ),
+    (
+        "resume/order-of-fine-tuning-from-the-start",
+        "evaluation/finetuning/training.py",
+        "settings.seed, self.first_step, self.total_steps)",
+        "settings.seed, 0, self.total_steps - self.first_step)",
+        f"{_TUNING}::test_a_continued_fine_tuning_is_the_uninterrupted_one",
+    ),
+]
