@@ -20,12 +20,12 @@ _KINDS = ("tensor", "tensor_v2", "tensor_v3", "parameter", "parameter_with_state
 _CALLS = ("REDUCE", "NEWOBJ", "BUILD")
 _FILLING = ("APPEND", "APPENDS", "SETITEM", "SETITEMS", "BUILD")
 _REBUILT = frozenset(("torch._utils", f"_rebuild_{kind}") for kind in _KINDS)
-# Those of torch's reader.
-_OPERATIONS = frozenset(
+_OF_TORCHS_READER = (
     "APPEND APPENDS BINFLOAT BINGET BININT BININT1 BININT2 BINPERSID BINPUT BINUNICODE BUILD EMPTY_DICT EMPTY_LIST EMPTY_SET "
     "EMPTY_TUPLE GLOBAL LONG1 LONG_BINGET LONG_BINPUT MARK NEWFALSE NEWOBJ NEWTRUE NONE PROTO REDUCE SETITEM SETITEMS "
-    "SHORT_BINSTRING STOP TUPLE TUPLE1 TUPLE2 TUPLE3".split()  # noqa: SIM905
+    "SHORT_BINSTRING STOP TUPLE TUPLE1 TUPLE2 TUPLE3"
 )
+_OPERATIONS = frozenset(_OF_TORCHS_READER.split())
 
 
 @dataclass
@@ -49,7 +49,7 @@ class PickleContents:
 
 @dataclass(slots=True, eq=False)
 class _Cell:
-    """An object to come: how much it holds, how deep it nests, its value if it is a constant, its first byte, whether it is used."""
+    """An object to come: how much it holds, how deep it nests, its value if it is a constant, its first byte, whether used."""
 
     weight: int
     depth: int = 0

@@ -16,12 +16,8 @@ from mapet.errors import ModelError
 _MOST_NODES, _MOST_DEPTH, _MOST_LETTERS = 1_000_000, 64, 1_000
 
 # Of Python's own library a file of weights may name what holds values; nothing else there is needed in one.
-_HOLDS_VALUES = frozenset(
-    "_codecs argparse array collections copyreg datetime decimal enum fractions numbers pathlib random re types uuid".split()  # noqa: SIM905
-)
-_BUILTINS = frozenset(
-    "set frozenset dict list tuple slice complex bytes range object int float str bool getattr".split()  # noqa: SIM905
-)
+_HOLDS_VALUES = "_codecs argparse array collections copyreg datetime decimal enum fractions numbers pathlib random re types uuid"
+_BUILTINS = "set frozenset dict list tuple slice complex bytes range object int float str bool getattr"
 # Of others, what loads, fetches or compiles.
 _RUNS_CODE = (
     "torch.load",
@@ -111,7 +107,11 @@ def refuse_code(names: Iterable[tuple[str, str]], path: Path) -> None:
     """
     for module, name in (_of_python_3(*name) for name in names):
         top, *below = [*module.split("."), *name.split(".")[:-1]]
-        harmless = name in _BUILTINS if module == "builtins" else top in _HOLDS_VALUES or (module, name) == ("functools", "partial")
+        harmless = (
+            name in _BUILTINS.split()
+            if module == "builtins"
+            else top in _HOLDS_VALUES.split() or (module, name) == ("functools", "partial")
+        )
         of_python = top in sys.stdlib_module_names and not (top == "code" and below)  # a package of one's own may be called code
         through = not sys.stdlib_module_names.isdisjoint(below) and "." in name
         if (of_python and (not harmless or "." in name)) or through or f"{module}.{name}".startswith(_RUNS_CODE):
