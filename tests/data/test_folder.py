@@ -48,7 +48,7 @@ def test_loose_images_beside_folders_are_one_unlabelled_collection(tmp_path, cap
 
 def test_class_folder_without_images_is_named(tmp_path):
     write_images(tmp_path, "cat/1.png dog/readme.txt")
-    with pytest.raises(DataError, match=r"class folder .*dog holds no images \(1 of 2 .*\.jpg"):
+    with pytest.raises(DataError, match=r"class folder .*dog holds no images but readme\.txt \(1 of 2 .*\.jpg"):
         FolderImages(tmp_path)
 
 

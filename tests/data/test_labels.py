@@ -1,12 +1,15 @@
 import numpy as np
 import pytest
 
-from mapet.data.labels import checked_labels, listed_classes, number_labels
+from mapet.data.labels import checked_labels, labels_of_texts, listed_classes, number_labels
 from mapet.errors import DataError
 
 
 def numbered(texts: list[str], classes: tuple[str, ...] | None = None) -> tuple[list[int] | None, tuple[str, ...] | None]:
-    labels, names = number_labels(texts, classes, lambda index: f"image {index}")
+    def describe(index: int) -> str:
+        return f"image {index}"
+
+    labels, names = number_labels(labels_of_texts(texts, classes, describe), None, describe)
     assert labels is None or labels.dtype == np.int64
     return None if labels is None else labels.tolist(), names
 
@@ -45,7 +48,7 @@ def test_unknown_is_known_for_arrays_too():
 
 def test_listed_classes(tmp_path):
     assert listed_classes(tmp_path) is None
-    (tmp_path / "classes.txt").write_text("cat\n\n n02  dog, hound \r\n")
+    (tmp_path / "classes.txt").write_text("cat\n n02  dog, hound \r\n\n \n")
     assert listed_classes(tmp_path) == ("cat", "n02 dog, hound")
     (tmp_path / "labels.txt").write_bytes(b"caf\xe9\n")
     with pytest.raises(DataError, match=r"labels\.txt holds class names in another encoding than UTF-8"):

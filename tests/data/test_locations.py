@@ -7,6 +7,7 @@ import pytest
 from mapet.data.folder import FolderImages
 from mapet.data.locations import expand_braces, matching_files, open_location
 from mapet.data.parquet import ParquetImages
+from mapet.data.sources import ImageSource
 from mapet.data.webdataset import TarImages
 from mapet.errors import DataError
 from tests.data.containers import Labelled, in_parquet, write_tar
@@ -19,9 +20,13 @@ def tars(folder: Path, names: str) -> None:
 
 
 def opened(location: str | Path) -> list[list[str]]:
+    return [[part.describe(index).split("/")[-1] for index in range(len(part))] for part in parts_of(location)]
+
+
+def parts_of(location: str | Path) -> list[ImageSource]:
     parts = open_location(location)
     assert parts is not None
-    return [[part.describe(index).split("/")[-1] for index in range(len(part))] for part in parts]
+    return [*parts.values()]
 
 
 @pytest.mark.parametrize(
@@ -78,7 +83,7 @@ def test_tars_by_name_of_split(tmp_path):
 def test_classes_are_those_of_the_training_part(tmp_path):
     for name, labels in (("train", ("cat", "dog")), ("val", ("dog",))):
         write_tar(tmp_path / f"{name}.tar", [m for x in labels for m in ((f"{x}.cls", x.encode()), (f"{x}.png", b""))])
-    train, val = open_location(tmp_path) or []
+    train, val = parts_of(tmp_path)
     assert train.classes == val.classes == ("cat", "dog")
     assert val.labels is not None
     assert val.labels.tolist() == [1]
@@ -98,8 +103,7 @@ def test_tars_in_a_single_folder_and_in_folders_of_splits(tmp_path):
 def test_tars_beside_images_are_backups(tmp_path, capsys, images):
     write_images(tmp_path, images)
     tars(tmp_path, "train.tar val.tar")
-    parts = open_location(tmp_path)
-    assert parts is not None
+    parts = parts_of(tmp_path)
     assert all(type(part) is FolderImages for part in parts)
     assert sum(map(len, parts)) == len(images.split())
     said = " ".join(capsys.readouterr().err.split())
@@ -111,7 +115,7 @@ def test_tars_beside_images_are_backups(tmp_path, capsys, images):
 def test_parquet_goes_before_tars(tmp_path):
     in_parquet(tmp_path / "a.parquet", [Labelled("a.png", png(0), 0)])
     tars(tmp_path, "a.tar")
-    (part,) = open_location(tmp_path) or []
+    (part,) = parts_of(tmp_path)
     assert type(part) is ParquetImages
 
 
@@ -119,14 +123,14 @@ def test_folders_without_images_do_not_hide_tars(tmp_path):
     tars(tmp_path, "a.tar .hidden.tar")
     (tmp_path / "logs").mkdir()
     (tmp_path / "a.tar.idx").touch()
-    (part,) = open_location(tmp_path) or []
+    (part,) = parts_of(tmp_path)
     assert type(part) is TarImages
     assert len(part) == 1
 
 
 def test_odd_things_called_tar(tmp_path):
     write_images(tmp_path / "a.tar", "1.png")
-    (part,) = open_location(tmp_path) or []
+    (part,) = parts_of(tmp_path)
     assert type(part) is FolderImages
     (tmp_path / "shards").mkdir()
     (tmp_path / "shards" / "lost.tar").symlink_to("nowhere.tar")

@@ -7,7 +7,7 @@ from mapet.errors import DataError
 
 
 def stems(files: list[Path]) -> list[list[str]]:
-    return [[file.stem for file in group] for group in split_files(files)]
+    return [[file.stem for file in group] for group in split_files(files).values()]
 
 
 def test_files_named_after_splits():
@@ -19,7 +19,7 @@ def test_files_named_after_splits():
 
 
 def test_files_not_named_after_splits():
-    assert stems([Path(f"{name}.tar") for name in ("train-0", "training", "tester")]) == []
+    assert stems([Path(f"{name}.tar") for name in ("train-0", "contest", "tester")]) == []
     assert stems([Path("train-0.tar"), Path("train-1.tar")]) == []
     assert stems([Path("val.tar"), Path("test.tar")]) == []
 
@@ -33,7 +33,7 @@ def test_files_not_named_after_splits():
         ("valid-0", "val"),
         ("x_val", "val"),
         ("test-00000-of-00001", "test"),
-        ("trainval", None),
+        ("trainval", "train"),
         ("contest", None),
         ("validity", None),
         ("2train", None),

@@ -54,7 +54,8 @@ def test_samples_of_several_tars_in_order(tmp_path, capfd):
     assert source.classes is None
     (tmp_path / "classes.txt").write_text("cat\ndog")
     assert TarImages([first, second]).classes == ("cat", "dog")
-    assert capfd.readouterr() == ("", "")
+    out, err = capfd.readouterr()
+    assert (out, err.splitlines()) == ("", [f"{first}: 1 files in its tars are not used (x/1.mask.png)."] * 2)
 
 
 def test_what_is_no_sample_is_passed_over(tmp_path):

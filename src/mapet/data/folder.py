@@ -1,22 +1,22 @@
-"""Folders of image files: flat, one folder per class, or sorted into train/ and val/.
+"""Folders of image files: flat, or one folder per class.
 
-Class folders: every folder directly below is a class, whatever lies deeper belongs to it. Loose images beside folders: the whole
-tree is one unlabelled collection, and a line says so. Hidden files and folders are ignored, links are followed.
+Class folders: every folder directly below (or `class_depth` levels below) is a class, whatever lies deeper belongs to it. Loose
+images beside folders: the whole tree is one unlabelled collection, and a line says so. Hidden files and folders are ignored, links
+are followed. Files that might have been meant as images are counted in a line.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 
-from mapet.errors import DataError, UnreadableImageError
+from mapet.data.image_names import is_image_name, say_left_out, suffixes_in_words
+from mapet.data.labels import NAMES
+from mapet.data.tree import Walk, entries, loose_images, read_file, visible_folders
+from mapet.errors import DataError
 from mapet.runtime.progress import say
-
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
-HELD_OUT_NAMES = ("val", "validation", "test")
 
 
 class FolderImages:
@@ -26,42 +26,73 @@ class FolderImages:
         root: The folder.
         location: What the user gave, for messages; the folder itself by default.
         classes: Class names to number labels by (those of the training part); by default the class folders' sorted names.
+        class_depth: How many levels below `root` the class folders lie; a class at level 2 is called "animals/cat".
 
     Attributes:
         only_folder: The one folder that all images lay in, which was opened in place of the one around it; None without it.
 
     Raises:
-        DataError: No images, a class folder without images, or a class folder that is not among `classes`.
+        DataError: No images, a class folder without images, a class folder that is not among `classes`, or a folder that cannot
+            be read or belongs to two classes.
     """
 
-    def __init__(self, root: Path, location: str | None = None, classes: tuple[str, ...] | None = None) -> None:
+    label_kind = NAMES
+
+    def __init__(
+        self,
+        root: Path,
+        location: str | None = None,
+        classes: tuple[str, ...] | None = None,
+        class_depth: int | None = None,
+    ) -> None:
         self._root = Path(root)
         self.location = location or str(root)
         self.labels: np.ndarray | None = None
         self.classes: tuple[str, ...] | None = None
         self.only_folder: str | None = None
-        self._files = self.loose_images(self._root)
-        by_folder = {folder.name: [*_walk(folder)] for folder in visible_folders(self._root)}
-        if by_folder and not self._files:
-            self._take_classes(by_folder, classes)
+        folders, loose = entries(self._root)
+        self._files = [name for name in loose if is_image_name(name)]
+        if class_depth is not None and class_depth > 1:
+            folders = self._folders_at(class_depth)
+        labelled = bool(folders) and not self._files
+        walk = Walk()
+        below = {name: [*walk.files(self._root / name, name if labelled else "")] for name in folders}
+        by_folder = {name: [file for file in files if is_image_name(file)] for name, files in below.items()}
+        if labelled:
+            self._refuse_empty(below, by_folder)
+            self._take_classes(by_folder, classes, class_depth or 1)
         else:
             self._take_unlabelled(by_folder)
+        say_left_out(str(self._root), [*loose, *(f"{name}/{file}" for name, files in below.items() for file in files)])
 
-    @staticmethod
-    def loose_images(root: Path) -> list[str]:
-        """The names of the images directly in `root`, sorted; a link that leads nowhere counts, so that it is named when read."""
-        with os.scandir(root) as entries:
-            return sorted(entry.name for entry in entries if is_image_name(entry.name) and _is_file_or_lost(entry))
+    def _folders_at(self, depth: int) -> list[str]:
+        """Paths of the folders at a level, relative to the root; no images may lie above them."""
+        level = [""]
+        for number in range(depth):
+            listings = {name: entries(self._root / name) for name in level}
+            for name, (folders, files) in listings.items():
+                images = [file for file in files if is_image_name(file)]
+                if images or not folders:
+                    found = f"'{images[0]}' lies in it" if images else "it holds no folders"
+                    raise DataError(
+                        f"The class folders of {self._root} are to lie {depth} levels below it, and {self._root / name} lies "
+                        f"{number} levels below it: {found}. Give another --class-depth, or move the images."
+                    )
+            level = [f"{name}/{folder}".lstrip("/") for name, (folders, _) in listings.items() for folder in folders]
+        return level
 
-    def _take_classes(self, by_folder: dict[str, list[str]], classes: tuple[str, ...] | None) -> None:
+    def _refuse_empty(self, below: dict[str, list[str]], by_folder: dict[str, list[str]]) -> None:
         empty = [name for name, files in by_folder.items() if not files]
         if len(empty) == len(by_folder):
             raise self._no_images()
         if empty:
+            instead = f" but {below[empty[0]][0]}" if below[empty[0]] else ""
             raise DataError(
-                f"The class folder {self._root / empty[0]} holds no images ({len(empty)} of {len(by_folder)} class folders are "
-                f"empty). Fill it or remove it; files ending in {_suffixes()} count as images."
+                f"The class folder {self._root / empty[0]} holds no images{instead} ({len(empty)} of {len(by_folder)} class "
+                f"folders hold none). Fill it or remove it; files ending in {suffixes_in_words()} count as images."
             )
+
+    def _take_classes(self, by_folder: dict[str, list[str]], classes: tuple[str, ...] | None, depth: int) -> None:
         self.classes = classes or tuple(by_folder)
         numbers = {name: number for number, name in enumerate(self.classes)}
         if foreign := [name for name in by_folder if name not in numbers]:
@@ -71,6 +102,11 @@ class FolderImages:
             )
         self._files = [f"{name}/{file}" for name, files in by_folder.items() for file in files]
         self.labels = np.repeat([numbers[name] for name in by_folder], [len(files) for files in by_folder.values()])
+        if deeper := sorted({f"{name}/{Path(file).parent}" for name, files in by_folder.items() for file in files if "/" in file}):
+            say(
+                f"{self._root}: {len(deeper):,} deeper folders are not used as classes ({_few(deeper)}); the {len(by_folder):,} "
+                f"folders above them are. --class-depth {depth + 1} takes the folders one level deeper."
+            )
 
     def _take_unlabelled(self, by_folder: dict[str, list[str]]) -> None:
         loose = len(self._files)
@@ -84,7 +120,7 @@ class FolderImages:
             )
 
     def _no_images(self) -> DataError:
-        return DataError(f"{self._root} holds no images: nothing in it or below it ends in {_suffixes()}.")
+        return DataError(f"{self._root} holds no images: nothing in it or below it ends in {suffixes_in_words()}.")
 
     def __len__(self) -> int:
         return len(self._files)
@@ -98,57 +134,13 @@ class FolderImages:
         return str(self._root / self._files[index])
 
 
-def is_image_name(name: str) -> bool:
-    """Whether a file of that name counts as an image: by its suffix, in any case, and not hidden."""
-    return name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
+def remember_only_folder(source: FolderImages, folder: Path) -> None:
+    """Keeps the name of the one folder that `source` was opened from; images without classes alone have use for it."""
+    mixed = bool(loose_images(folder)) and bool(visible_folders(folder))
+    if source.labels is None and not mixed:
+        source.only_folder = source.only_folder or folder.name
 
 
-def read_file(path: Path) -> bytes:
-    """The content of a file; raises UnreadableImageError where it cannot be had."""
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise UnreadableImageError(f"the file cannot be opened: {error.strerror}") from error
-
-
-def holds_images(root: Path) -> bool:
-    """Whether there is any image file in `root` or below it."""
-    return bool(FolderImages.loose_images(root)) or any(True for folder in visible_folders(root) for _ in _walk(folder))
-
-
-def visible_folders(root: Path) -> list[Path]:
-    """The folders directly in `root`, sorted by name, without hidden ones."""
-    return sorted(path for path in Path(root).iterdir() if path.is_dir() and not path.name.startswith("."))
-
-
-def split_folders(root: Path) -> list[Path]:
-    """train/ and what is held out, in the order val, validation, test; empty if one of the two is missing."""
-    held_out = [root / name for name in HELD_OUT_NAMES if (root / name).is_dir()]
-    return [root / "train", *held_out] if held_out and (root / "train").is_dir() else []
-
-
-def _walk(folder: Path) -> Iterator[str]:
-    """Paths below `folder`, relative to it, sorted; a folder that links lead to twice is read once."""
-    seen = set()
-    for current, folders, files in os.walk(folder, followlinks=True):
-        real = os.path.realpath(current)
-        if real in seen:
-            folders.clear()
-            continue
-        seen.add(real)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        prefix = Path(current).relative_to(folder)
-        yield from (str(prefix / name) for name in sorted(files) if is_image_name(name))
-
-
-def _is_file_or_lost(entry: os.DirEntry[str]) -> bool:
-    """Unlike `entry.is_file`, has an answer for links in a circle."""
-    return os.path.isfile(entry.path) or (entry.is_symlink() and not os.path.exists(entry.path))  # noqa: PTH110, PTH113
-
-
-def _few(names: tuple[str, ...] | dict[str, list[str]]) -> str:
-    return ", ".join([*names][:5]) + (", ..." if len(names) > 5 else "")
-
-
-def _suffixes() -> str:
-    return " ".join(IMAGE_SUFFIXES)
+def _few(names: Iterable[str]) -> str:
+    some = [*names]
+    return ", ".join(some[:5]) + (", ..." if len(some) > 5 else "")

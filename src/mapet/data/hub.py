@@ -15,7 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mapet.data.rows import RowImages, find_columns, silent_datasets
+from mapet.data.labels import check_pairable
+from mapet.data.rows import RowImages, Table, find_columns, silent_datasets
+from mapet.data.splits import SPLIT_NAMES, TRAIN, split_named
 from mapet.errors import DataError, StorageError
 from mapet.runtime.progress import say
 
@@ -23,8 +25,6 @@ if TYPE_CHECKING:
     from datasets import Dataset, DatasetBuilder, DatasetDict
 
 PREFIX = "hf://"
-TRAIN = "train"
-HELD_OUT = ("val", "valid", "validation", "test")
 _FORM = re.compile(
     r"hf://(?:datasets/)?(?P<name>(?!datasets/)[\w.-]+/[\w.-]+)"
     r"(?:@(?P<revision>refs/convert/[\w.-]+|refs/pr/\d+|[^/@]+))?(?:/(?P<config>[\w.-]+))?/?"
@@ -58,7 +58,7 @@ class HubAddress:
         return cls(match["name"], match["revision"], match["config"])
 
 
-def open_hub(location: str) -> list[RowImages]:
+def open_hub(location: str) -> dict[str, RowImages]:
     """The splits of a data set on the Hub, fetched if the cache lacks them: training part first, then those held out.
 
     Raises:
@@ -146,7 +146,7 @@ def is_saved(folder: Path) -> bool:
     )
 
 
-def open_saved(folder: Path, location: str) -> list[RowImages]:
+def open_saved(folder: Path, location: str) -> dict[str, RowImages]:
     """The splits in a folder that `Dataset.save_to_disk` or `DatasetDict.save_to_disk` wrote.
 
     Raises:
@@ -161,22 +161,55 @@ def open_saved(folder: Path, location: str) -> list[RowImages]:
         raise DataError(
             f"{folder} looks like a folder of `save_to_disk`, but cannot be read (damaged, incomplete, or without rows): {error}"
         ) from error
-    return [_rows(saved, folder.name, location)] if isinstance(saved, Dataset) else _parts(saved, folder.name, location)
+    return {"": _rows(saved, folder.name, location)} if isinstance(saved, Dataset) else _parts(saved, folder.name, location)
 
 
-def _parts(splits: DatasetDict, title: str, location: str) -> list[RowImages]:
-    """`train` and what is held out, in the order validation, test; or the only split."""
-    names = {str(name): dataset for name, dataset in splits.items()}
-    used = [name for name in (TRAIN, *HELD_OUT) if name in names] if TRAIN in names else [*names]
-    if TRAIN not in names and len(names) != 1:
-        raise DataError(
-            f"{location} has the splits {', '.join(names) or '(none)'}, but none called '{TRAIN}'. In Python, "
-            "`datasets.load_dataset(...)[SPLIT].save_to_disk(FOLDER)` writes one of them; then give FOLDER."
-        )
-    if left := [name for name in names if name not in used]:
+def _parts(splits: DatasetDict, title: str, location: str) -> dict[str, RowImages]:
+    """The training part and what is held out, in the order validation, test, by their names; or the only split."""
+    datasets = {str(name): dataset for name, dataset in splits.items()}
+    used: dict[str, str] = {}
+    for split, known in SPLIT_NAMES.items():
+        names = [name for name in datasets if split_named(name) == split]
+        used |= dict.fromkeys(sorted(names, key=lambda name: (*known, name.lower()).index(name.lower()))[:1], split)
+    if TRAIN not in used.values():
+        if len(datasets) != 1:
+            raise DataError(
+                f"{location} has the splits {', '.join(datasets) or '(none)'}, but none called '{TRAIN}'. In Python, "
+                "`datasets.load_dataset(...)[SPLIT].save_to_disk(FOLDER)` writes one of them; then give FOLDER."
+            )
+        used = dict.fromkeys(datasets, "")
+    if left := [name for name in datasets if name not in used]:
         say(f"{location}: used are {', '.join(used)}; left out: {', '.join(left)}.")
-    return [_rows(names[name], f"{title} {name}", location) for name in used]
+    parts: dict[str, RowImages] = {}
+    for name in used:
+        train = next(iter(parts.values()), None)
+        parts[name] = _rows(datasets[name], f"{title} {name}", location, train.classes if train else None)
+        check_pairable(train or parts[name], parts[name])
+    return parts
 
 
-def _rows(dataset: Dataset, title: str, location: str) -> RowImages:
-    return RowImages(dataset, find_columns(dataset.features.arrow_schema, title), title, location, follow_paths=True)
+def _rows(dataset: Dataset, title: str, location: str, classes: tuple[str, ...] | None = None) -> RowImages:
+    _refuse_other_features(dataset, title)
+    return RowImages([Table(dataset, find_columns(dataset.features.arrow_schema, title), title, None)], location, classes=classes)
+
+
+def _refuse_other_features(dataset: Dataset, title: str) -> None:
+    """Refuses Arrow files whose own class names are not those of the whole, which `datasets` does not compare."""
+    import pyarrow
+    from datasets import ClassLabel, Features
+
+    def names(features: Features) -> dict[str, list[str]]:
+        return {name: feature.names for name, feature in features.items() if isinstance(feature, ClassLabel)}
+
+    for file in dataset.cache_files:
+        try:
+            with pyarrow.memory_map(file["filename"]) as mapped:
+                own = names(Features.from_arrow_schema(pyarrow.ipc.open_stream(mapped).schema))
+        except (pyarrow.ArrowException, OSError, ValueError, TypeError, KeyError) as error:
+            raise DataError(f"{file['filename']} of {title} cannot be read: {error}. Save the data set anew.") from error
+        whole = names(dataset.features)
+        if differ := [name for name in own if name in whole and own[name] != whole[name]]:
+            raise DataError(
+                f"{file['filename']} names the classes of '{differ[0]}' otherwise than the rest of {title} does. "
+                "Save the data set anew."
+            )

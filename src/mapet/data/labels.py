@@ -1,10 +1,15 @@
-"""Class numbers and class names, which every source with labels of its own finds and checks in the same way."""
+"""Class numbers and class names, which every source with labels of its own finds and checks in the same way.
+
+Labels are paired by name. Numbers are taken as they are only where no names are known.
+"""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -12,49 +17,149 @@ from mapet.errors import DataError
 
 LISTINGS = ("labels.txt", "classes.txt")
 UNKNOWN = -1
+# What the labels of a source are in its files: class numbers, class names, or numbers whose names are known.
+NUMBERS, NAMES, NAMED_NUMBERS = "numbers", "names", "named numbers"
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Labels as they were found.
+
+    Args:
+        numbers: (n,) int64, `UNKNOWN` where there is none.
+        names: Of the numbers, where they are known.
+        kind: `NUMBERS`, `NAMES` or `NAMED_NUMBERS`.
+    """
+
+    numbers: np.ndarray
+    names: tuple[str, ...] | None
+    kind: str
 
 
 def listed_classes(folder: Path) -> tuple[str, ...] | None:
-    """The class names in labels.txt or classes.txt in `folder`, line n = class n; None without such a file."""
+    """The class names in labels.txt or classes.txt in `folder`, line n = class n; None without such a file.
+
+    Raises:
+        DataError: The file is not UTF-8, or a line is empty.
+    """
     listing = next((folder / name for name in LISTINGS if (folder / name).is_file()), None)
-    if listing is None:
-        return None
+    return None if listing is None else tuple(listed_names(listing)) or None
+
+
+def listed_names(listing: Path) -> list[str]:
+    """The lines of a text file, line n for the number n; empty lines at its end do not count.
+
+    Raises:
+        DataError: The file cannot be read as UTF-8, or has an empty line between others.
+    """
     try:
-        lines = listing.read_text(encoding="utf-8").splitlines()
+        text = listing.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(f"{listing} holds class names in another encoding than UTF-8. Save it as UTF-8, or remove it.") from error
-    return tuple(" ".join(line.split()) for line in lines if line.strip()) or None
+    except OSError as error:
+        raise DataError(f"{listing} cannot be read: {error.strerror}.") from error
+    lines = [" ".join(line.split()) for line in text.rstrip().split("\n")] if text.strip() else []
+    if "" in lines:
+        raise DataError(
+            f"Line {lines.index('') + 1} of {listing} is empty, and line n names the class n - 1. Name the class, or remove the "
+            "line."
+        )
+    return lines
 
 
-def number_labels(
-    texts: Sequence[str], classes: tuple[str, ...] | None, describe: Callable[[int], str]
-) -> tuple[np.ndarray | None, tuple[str, ...] | None]:
-    """Numbers for labels that were read as text.
+def labels_of_texts(texts: Sequence[str], names: tuple[str, ...] | None, describe: Callable[[int], str]) -> Labels:
+    """Labels that were read as text.
 
     Args:
         texts: Of every image: a class number, or a class name; "" where there is none.
-        classes: Class names to number by; where it is None and `texts` are names, their sorted names are the classes.
+        names: Class names in the order of their numbers, such as those of labels.txt; without them the sorted texts are the names.
+        describe: What to call an image in a message.
+
+    Raises:
+        DataError: A name that is not among `names`.
+    """
+    distinct = sorted({*texts} - {""})
+    if all(re.fullmatch(r"-?\d{1,18}", text, re.ASCII) for text in distinct):
+        numbers, kind = {text: int(text) for text in distinct}, NAMED_NUMBERS if names else NUMBERS
+    else:
+        kind, names = NAMED_NUMBERS if names else NAMES, names or tuple(distinct)
+        numbers = {name: number for number, name in enumerate(names)}
+        if foreign := [text for text in distinct if text not in numbers]:
+            raise _foreign(describe(texts.index(foreign[0])), foreign[0], names)
+    return Labels(np.fromiter((numbers.get(text, UNKNOWN) for text in texts), np.int64, len(texts)), names, kind)
+
+
+def joined_labels(parts: Sequence[Labels], titles: Sequence[str]) -> Labels:
+    """The labels of several files of one collection, numbered by the names of all.
+
+    Raises:
+        DataError: Only some files name their classes.
+    """
+    first = parts[0]
+    if other := next(
+        (title for part, title in zip(parts, titles, strict=True) if (part.names is None) != (first.names is None)), None
+    ):
+        raise DataError(
+            f"Only one of {titles[0]} and {other} names the classes of its labels, so that the numbers in them cannot be paired. "
+            "Write both with the same column types, or put the names in labels.txt beside them."
+        )
+    if all(part.names == first.names for part in parts):
+        return Labels(np.concatenate([part.numbers for part in parts]), first.names, first.kind)
+    names = [name for part in parts for name in part.names or ()]
+    is_sorted = all([*(part.names or ())] == sorted(part.names or ()) for part in parts)
+    union = tuple(sorted({*names}) if is_sorted else dict.fromkeys(names))
+    renumbered = [
+        renumber(part.numbers, part.names, union, lambda row, title=title: f"{title} row {row}")
+        for part, title in zip(parts, titles, strict=True)
+    ]
+    return Labels(np.concatenate(renumbered), union, NAMES if NAMES in {part.kind for part in parts} else NAMED_NUMBERS)
+
+
+def renumber(
+    numbers: np.ndarray, names: tuple[str, ...] | None, classes: tuple[str, ...] | None, describe: Callable[[int], str]
+) -> np.ndarray:
+    """`numbers` of `names` as numbers of `classes`, paired by name; as they are where one of the two has no names.
+
+    Raises:
+        DataError: An image is of a class that `classes` lacks, or names that differ occur twice.
+    """
+    if names is None or classes is None or names == classes:
+        return numbers
+    for some in (names, classes):
+        if len({*some}) < len(some):
+            twice = next(name for name in some if some.count(name) > 1)
+            raise DataError(f"The class name '{twice}' occurs twice, so that {describe(0)} and others cannot be paired by name.")
+    if len(large := np.flatnonzero(numbers >= len(names))):
+        raise _misfit(describe(int(large[0])), int(numbers[large[0]]), names)
+    found = {name: number for number, name in enumerate(classes)}
+    table = np.array([found.get(name, UNKNOWN) for name in names], np.int64)
+    known, result = numbers >= 0, numbers.copy()
+    result[known] = table[numbers[known]]
+    if len(lost := np.flatnonzero(known & (result == UNKNOWN))):
+        raise _foreign(describe(int(lost[0])), names[int(numbers[lost[0]])], classes)
+    return result
+
+
+def number_labels(
+    labels: Labels, classes: tuple[str, ...] | None, describe: Callable[[int], str]
+) -> tuple[np.ndarray | None, tuple[str, ...] | None]:
+    """Class numbers and class names of a source.
+
+    Args:
+        labels: As they were found.
+        classes: The names of the training images' classes, if this is another part of them; by default the labels' own.
         describe: What to call an image in a message.
 
     Returns:
-        (n,) int64 class numbers and the class names; as in `checked_labels`, None for the numbers where all are unknown.
+        (n,) int64 class numbers, None where all are unknown, and the class names.
 
     Raises:
-        DataError: Some images have no label, or one that is not among the classes.
+        DataError: Some images have no label, or one that does not fit.
     """
-    distinct = sorted(set(texts) - {""})
-    if all(re.fullmatch(r"-?\d{1,18}", text, re.ASCII) for text in distinct):
-        numbers = {text: int(text) for text in distinct}
-    else:
-        classes = classes or tuple(distinct)
-        numbers = {name: number for number, name in enumerate(classes)}
-        if foreign := [text for text in distinct if text not in numbers]:
-            raise DataError(
-                f"{describe(texts.index(foreign[0]))} is labelled '{foreign[0]}', which is none of the {len(classes)} classes "
-                f"known ({', '.join(classes[:5])}{', ...' if len(classes) > 5 else ''}). Correct the label, or the list of classes."
-            )
-    labels = np.fromiter((numbers.get(text, UNKNOWN) for text in texts), np.int64, len(texts))
-    return checked_labels(labels, classes, describe), classes
+    checked = checked_labels(labels.numbers, labels.names or classes, describe)
+    if checked is None:
+        return None, None
+    return renumber(checked, labels.names, classes, describe), classes or labels.names
 
 
 def checked_labels(labels: np.ndarray, classes: tuple[str, ...] | None, describe: Callable[[int], str]) -> np.ndarray | None:
@@ -67,7 +172,32 @@ def checked_labels(labels: np.ndarray, classes: tuple[str, ...] | None, describe
         return None
     wrong = np.flatnonzero((labels < 0) | (labels >= len(classes) if classes else False))
     if len(wrong):
-        limit = f"0 to {len(classes) - 1}, as there are {len(classes)} class names" if classes else "0 or more"
-        found = "no label (-1)" if labels[wrong[0]] == UNKNOWN else f"the label {labels[wrong[0]]}"
-        raise DataError(f"{describe(int(wrong[0]))} has {found}; allowed: {limit}. Label all images so, or none.")
+        raise _misfit(describe(int(wrong[0])), int(labels[wrong[0]]), classes)
     return labels
+
+
+def check_pairable(train: Any, part: Any) -> None:
+    """Refuses two parts of which one has class numbers alone and the other class names that no numbers belong to.
+
+    Raises:
+        DataError: Names both.
+    """
+    kinds = [getattr(source, "label_kind", None) if source.labels is not None else None for source in (train, part)]
+    if {*kinds} == {NUMBERS, NAMES}:
+        raise DataError(
+            f"The labels of {train.describe(0)} are class {kinds[0]}, those of {part.describe(0)} are class {kinds[1]}: which "
+            "number is which class is not known. Put the class names, one a line, in labels.txt beside the numbers."
+        )
+
+
+def _misfit(image: str, number: int, classes: tuple[str, ...] | None) -> DataError:
+    limit = f"0 to {len(classes) - 1}, as there are {len(classes)} class names" if classes else "0 or more"
+    found = "no label (-1)" if number == UNKNOWN else f"the label {number}"
+    return DataError(f"{image} has {found}; allowed: {limit}. Label all images so, or none.")
+
+
+def _foreign(image: str, name: str, classes: tuple[str, ...]) -> DataError:
+    return DataError(
+        f"{image} is labelled '{name}', which is none of the {len(classes)} classes known ({', '.join(classes[:5])}"
+        f"{', ...' if len(classes) > 5 else ''}). Correct the label, or the list of classes."
+    )

@@ -1,21 +1,25 @@
-"""A CSV file that lists images: a column `path`, `file` or `image`, and if wanted `label` (class numbers, or class names).
+"""A CSV file that lists images: a column `path`, `file` or `image`, and perhaps `label` (class numbers or names) and `split`.
 
-Paths are relative to the CSV file. Numbered classes have their names from labels.txt or classes.txt beside it.
+Paths are relative to the CSV file. Numbered classes have their names from labels.txt or classes.txt beside it. Names of columns
+count in any case.
 """
 
 from __future__ import annotations
 
+import copy
 import csv
+import io
 from pathlib import Path
 
 import numpy as np
 
-from mapet.data.folder import read_file
-from mapet.data.labels import listed_classes, number_labels
+from mapet.data.labels import labels_of_texts, listed_classes, number_labels
+from mapet.data.tree import MOST_BYTES, read_file
 from mapet.errors import DataError
+from mapet.runtime.regular import read_regular
 
 PATH_COLUMNS = ("path", "file", "image")
-LABEL_COLUMN = "label"
+LABEL_COLUMN, SPLIT_COLUMN = "label", "split"
 
 
 class ListedImages:
@@ -26,8 +30,11 @@ class ListedImages:
         location: What the user gave, for messages; the file by default.
         classes: Names to number labels by, such as those of the training images; by default those of labels.txt, or its own.
 
+    Attributes:
+        splits: What the column `split` holds, row by row; [] without such a column.
+
     Raises:
-        DataError: No readable CSV, no column of paths, a row without a path, or labels that do not fit.
+        DataError: No readable CSV, no column of paths, a row without a path or with too many cells, or labels that do not fit.
     """
 
     def __init__(self, listing: Path, location: str | None = None, classes: tuple[str, ...] | None = None) -> None:
@@ -44,10 +51,14 @@ class ListedImages:
         if "" in self._files or not self._files:
             row = f"row {self._files.index('') + 1} has no {path}" if self._files else "it has no rows"
             raise DataError(f"{listing} must name an image file in every row below the first line; {row}.")
-        self.classes = classes or listed_classes(self._folder) if LABEL_COLUMN in columns else None
+        self.splits = columns.get(SPLIT_COLUMN, [])
+        self.classes: tuple[str, ...] | None = None
         self.labels: np.ndarray | None = None
+        self.label_kind = ""
         if LABEL_COLUMN in columns:
-            self.labels, self.classes = number_labels(columns[LABEL_COLUMN], self.classes, self.describe)
+            labels = labels_of_texts(columns[LABEL_COLUMN], listed_classes(self._folder), self.describe)
+            self.labels, self.classes = number_labels(labels, classes, self.describe)
+            self.label_kind = labels.kind
 
     def __len__(self) -> int:
         return len(self._files)
@@ -60,14 +71,32 @@ class ListedImages:
         """The file's path."""
         return str(self._folder / self._files[index])
 
+    def only(self, rows: np.ndarray) -> ListedImages:
+        """Some of the rows."""
+        part = copy.copy(self)
+        part._files = [self._files[row] for row in rows]
+        part.labels = None if self.labels is None else self.labels[rows]
+        part.splits = []
+        return part
+
 
 def _read_columns(listing: Path) -> dict[str, list[str]]:
-    """Every column by its name, without blanks around; cells that a short row lacks are ""."""
+    """Every column by its name in small letters, without blanks around; cells that a short row lacks are ""."""
     try:
-        with listing.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file, restval="")
-            names = [*(reader.fieldnames or ())]
-            rows = [*reader]
+        text = read_regular(listing, MOST_BYTES).decode("utf-8-sig")
+        reader = csv.DictReader(io.StringIO(text, newline=""), restval="")
+        names = [name.strip() for name in reader.fieldnames or ()]
+        reader.fieldnames = [name.lower() for name in names]
+        rows = [*reader]
     except (csv.Error, UnicodeDecodeError, OSError) as error:
         raise DataError(f"{listing} cannot be read as CSV in UTF-8: {error}. Save it as comma-separated UTF-8 text.") from error
-    return {name.strip(): [row[name].strip() for row in rows] for name in names}
+    columns = [name.lower() for name in names]
+    if twice := next((name for name in columns if name and columns.count(name) > 1), None):
+        raise DataError(f"{listing} has two columns called '{twice}'. Rename one of them.")
+    if long := next((number for number, row in enumerate(rows, 1) if None in row), None):
+        extra = rows[long - 1][None]  # pyright: ignore[reportArgumentType]
+        raise DataError(
+            f"Row {long} of {listing} has {len(columns) + len(extra)} cells, and the first line names {len(columns)} columns. Put "
+            "cells that hold commas in double quotes."
+        )
+    return {name: [row[name].strip() for row in rows] for name in columns}

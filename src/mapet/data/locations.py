@@ -6,14 +6,18 @@ import re
 from collections.abc import Sequence
 from glob import glob, has_magic
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from mapet.data.folder import FolderImages, holds_images, split_folders, visible_folders
+from mapet.data.address import DataAddress
+from mapet.data.folder import FolderImages, remember_only_folder
 from mapet.data.hub import PREFIX, is_saved, open_hub, open_saved
+from mapet.data.image_names import is_image_name
+from mapet.data.labels import check_pairable
 from mapet.data.listing import ListedImages
 from mapet.data.named_sets import is_named_set, open_named
 from mapet.data.parquet import ParquetImages
-from mapet.data.splits import split_files
+from mapet.data.splits import HELD_OUT, TRAIN, by_split, split_files, split_named, split_rows
+from mapet.data.tree import entries, holds_images, loose_images, visible_folders
 from mapet.data.webdataset import TAR_SUFFIXES, TarImages
 from mapet.errors import DataError
 from mapet.runtime.progress import say
@@ -23,29 +27,35 @@ if TYPE_CHECKING:
 
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
+# With more folders, they are taken for class folders without a glance at what they hold.
+_MOST_FOLDERS = 20
+# The parts of a collection by their names, the training part first; one part called "" where it is not split.
+Parts = dict[str, "ImageSource"]
 
 
-def open_location(location: str | Path) -> list[ImageSource] | None:
-    """The splits at `location`: training part first, best held-out part second, or one part if it is not split.
+def open_location(location: str | Path) -> Parts | None:
+    """The splits at `location`.
 
     Returns:
-        The splits; None if nothing is there.
+        The splits by name: training part first, best held-out part second; one part if it is not split; None if nothing is there.
 
     Raises:
         DataError: What is there cannot be used, or only some of the files of a pattern are there.
     """
-    name, path = str(location), Path(location)
+    address = DataAddress.parse(location)
+    name, path = address.place, Path(address.place)
+    if address.class_depth is not None and not path.is_dir():
+        raise DataError(f"--class-depth is about folders of images, and {name} is no folder. Leave it out.")
     if is_named_set(name):
-        return [*open_named(name)]
+        return dict(zip((TRAIN, "test"), open_named(name), strict=True))
     if name.startswith(PREFIX):
-        return [*open_hub(name)]
+        return dict[str, "ImageSource"](open_hub(name))
     if path.is_dir():
-        return _open_parts(path, name)
+        return _open_parts(path, address)
     files = [path] if path.exists() else matching_files(name)
     if not files:
         return None
-    groups = split_files(files) or [files]
-    return _open_groups(groups, name)
+    return _open_groups(groups, address) if (groups := split_files(files)) else _by_column(_open_files(files, address))
 
 
 def matching_files(pattern: str) -> list[Path]:
@@ -80,75 +90,182 @@ def _choices(inside: str) -> list[str]:
     return inside.split(",")
 
 
-def _open_groups(groups: Sequence[Sequence[Path]], location: str) -> list[ImageSource]:
-    train = _open_files(groups[0], location)
-    return [train, *(_open_files(files, location, train.classes) for files in groups[1:])]
+def _open_groups(groups: dict[str, list[Path]], address: DataAddress) -> Parts:
+    """Files that are named after splits, by split."""
+    parts: Parts = {}
+    for split, files in groups.items():
+        parts[split] = _fitting(parts, lambda classes, files=files: _open_files(files, address, classes))
+        _by_column(parts[split], split)
+    return parts
 
 
-def _open_files(files: Sequence[Path], location: str, classes: tuple[str, ...] | None = None) -> ImageSource:
+def _fitting(parts: Parts, open_part: Any) -> ImageSource:
+    """The next part, whose labels are numbered by the names of the first."""
+    train = next(iter(parts.values()), None)
+    part = open_part(train.classes if train else None)
+    check_pairable(train or part, part)
+    return part
+
+
+def _by_column(source: ImageSource, split: str = "") -> Parts:
+    """The parts that a column `split` makes of a source, which may be a part of its own already."""
+    rows = split_rows(getattr(source, "splits", []), source.describe)
+    if len(rows) < 2:
+        return {split: source}
+    if split:
+        raise DataError(
+            f"{source.describe(0)} belongs to '{split}' by the name of its file, and the column 'split' names "
+            f"{' and '.join(rows)}. Remove the column, or give one file."
+        )
+    return {name: source.only(numbers) for name, numbers in rows.items()}  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def _open_files(files: Sequence[Path], address: DataAddress, classes: tuple[str, ...] | None = None) -> ImageSource:
     """Files of one kind."""
+    location = str(address)
     if all(_is_tar(file) for file in files):
         return TarImages(files, location, classes)
     if all(file.suffix.lower() == ".parquet" for file in files):
-        return ParquetImages(files, location)
+        return ParquetImages(files, location, classes)
     if len(files) == 1 and files[0].suffix.lower() == ".csv":
         return ListedImages(files[0], location, classes)
     what = "is a single file" if len(files) == 1 else f"and the other {len(files) - 1} files are not all tars or all Parquet"
     raise DataError(f"{files[0]} {what}. Give the folder that holds the images, .tar or .parquet files, or one .csv file.")
 
 
-def _open_parts(path: Path, location: str) -> list[ImageSource]:
+def _open_parts(path: Path, address: DataAddress) -> Parts:
     """The splits in a folder."""
     if is_saved(path):
-        return [*open_saved(path, location)]
-    if groups := split_files(_packed(path)):
-        return _open_groups(groups, location)
-    if folders := split_folders(path):
-        train = _open_whole(folders[0], location)
-        return [train, *(_open_whole(folder, location, train.classes) for folder in folders[1:])]
-    if (only := _only_folder(path)) is not None:
-        return [_remember(only, part) for part in _open_parts(only, location)]
-    return [_open_whole(path, location)]
+        saved: Parts = dict[str, "ImageSource"](open_saved(path, str(address)))
+        return _by_column(saved[""]) if [*saved] == [""] else saved
+    packed = _packed(path)
+    if groups := split_files(packed):
+        return _open_groups(groups, address)
+    if folders := _split_folders(path, classes_allowed=bool(packed) or address.class_depth is not None):
+        parts: Parts = {}
+        for folder in folders:
+            parts[folder.name] = _fitting(parts, lambda classes, folder=folder: _open_whole(folder, address, classes))
+        return parts
+    if packed:
+        return _by_column(_open_files(packed, address))
+    if (only := _only_folder(path, address.class_depth) or _folder_of_packed(path)) is not None:
+        return {name: _remember(only, part) for name, part in _open_parts(only, address).items()}
+    return {"": _open_whole(path, address)}
 
 
-def _open_whole(path: Path, location: str, classes: tuple[str, ...] | None = None) -> ImageSource:
+def _open_whole(path: Path, address: DataAddress, classes: tuple[str, ...] | None = None) -> ImageSource:
     """Everything in a folder as one source."""
     if files := _packed(path):
-        return _open_files(files, location, classes)
-    only = _only_folder(path)
+        return _open_files(files, address, classes)
+    only = _only_folder(path, address.class_depth)
     if only is not None and only.name not in (classes or ()):
-        return _remember(only, _open_whole(only, location, classes))
+        return _remember(only, _open_whole(only, address, classes))
     if tars := _tars(path):
         say(f"{path} holds images and tars: the images are taken. Give {tars[0].name} or a pattern to take tars.")
-    return FolderImages(path, location, classes)
+    return FolderImages(path, str(address), classes, address.class_depth)
+
+
+def _split_folders(path: Path, classes_allowed: bool) -> list[Path]:
+    """The folders in `path` that are splits, training part first; empty where its folders are classes, or there is only one.
+
+    A folder called train beside cat and plane is a class, unless it holds folders of images, or a held-out part lies beside it.
+
+    Args:
+        path: The folder.
+        classes_allowed: Whether folders are no splits in doubt; else doubts are errors.
+
+    Raises:
+        DataError: It is not clear what they are.
+    """
+    names, files = entries(path)
+    splits = by_split(names, str(path))
+    if not splits or len(names) == 1:
+        return []
+    others = [name for name in names if name not in splits.values() and _holds_anything(path / name)]
+    if (TRAIN in splits and len(splits) > 1) or ([*splits] == [TRAIN] and not others):
+        if others:
+            say(f"{path}: {', '.join(splits.values())} are taken as splits; left out: {', '.join(others)}.")
+        return [path / name for name in splits.values()]
+    if classes_allowed or any(is_image_name(name) for name in files):
+        return []
+    folders = " and ".join(f"{name}/" for name in splits.values())
+    if not others:
+        alone = path / next(iter(splits.values()))
+        raise DataError(f"{path} holds {folders} and no training part. Give {alone} to use that part alone, or add train/.")
+    if any(not loose_images(path / name) and holds_images(path / name) for name in splits.values()):
+        raise DataError(
+            f"{path} holds {folders} with folders of images in it, as a split has, beside {', '.join(others[:3])}. Give {folders} "
+            "alone, name what belongs to it train/ or val/, or give --class-depth 1 if all of them are classes."
+        )
+    say(f"{path}: {folders} counts as a class, like {', '.join(others[:3])}.")
+    return []
+
+
+def _holds_anything(folder: Path) -> bool:
+    return holds_images(folder) or bool(_packed(folder))
+
+
+def _folder_of_packed(path: Path) -> Path | None:
+    """The one folder in `path` that holds Parquet files or tars, as data/ does beside assets/.
+
+    Raises:
+        DataError: Several do, or images lie in the other folders.
+    """
+    folders = visible_folders(path)
+    if loose_images(path) or len(folders) > _MOST_FOLDERS:
+        return None
+    packed = [folder for folder in folders if _holds_packed(folder)]
+    images = [folder.name for folder in folders if folder not in packed and holds_images(folder)]
+    if len(packed) > 1 or (packed and len(images) > 1):
+        found = [folder.name for folder in packed[1:]] or images
+        raise DataError(
+            f"{path} holds Parquet files or tars in {packed[0].name}/, and more in {', '.join(f'{name}/' for name in found[:3])}. "
+            f"Give one of them, such as {packed[0]}."
+        )
+    if packed and images:
+        say(f"{path}: {packed[0].name}/ holds Parquet files or tars and is taken; left out: {images[0]}/ with images.")
+    return packed[0] if packed else None
+
+
+def _holds_packed(folder: Path) -> bool:
+    """Whether a folder, or a split in it, holds Parquet files, tars or what `save_to_disk` wrote."""
+    splits = [inner for inner in visible_folders(folder) if split_named(inner.name)]
+    return is_saved(folder) or bool(_packed(folder)) or any(_packed(inner) for inner in splits)
 
 
 def _remember(only: Path, source: ImageSource) -> ImageSource:
-    """`source`, of the one folder that stands for the one around it; images without classes keep its name."""
-    mixed = bool(FolderImages.loose_images(only)) and bool(visible_folders(only))
-    if isinstance(source, FolderImages) and source.labels is None and not mixed:
-        source.only_folder = source.only_folder or only.name
+    """`source`, of the one folder that stands for the one around it; images without classes keep its name if it is no split's."""
+    if isinstance(source, FolderImages) and split_named(only.name) is None:
+        remember_only_folder(source, only)
     return source
 
 
 def _packed(path: Path) -> list[Path]:
     """The Parquet files in a folder, or else its tars; none that lie beside images, as these are backups, or what was unpacked."""
-    if files := sorted(path.glob("*.parquet")):
+    if files := [path / name for name in entries(path)[1] if name.lower().endswith(".parquet")]:
         return files
     tars = _tars(path)
     return [] if tars and holds_images(path) else tars
 
 
 def _tars(path: Path) -> list[Path]:
-    return sorted(file for file in path.iterdir() if _is_tar(file) and not file.is_dir())
+    return [path / name for name in entries(path)[1] if _is_tar(path / name)]
 
 
 def _is_tar(file: Path) -> bool:
     return file.name.lower().endswith(TAR_SUFFIXES) and not file.name.startswith(".")
 
 
-def _only_folder(path: Path) -> Path | None:
-    """The single folder in `path` if there is nothing else to use: it stands for `path`, as one class would say nothing."""
+def _only_folder(path: Path, class_depth: int | None = None) -> Path | None:
+    """The single folder in `path` if there is nothing else to use: it stands for `path`, as one class would say nothing.
+
+    Where the user gives the depth of class folders, only a folder with splits in it does.
+    """
     folders = visible_folders(path)
-    alone = len(folders) == 1 and not FolderImages.loose_images(path) and not _packed(path)
-    return folders[0] if alone else None
+    if len(folders) != 1 or loose_images(path) or _packed(path):
+        return None
+    (only,) = folders
+    if (split := split_named(only.name)) in HELD_OUT:
+        say(f"{path} holds {only.name}/ and no other part: taken as the whole collection.")
+    splits = by_split(entries(only)[0], str(only))
+    return only if class_depth is None or split is not None or len(splits) > 1 else None

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from mapet.data.folder import read_file
+from mapet.data.tree import read_file
 from mapet.errors import DataError, StorageError, nearest
 from mapet.runtime.progress import say
 

@@ -1,24 +1,41 @@
-"""Parquet files with one encoded image per row, read through Hugging Face `datasets`; for the columns see `rows`.
+"""Parquet files with one encoded image per row; for the columns see `rows`.
 
-Class names come from the Hub's own metadata, or from labels.txt or classes.txt beside the files (line n = class n).
+A row of a Parquet file is not read from its place: its whole row group would have to be unpacked. So every file is unpacked once,
+into an Arrow file in the cache of `datasets`, which is mapped into memory. The Arrow file is named after the SHA-256 of the Parquet
+file's bytes. That hash is kept too, and believed for the same inode with the same size and times: among them the time at which an
+inode was changed (ctime), which programs cannot set, unlike the time that files show.
+
+Class names come from the Hub's own metadata in every file, or from labels.txt or classes.txt beside the files (line n = class n).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import accumulate
+import hashlib
+import os
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from mapet.data.labels import listed_classes
-from mapet.data.rows import RowImages, find_columns, silent_datasets
+from mapet.data.rows import Columns, RowImages, Table, find_columns
 from mapet.errors import DataError, StorageError
+from mapet.runtime.files import atomic_file
+from mapet.runtime.progress import ProgressBar, progress
+from mapet.runtime.regular import open_regular
 
 if TYPE_CHECKING:
     import pyarrow
     from datasets import Dataset
+    from pyarrow.parquet import ParquetFile
+
+_VERSION = 1
+_BATCH_ROWS = 128
+_MIB, _CHUNK = 2**20, 2**22
+_SILENT_SECONDS, _HASHING_THREADS = 2.0, 8
+# A file that changed so lately might change again within the resolution of the clock.
+_SETTLED_SECONDS = 2.0
 
 
 class ParquetImages(RowImages):
@@ -27,58 +44,113 @@ class ParquetImages(RowImages):
     Args:
         files: Paths, in the order of the rows.
         location: What the user gave, for messages; the first file by default.
+        classes: Class names to number labels by, such as those of the training images.
 
     Raises:
         DataError: A damaged or empty file, no image column, or labels that do not fit.
+        StorageError: There is no room to unpack them.
     """
 
-    def __init__(self, files: Sequence[Path], location: str | None = None) -> None:
-        self._files = [Path(file) for file in files]
-        schema, rows = _inspect(self._files)
-        self._ends = np.array(list(accumulate(rows)))
-        first = self._files[0]
-        columns = find_columns(schema, str(first))
-        dataset = _load(self._files, columns.present)
-        super().__init__(dataset, columns, first.name, location or str(first), listed_classes(first.parent))
-
-    def _place(self, index: int) -> str:
-        """File, and row within the file counted from 0."""
-        file = int(np.searchsorted(self._ends, index, side="right"))
-        row = index - (int(self._ends[file - 1]) if file else 0)
-        return f"{self._files[file].name} row {row}"
+    def __init__(self, files: Sequence[Path], location: str | None = None, classes: tuple[str, ...] | None = None) -> None:
+        paths = [Path(file) for file in files]
+        columns = {path: found for path in paths if (found := _columns(path)) is not None}
+        if not columns:
+            raise DataError(f"{paths[0]} holds no rows.")
+        unpacked = _unpack([*columns], [*columns.values()])
+        tables = [Table(rows, columns[path], path.name, path.parent) for path, rows in zip(columns, unpacked, strict=True)]
+        super().__init__(tables, location or str(paths[0]), listed_classes(paths[0].parent), classes)
 
 
-def _inspect(files: Sequence[Path]) -> tuple[pyarrow.Schema, list[int]]:
-    """The first file's columns and every file's row count."""
+def _columns(path: Path) -> Columns | None:
+    """The columns of a file that are used; None for a file without rows."""
+    with _readable(path) as file:
+        return find_columns(file.schema_arrow, str(path)) if file.metadata.num_rows else None
+
+
+def _readable(path: Path) -> ParquetFile:
     import pyarrow
-    from pyarrow import parquet
+    from pyarrow.parquet import ParquetFile
 
-    footers = []
-    for file in files:
-        try:
-            footers.append(parquet.read_metadata(file))
-        except (pyarrow.ArrowException, OSError) as error:
-            raise DataError(f"{file} is no readable Parquet file (damaged, or cut short): {error}") from error
-    rows = [footer.num_rows for footer in footers]
-    if not sum(rows):
-        raise DataError(f"{files[0]} holds no rows.")
-    return footers[0].schema.to_arrow_schema(), rows
+    try:
+        open_regular(path).close()
+        return ParquetFile(path)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise DataError(f"{path} is no readable Parquet file (damaged, or cut short): {error}") from error
 
 
-def _load(files: Sequence[Path], columns: list[str]) -> Dataset:
+def _unpack(files: Sequence[Path], columns: Sequence[Columns]) -> list[Dataset]:
+    """The rows of `files`, from the cache where it holds what is in them."""
     from datasets import Dataset, config
-    from datasets.exceptions import DatasetGenerationError
 
-    with silent_datasets():
-        try:
-            loaded = Dataset.from_parquet([str(file) for file in files], columns=columns)
-        except DatasetGenerationError as error:
-            reason = error.__cause__ or error
-            raise DataError(f"The Parquet files of {files[0].parent} cannot be read together: {reason}") from error
-        except OSError as error:
-            raise StorageError(
-                f"Cannot unpack {files[0]} into the cache {config.HF_DATASETS_CACHE}: {error.strerror or error}. Make room there, "
-                "or set HF_DATASETS_CACHE to another folder."
-            ) from error
-    assert isinstance(loaded, Dataset)
-    return loaded
+    cache = Path(config.HF_DATASETS_CACHE) / "mapet-parquet"
+    try:
+        targets = [
+            cache / f"{digest}-{hashlib.sha256(repr((_VERSION, of_file.present)).encode()).hexdigest()[:8]}.arrow"
+            for digest, of_file in zip(_digests(files, cache), columns, strict=True)
+        ]
+        with progress("Unpacking Parquet files", len(files), after=_SILENT_SECONDS) as bar:
+            for file, of_file, target in zip(files, columns, targets, strict=True):
+                if not target.is_file():
+                    _write_arrow(file, of_file.present, target)
+                bar.advance()
+    except StorageError as error:
+        reason = getattr(error.__cause__, "strerror", None) or error
+        raise StorageError(
+            f"Cannot unpack {files[0]} into the cache {config.HF_DATASETS_CACHE}: {reason}. Make room there, or set "
+            "HF_DATASETS_CACHE to another folder."
+        ) from error
+    return [Dataset.from_file(str(target)) for target in targets]
+
+
+def _write_arrow(path: Path, columns: list[str], target: Path) -> None:
+    import pyarrow
+
+    file = _readable(path)
+    schema = pyarrow.schema([file.schema_arrow.field(name) for name in columns])  # without metadata: those were read already
+    with (
+        file,
+        atomic_file(target) as partial,
+        pyarrow.OSFile(str(partial), "wb") as sink,
+        pyarrow.ipc.new_stream(sink, schema) as arrow,
+    ):
+        for batch in _batches(file, path, columns):
+            arrow.write_batch(batch.select(columns).cast(schema))
+
+
+def _batches(file: ParquetFile, path: Path, columns: list[str]) -> Iterator[pyarrow.RecordBatch]:
+    import pyarrow
+
+    try:
+        yield from file.iter_batches(_BATCH_ROWS, columns=columns)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise DataError(f"{path} is no readable Parquet file (damaged inside): {error}") from error
+
+
+def _digests(files: Sequence[Path], cache: Path) -> list[str]:
+    """The SHA-256 of every file, in hex."""
+    with (
+        progress("Reading Parquet files (MiB)", sum(file.stat().st_size // _MIB for file in files), after=_SILENT_SECONDS) as bar,
+        ThreadPoolExecutor(_HASHING_THREADS) as pool,
+    ):
+        return [*pool.map(lambda file: _digest(file, cache, bar), files)]
+
+
+def _digest(path: Path, cache: Path, bar: ProgressBar) -> str:
+    digest, size = hashlib.sha256(), 0
+    try:
+        with open_regular(path) as file:
+            status = os.fstat(file.fileno())
+            facts = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+            kept = cache / "hashes" / hashlib.sha256(repr(facts).encode()).hexdigest()[:32]
+            if kept.is_file():
+                return kept.read_text(encoding="utf-8")
+            while chunk := file.read(_CHUNK):
+                digest.update(chunk)
+                bar.advance((size + len(chunk)) // _MIB - size // _MIB)
+                size += len(chunk)
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror or error}.") from error
+    if time.time() - status.st_ctime > _SETTLED_SECONDS:
+        with atomic_file(kept) as partial:
+            partial.write_text(digest.hexdigest(), encoding="utf-8")
+    return digest.hexdigest()

@@ -1,21 +1,24 @@
-"""Images in the rows of a table of Hugging Face `datasets`: memory-mapped, so any size fits.
+"""Images in the rows of tables of Hugging Face `datasets`: memory-mapped, so any size fits.
 
 Columns are found by name: `image` or `img` (bytes, or the Hub's struct of bytes and path), and if present `label`, `fine_label` or
-`cls` (integers) and `name`. Where none has such a name, the only one that the Hub's metadata call Image or ClassLabel is taken.
+`cls` (class numbers or class names), `name` and `split`. Where none has such a name, the only one that the Hub's metadata call
+Image or ClassLabel is taken. Every table has columns and class names of its own; labels of several tables are paired by name.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mapet.data.folder import read_file
-from mapet.data.labels import checked_labels
+from mapet.data.labels import NAMED_NUMBERS, NUMBERS, UNKNOWN, Labels, joined_labels, labels_of_texts, number_labels
+from mapet.data.tree import read_file
 from mapet.errors import DataError, UnreadableImageError
 
 if TYPE_CHECKING:
@@ -25,6 +28,7 @@ if TYPE_CHECKING:
 IMAGE_COLUMNS = ("image", "img")
 LABEL_COLUMNS = ("label", "fine_label", "cls")
 NAME_COLUMNS = ("name",)
+SPLIT_COLUMNS = ("split",)
 
 
 @dataclass(frozen=True)
@@ -33,87 +37,215 @@ class Columns:
 
     Args:
         image: Encoded images.
-        label: Class numbers, if there are any.
+        label: Class numbers or names, if there are any.
         name: What the images are called, if they are.
+        split: Names of splits, if there are any.
+        classes: The class names of the numbers in `label` by the Hub's metadata, if it has any.
     """
 
     image: str
     label: str | None
     name: str | None
+    split: str | None
+    classes: tuple[str, ...] | None
 
     @property
     def present(self) -> list[str]:
         """All of them."""
-        return [column for column in (self.image, self.label, self.name) if column]
+        return [column for column in (self.image, self.label, self.name, self.split) if column]
+
+
+@dataclass(frozen=True)
+class Table:
+    """One table.
+
+    Args:
+        dataset: Its rows.
+        columns: Which of its columns to use.
+        title: What to call it in descriptions of its rows ("OWNER/NAME train").
+        folder: Where the files lie that its rows name by their paths; None where they may lie anywhere.
+    """
+
+    dataset: Dataset
+    columns: Columns
+    title: str
+    folder: Path | None
+
+    def __len__(self) -> int:
+        return self.dataset.num_rows
+
+    def column(self, name: str) -> pyarrow.ChunkedArray:
+        """One column."""
+        return self.dataset.data.column(name)
+
+    def read(self, row: int) -> bytes:
+        """The encoded image of one row."""
+        content, path = self.column(self.columns.image)[row].as_py(), None
+        if isinstance(content, dict):
+            content, path = content["bytes"], content.get("path")
+        if content is not None:
+            return content
+        if not path:
+            raise UnreadableImageError(f"the column '{self.columns.image}' holds no bytes in this row")
+        return read_file(self.file(path))
+
+    def file(self, path: str) -> Path:
+        """The file that a row names in place of holding its bytes.
+
+        Raises:
+            UnreadableImageError: It lies outside the table's own folder.
+        """
+        if self.folder is None:
+            return Path(path)
+        try:
+            place = (self.folder / path).resolve()
+        except (OSError, ValueError, RuntimeError) as error:
+            raise UnreadableImageError(
+                f"this row holds no bytes but the path '{path}', which cannot be followed: {error}"
+            ) from error
+        if not place.is_relative_to(self.folder.resolve()):
+            raise UnreadableImageError(f"this row holds no bytes but the path '{path}', which leads out of {self.folder}")
+        return place
+
+    def describe(self, row: int) -> str:
+        """Table, row counted from 0, and the row's name if there is one."""
+        name = self._name(row)
+        return f"{self.title} row {row}" + (f" ({name})" if name else "")
+
+    def _name(self, row: int) -> str | None:
+        if self.columns.name:
+            return self.column(self.columns.name)[row].as_py()
+        image = self.column(self.columns.image)[row]
+        path = image["path"].as_py() if _has_field(image.type, "path") and image.is_valid else None
+        return Path(path).name if path else None
+
+    def check_bytes(self) -> None:
+        """Refuses a table that holds no bytes at all, but paths of files that are not there."""
+        images = self.column(self.columns.image)
+        if not len(self) or any(len(content) > content.null_count for content in _fields(images, "bytes")):
+            return
+        reason = f"the column '{self.columns.image}' holds no bytes in any of its {len(self):,} rows"
+        if path := next((path.as_py() for paths in _fields(images, "path") for path in paths if path.is_valid), None):
+            try:
+                read_file(self.file(path))
+            except UnreadableImageError as error:
+                reason += f", only paths, and of the first, '{path}', {error}"
+            else:
+                return
+        raise DataError(f"{self.title}: {reason}. Write the table with the bytes of its images, or put the files beside it.")
+
+    def labels(self, listed: tuple[str, ...] | None) -> Labels | None:
+        """The labels, None without such a column.
+
+        Args:
+            listed: Class names of numbers that the table itself does not name.
+        """
+        if self.columns.label is None:
+            return None
+        column = self.column(self.columns.label)
+        names = self.columns.classes or listed
+        if (texts := _texts(column)) is not None:
+            return labels_of_texts(texts, names, self.describe)
+        return Labels(self._numbers(column), names, NAMED_NUMBERS if names else NUMBERS)
+
+    def splits(self) -> list[str]:
+        """What the column `split` holds, [] without one."""
+        if self.columns.split is None:
+            return []
+        column = self.column(self.columns.split)
+        return [text.strip() for text in _texts(column) or (str(value or "") for value in column.to_pylist())]
+
+    def _numbers(self, column: pyarrow.ChunkedArray) -> np.ndarray:
+        """Class numbers as int64, whatever type of number the column has."""
+        import pyarrow
+        from pyarrow import types
+
+        try:
+            if types.is_dictionary(column.type):
+                column = column.cast(column.type.value_type)
+            if types.is_boolean(column.type):
+                column = column.cast(pyarrow.int8())
+            if types.is_floating(column.type):
+                numbers = column.cast(pyarrow.float64()).to_numpy()
+                column = pyarrow.chunked_array([pyarrow.array(numbers, from_pandas=True)])  # NaN is null
+            return np.array(column.cast(pyarrow.int64()).fill_null(UNKNOWN).to_numpy(), dtype=np.int64)
+        except pyarrow.ArrowException as error:
+            raise DataError(f"The labels of {self.title} are no class numbers from 0 up: {error}.") from error
 
 
 class RowImages:
-    """The rows of a table.
+    """The rows of tables, table after table.
 
     Args:
-        dataset: The table.
-        columns: Which of its columns to use.
-        title: What to call the table in descriptions of its rows ("OWNER/NAME train").
+        tables: The tables.
         location: What the user gave, for messages.
-        classes: Class names, where the table itself names none.
-        follow_paths: Whether a row without bytes is read from the file that it names.
+        listed: Class names of numbers that the tables themselves do not name.
+        classes: Class names to number labels by, such as those of the training images.
+
+    Attributes:
+        splits: What the column `split` holds, row by row; [] where a table has none.
 
     Raises:
-        DataError: Labels that do not fit.
+        DataError: Labels that do not fit, or columns that only some tables have.
     """
 
     def __init__(
         self,
-        dataset: Dataset,
-        columns: Columns,
-        title: str,
+        tables: Sequence[Table],
         location: str,
+        listed: tuple[str, ...] | None = None,
         classes: tuple[str, ...] | None = None,
-        follow_paths: bool = False,
     ) -> None:
-        self._dataset, self._columns, self._title, self._follow_paths = dataset, columns, title, follow_paths
+        self._tables, self._rows = [*tables], None
+        self._ends = [*accumulate(map(len, self._tables))]
         self.location = location
-        names = getattr(dataset.features[columns.label], "names", None) if columns.label else None
-        self.classes: tuple[str, ...] | None = (tuple(names) if names else classes) if columns.label else None
-        self.labels = self._read_labels()
+        self.classes: tuple[str, ...] | None = None
+        self.labels: np.ndarray | None = None
+        self.label_kind = ""
+        for column in ("label", "split"):
+            self._refuse_different(column)
+        for table in self._tables:
+            table.check_bytes()
+        found = [labels for table in self._tables if (labels := table.labels(listed)) is not None]
+        if found:
+            labels = joined_labels(found, [table.title for table in self._tables])
+            self.labels, self.classes = number_labels(labels, classes, self.describe)
+            self.label_kind = labels.kind
+        self.splits = [value for table in self._tables for value in table.splits()]
 
-    def _read_labels(self) -> np.ndarray | None:
-        if self._columns.label is None:
-            return None
-        column = self._dataset.data.column(self._columns.label)
-        return checked_labels(np.array(column.fill_null(-1).to_numpy(), dtype=np.int64), self.classes, self.describe)
+    def _refuse_different(self, column: str) -> None:
+        has = {getattr(table.columns, column) is not None: table for table in self._tables}
+        if len(has) > 1:
+            raise DataError(
+                f"{has[True].title} has the column '{getattr(has[True].columns, column)}' and {has[False].title} has none. Write "
+                "all files with the same columns, or give them separately."
+            )
 
     def __len__(self) -> int:
-        return self._dataset.num_rows
+        return self._ends[-1] if self._rows is None else len(self._rows)
+
+    def _find(self, index: int) -> tuple[Table, int]:
+        row = index if self._rows is None else int(self._rows[index])
+        table = int(np.searchsorted(self._ends, row, side="right"))
+        return self._tables[table], row - (self._ends[table - 1] if table else 0)
 
     def read(self, index: int) -> bytes:
         """The encoded image of one row."""
-        content, path = self._image(index).as_py(), None
-        if isinstance(content, dict):
-            content, path = content["bytes"], content.get("path")
-        if content is None and path and self._follow_paths:
-            return read_file(Path(path))
-        if content is None:
-            raise UnreadableImageError(f"the column '{self._columns.image}' holds no bytes in this row")
-        return content
+        table, row = self._find(index)
+        return table.read(row)
 
     def describe(self, index: int) -> str:
         """Table, row counted from 0, and the row's name if there is one."""
-        name = self._name(index)
-        return self._place(index) + (f" ({name})" if name else "")
+        table, row = self._find(index)
+        return table.describe(row)
 
-    def _place(self, index: int) -> str:
-        return f"{self._title} row {index}"
-
-    def _name(self, index: int) -> str | None:
-        if self._columns.name:
-            return self._dataset.data.column(self._columns.name)[index].as_py()
-        image = self._image(index)
-        path = image["path"].as_py() if _has_field(image.type, "path") and image.is_valid else None
-        return Path(path).name if path else None
-
-    def _image(self, index: int) -> pyarrow.Scalar:
-        return self._dataset.data.column(self._columns.image)[index]
+    def only(self, rows: np.ndarray) -> RowImages:
+        """Some of the rows."""
+        part: Any = copy.copy(self)
+        part._rows = rows if self._rows is None else self._rows[rows]
+        part.labels = None if self.labels is None else self.labels[rows]
+        part.splits = []
+        return part
 
 
 def find_columns(schema: pyarrow.Schema, title: str) -> Columns:
@@ -124,11 +256,12 @@ def find_columns(schema: pyarrow.Schema, title: str) -> Columns:
         title: What to call the table in messages.
 
     Raises:
-        DataError: No column holds encoded images, or the labels are no integers.
+        DataError: No column holds encoded images, or the labels are neither numbers nor names.
     """
     from pyarrow import types
 
-    image = _first_present(IMAGE_COLUMNS, schema) or _only_feature("Image", schema)
+    features = _features(schema, title)
+    image = _first_present(IMAGE_COLUMNS, schema) or _only_feature("Image", features)
     found = ", ".join(f"{field.name} ({field.type})" for field in schema)
     if image is None:
         raise DataError(
@@ -138,24 +271,55 @@ def find_columns(schema: pyarrow.Schema, title: str) -> Columns:
     kind = schema.field(image).type
     if not (_has_field(kind, "bytes") or types.is_binary(kind) or types.is_large_binary(kind)):
         raise DataError(f"The column '{image}' of {title} must hold encoded images (JPEG or PNG bytes); found {found}.")
-    label = _first_present(LABEL_COLUMNS, schema) or _only_feature("ClassLabel", schema)
-    if label and not types.is_integer(schema.field(label).type):
+    label = _first_present(LABEL_COLUMNS, schema) or _only_feature("ClassLabel", features)
+    if label and not _is_label(schema.field(label).type):
+        raise DataError(f"The column '{label}' of {title} must hold class numbers from 0, or class names; found {found}.")
+    names = getattr(features.get(label), "names", None) if label else None
+    return Columns(
+        image, label, _first_present(NAME_COLUMNS, schema), _first_present(SPLIT_COLUMNS, schema), tuple(names) if names else None
+    )
+
+
+def _features(schema: pyarrow.Schema, title: str) -> dict[str, Any]:
+    from datasets import Features
+
+    try:
+        return dict(Features.from_arrow_schema(schema))
+    except Exception as error:  # whatever odd metadata cause in `datasets`
         raise DataError(
-            f"The column '{label}' of {title} must hold integers (class numbers from 0); found {found}. In Python, "
-            f"`dataset.class_encode_column('{label}').save_to_disk(FOLDER)` writes a copy that does; then give FOLDER."
-        )
-    return Columns(image, label, _first_present(NAME_COLUMNS, schema))
+            f"The Hub's metadata in {title} cannot be read: {error}. Write it anew, or without the metadata."
+        ) from error
+
+
+def _is_label(kind: pyarrow.DataType) -> bool:
+    from pyarrow import types
+
+    kind = kind.value_type if types.is_dictionary(kind) else kind
+    numbers = types.is_integer(kind) or types.is_floating(kind) or types.is_boolean(kind) or types.is_decimal(kind)
+    return numbers or _is_text(kind) or types.is_null(kind)
+
+
+def _is_text(kind: pyarrow.DataType) -> bool:
+    from pyarrow import types
+
+    return types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)
+
+
+def _texts(column: pyarrow.ChunkedArray) -> list[str] | None:
+    """A column of texts, "" for null; None for a column of something else."""
+    from pyarrow import types
+
+    kind = column.type.value_type if types.is_dictionary(column.type) else column.type
+    return [value or "" for value in column.to_pylist()] if _is_text(kind) else None
 
 
 def _first_present(candidates: Sequence[str], schema: pyarrow.Schema) -> str | None:
     return next((name for name in candidates if name in schema.names), None)
 
 
-def _only_feature(kind: str, schema: pyarrow.Schema) -> str | None:
+def _only_feature(kind: str, features: dict[str, Any]) -> str | None:
     """The column that is the only one of this type of the Hub's."""
-    from datasets import Features
-
-    named = [name for name, feature in Features.from_arrow_schema(schema).items() if type(feature).__name__ == kind]
+    named = [name for name, feature in features.items() if type(feature).__name__ == kind]
     return named[0] if len(named) == 1 else None
 
 
@@ -163,6 +327,13 @@ def _has_field(kind: pyarrow.DataType, name: str) -> bool:
     from pyarrow import types
 
     return types.is_struct(kind) and kind.get_field_index(name) >= 0
+
+
+def _fields(images: pyarrow.ChunkedArray, name: str) -> list[pyarrow.Array]:
+    """A field of every chunk of structs; what a column of bytes holds is its field "bytes"."""
+    if not _has_field(images.type, name):
+        return images.chunks if name == "bytes" else []
+    return [chunk.field(name) for chunk in images.chunks]
 
 
 @contextmanager

@@ -1,9 +1,10 @@
 """Where images come from: one protocol, and one function that opens whatever a user names.
 
 A location is `digits`; a folder of images, of Parquet files, of tars (WebDataset), of `save_to_disk`, or with train/ and val/ (or
-validation/, or test/) in it; a single .parquet, .tar or .csv file; a pattern such as shards/train-{0000..0127}.tar; an address
-`hf://datasets/OWNER/NAME`; a public set by name, `food101:ROOT` (`mapet.data.named_sets`); or `package.module:factory`. A sample
-is known by its content (`sample_key`), never by its name or position.
+other names of `mapet.data.splits`) in it; a single .parquet, .tar or .csv file; a pattern such as shards/train-{0000..0127}.tar; an
+address `hf://datasets/OWNER/NAME`; a public set by name, `food101:ROOT` (`mapet.data.named_sets`); or `package.module:factory`.
+`#split=NAME` and `#class-depth=N` may follow (`mapet.data.address`). A sample is known by its content (`sample_key`), never by its
+name or position.
 """
 
 from __future__ import annotations
@@ -13,16 +14,20 @@ import re
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
+from mapet.data.address import DataAddress
 from mapet.data.folder import FolderImages
 from mapet.data.hub import PREFIX
-from mapet.data.locations import open_location
+from mapet.data.labels import renumber
+from mapet.data.locations import Parts, open_location
 from mapet.data.named_sets import absolute_named, is_named_set
+from mapet.data.splits import held_out_part, part_named
 from mapet.errors import DataError, UnreadableImageError, nearest
 from mapet.registry import Registry
 from mapet.runtime.progress import progress, say
@@ -101,9 +106,9 @@ def _key(source: ImageSource, index: int) -> str:
 def open_source(location: str | Path, split: str = "train") -> ImageSource:
     """Opens the images at `location`.
 
-    Splits of its own (train/ and val/ folders, train*.parquet and test*.parquet) are used where they exist: `test` is then val or
-    validation if present, and test otherwise. Without them, a fifth is held out where there are labels to evaluate with
-    (`hold_out`); images without labels are all for training.
+    Splits of its own (train/ and val/ folders, train*.parquet and test*.parquet) are used where they exist: `test` is then the
+    part that `#split=NAME` names, or else val if present, and test otherwise. Without them, a fifth is held out where there are
+    labels to evaluate with (`hold_out`); images without labels are all for training.
 
     Args:
         location: What the user gave; see the top of this module. Names of SOURCES go before folders: write ./digits for a folder.
@@ -117,9 +122,12 @@ def open_source(location: str | Path, split: str = "train") -> ImageSource:
     if _is_factory(location):
         return SOURCES.get(str(location))(str(location), split)
     parts = _open_location(location)
-    if len(parts) == 1 and (split == "all" or (split == "train" and parts[0].labels is None)):
-        return parts[0]
-    return Concatenation(parts, str(location)) if split == "all" else _part(_train_and_test(parts), split)
+    train, *others = parts.values()
+    if split == "train" and (others or train.labels is None):
+        return _nonempty(train, len(train), split)
+    if split == "all":
+        return Concatenation([train, *others], str(location)) if others else train
+    return _part(_train_and_test(parts, location), split)
 
 
 def open_splits(location: str | Path) -> tuple[ImageSource, ImageSource]:
@@ -130,18 +138,19 @@ def open_splits(location: str | Path) -> tuple[ImageSource, ImageSource]:
     """
     if _is_factory(location):
         return open_source(location, "train"), open_source(location, "test")
-    both = _train_and_test(_open_location(location))
+    both = _train_and_test(_open_location(location), location)
     return _part(both, "train"), _part(both, "test")
 
 
 def absolute_location(location: str | Path) -> str:
     """`location` as it is understood from any working folder: paths and patterns made absolute, names and addresses as they are."""
-    name = str(location)
-    if is_named_set(name):
-        return absolute_named(name)
-    if name in SOURCES or name.startswith(PREFIX) or _is_factory(name):
-        return name
-    return str(Path(name).absolute())
+    address = DataAddress.parse(location)
+    place = address.place
+    if is_named_set(place):
+        place = absolute_named(place)
+    elif not (place in SOURCES or place.startswith(PREFIX) or _is_factory(place)):
+        place = str(Path(place).absolute())
+    return str(replace(address, place=place))
 
 
 def _is_factory(location: str | Path) -> bool:
@@ -151,30 +160,42 @@ def _is_factory(location: str | Path) -> bool:
     return dotted and name not in SOURCES and not Path(name).exists()
 
 
-def _open_location(location: str | Path) -> list[ImageSource]:
-    """The splits at `location`, training part first, best held-out part second; one part if it is not split."""
-    name = str(location)
-    if name in SOURCES:
-        return [SOURCES.get(name)()]
+def _open_location(location: str | Path) -> Parts:
+    """The splits at `location` by name, training part first, best held-out part second; one part if it is not split."""
+    address = DataAddress.parse(location)
+    name = address.place
+    if name in SOURCES or _is_factory(name):
+        if address.split is not None or address.class_depth is not None:
+            raise DataError(f"'{name}' has neither splits by name nor class folders. Leave out --split and --class-depth.")
+        return {"": SOURCES.get(name)()}
     parts = open_location(location)
     if parts is None:
         raise DataError(
-            f"There is no file or folder {location}. Give a folder of images, Parquet or tar files, hf://datasets/OWNER/NAME, or "
+            f"There is no file or folder {name}. Give a folder of images, Parquet or tar files, hf://datasets/OWNER/NAME, or "
             f"the name of an embedded set. {nearest(name, SOURCES)}"
         )
+    if address.split is not None and len(parts) == 1:
+        raise DataError(f"{name} has no splits of its own, so that there is no '{address.split}'. Leave out --split.")
+    if address.split is not None:
+        part_named(parts, address.split, name)
     return parts
 
 
-def _train_and_test(parts: list[ImageSource]) -> tuple[ImageSource, ImageSource]:
-    return (parts[0], parts[1]) if len(parts) > 1 else hold_out(parts[0])
+def _train_and_test(parts: Parts, location: str | Path) -> tuple[ImageSource, ImageSource]:
+    address = DataAddress.parse(location)
+    train = next(iter(parts.values()))
+    return (train, held_out_part(parts, address.split, address.place)) if len(parts) > 1 else hold_out(train)
 
 
 def _part(both: tuple[ImageSource, ImageSource], split: str) -> ImageSource:
     """The training or the test part, which must not be empty."""
-    part = both[SPLITS.index(split)]
+    return _nonempty(both[SPLITS.index(split)], sum(map(len, both)), split)
+
+
+def _nonempty(part: ImageSource, images: int, split: str) -> ImageSource:
     if not len(part):
         raise DataError(
-            f"None of the {sum(map(len, both))} images of {part.location} falls into the split '{split}' (one in five is held out, "
+            f"None of the {images} images of {part.location} falls into the split '{split}' (one in five is held out, "
             "by content). Add images, or sort them into train/ and val/ folders."
         )
     return part
@@ -253,14 +274,14 @@ def only_folder(source: ImageSource) -> str | None:
 
 
 class Concatenation:
-    """Several sources one after another; labelled only if all of them are."""
+    """Several sources one after another; labelled only if all of them are, and numbered by the class names of the first."""
 
     def __init__(self, parts: list[ImageSource], location: str) -> None:
         self._parts = parts
         self._ends = list(accumulate(len(part) for part in parts))
         self.location = location
         self.classes = parts[0].classes
-        labels = [part.labels for part in parts if part.labels is not None]
+        labels = [renumber(part.labels, part.classes, self.classes, part.describe) for part in parts if part.labels is not None]
         self.labels = np.concatenate(labels) if len(labels) == len(parts) else None
 
     def __len__(self) -> int:

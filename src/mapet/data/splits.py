@@ -1,38 +1,155 @@
-"""How files tell by their names which split they belong to: train-0000.tar, imagenet-validation-03.parquet."""
+"""The names of splits: one list for folders, files, columns of tables, the Hub and masks."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
 
 from mapet.errors import DataError
+from mapet.runtime.progress import say
 
-_NAMED = re.compile(r"(?<![a-z0-9])(?:(?P<train>train)|(?P<val>val(?:id(?:ation)?)?)|(?P<test>test))(?![a-z])")
+# In the order of preference; any case. trainval is all that is not for testing.
+SPLIT_NAMES = {
+    "train": ("train", "training", "trn", "trainval"),
+    "val": ("val", "valid", "validation", "dev", "eval", "evaluation"),
+    "test": ("test", "testing", "tst"),
+}
+TRAIN, HELD_OUT = "train", ("val", "test")
+_SPLITS = {name: split for split, names in SPLIT_NAMES.items() for name in names}
+_ANY = "|".join(sorted(_SPLITS, key=len, reverse=True))
+_WHOLE = re.compile(rf"({_ANY})(?:[-_. ]?(?:set|split|part|images?|imgs?|data|\d+))*")
+_WORD = re.compile(rf"(?<![a-z0-9])({_ANY})(?:set|split)?(?![a-z])")
+T = TypeVar("T")
+
+
+def split_named(name: str) -> str | None:
+    """The split that a whole name stands for: "train", "val" or "test"; also Training_Set, valid, test1; None for others."""
+    match = _WHOLE.fullmatch(name.strip().lower())
+    return _SPLITS[match[1]] if match else None
 
 
 def split_of(name: str) -> str | None:
-    """The first of "train", "val" (also valid, validation) and "test" that `name` holds as a word of its own."""
-    match = _NAMED.search(name.lower())
-    return match.lastgroup if match else None
+    """The split that a file's name holds as a word of its own: train-0000, imagenet-validation-03.
+
+    Raises:
+        DataError: The name holds words of several splits.
+    """
+    splits = {_SPLITS[word]: word for word in reversed(_WORD.findall(name.lower()))}
+    if len(splits) > 1:
+        raise DataError(
+            f"The file name '{name}' holds the names of several splits ({', '.join(splits.values())}). Rename the file."
+        )
+    return next(iter(splits), None)
 
 
-def split_files(files: Sequence[Path]) -> list[list[Path]]:
-    """Files by split: train, val, test; empty if they are not named after train and another split.
+def split_files(files: Sequence[Path]) -> dict[str, list[Path]]:
+    """Files by split, the training part first; empty if they are not named after the training part and another split.
 
     Raises:
         DataError: Some are named after splits and others are not.
     """
-    groups: dict[str | None, list[Path]] = {"train": [], "val": [], "test": [], None: []}
+    if len(files) < 2:
+        return {}
+    groups: dict[str | None, list[Path]] = {split: [] for split in (*SPLIT_NAMES, None)}
     for file in files:
         groups[split_of(file.stem)].append(file)
     others = groups.pop(None)
-    present = [group for group in groups.values() if group]
-    if len(present) < 2 or not groups["train"]:
-        return []
+    present = {str(split): group for split, group in groups.items() if group}
+    if len(present) < 2:
+        return {}
+    if TRAIN not in present:
+        say(f"{files[0].parent} holds files for {' and '.join(present)} and none for training: all are taken as one collection.")
+        return {}
     if others:
         raise DataError(
-            f"{others[0].parent} holds {others[0].name} beside files named after splits (train, val, validation, test). Rename it, "
-            "move it away, or give one file."
+            f"{others[0].parent} holds {others[0].name} beside files named after splits ({names_in_words()}). Rename it, move it "
+            "away, or give one file."
         )
     return present
+
+
+def by_split(names: Iterable[str], where: str) -> dict[str, str]:
+    """Split to the one of `names` that stands for it, in the order train, val, test.
+
+    Raises:
+        DataError: Two names stand for one split.
+    """
+    found: dict[str, str] = {}
+    for name in names:
+        split = split_named(name)
+        if split is not None and split in found:
+            raise DataError(
+                f"{where} holds both '{found[split]}' and '{name}', which are two names of one split. Rename one, or move it away."
+            )
+        if split is not None:
+            found[split] = name
+    return {split: found[split] for split in SPLIT_NAMES if split in found}
+
+
+def split_rows(values: Sequence[str], describe: Callable[[int], str]) -> dict[str, np.ndarray]:
+    """The rows of every split that a column names; one entry or none where there is nothing to split.
+
+    Raises:
+        DataError: A cell is empty or names no split, or there are several splits and no training part.
+    """
+    if not any(values):
+        return {}
+    splits = {value: split_named(value) for value in dict.fromkeys(values)}
+    if wrong := [value for value, split in splits.items() if split is None]:
+        raise DataError(
+            f"{describe(values.index(wrong[0]))} has the split '{wrong[0]}'; the column 'split' may hold {names_in_words()}. "
+            "Correct it in every row, or rename the column."
+        )
+    rows = {split: np.flatnonzero([splits[value] == split for value in values]) for split in SPLIT_NAMES}
+    rows = {split: numbers for split, numbers in rows.items() if len(numbers)}
+    if len(rows) > 1 and TRAIN not in rows:
+        raise DataError(f"The column 'split' names {' and '.join(rows)}, and no row is for training. Name some rows 'train'.")
+    return rows
+
+
+def held_out_part(parts: Mapping[str, T], split: str | None, where: str) -> T:
+    """The part of several that is evaluated on; a line names it where another one is left out.
+
+    Args:
+        parts: By name, the training part first.
+        split: The name that the user gave, if any.
+        where: What to call the data in messages.
+
+    Raises:
+        DataError: There is no part of that name.
+    """
+    train, *others = parts
+    name = next(iter(others), None) if split is None else part_named(parts, split, where)
+    if name is None or name == train:
+        raise DataError(f"{where} has no part to evaluate on besides '{train}'. Give data with val/ or test/.")
+    if left := [other for other in others if other != name]:
+        say(
+            f"{where}: '{train}' is for training, '{name}' is evaluated on, left out: {', '.join(left)}. --split {left[0]} "
+            "evaluates on that one."
+        )
+    return parts[name]
+
+
+def part_named(parts: Iterable[str], split: str, where: str) -> str:
+    """The one of `parts` that the user means by `split`: its name, or another name of the same split.
+
+    Raises:
+        DataError: There is none.
+    """
+    names = [*parts]
+    meant = split_named(split)
+    found = next((name for name in names if name == split), None) or next(
+        (name for name in names if meant is not None and split_named(name) == meant), None
+    )
+    if found is None:
+        raise DataError(f"{where} has no split '{split}'. It has: {', '.join(names)}.")
+    return found
+
+
+def names_in_words() -> str:
+    """All names, for messages: "train (training, trn, ...), ..."."""
+    return ", ".join(f"{names[0]} ({', '.join(names[1:])})" for names in SPLIT_NAMES.values())

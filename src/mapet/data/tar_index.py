@@ -1,29 +1,33 @@
 """Where the images in tar files lie, found by going through their headers once.
 
 The files of a sample lie side by side and share their name up to the first dot: `x.jpg` with `x.cls` (its class as text) or
-`x.json` (with "label": a number or a name). Where a sample has a plain `x.jpg`, `x.mask.png` is company, not another image.
+`x.json` (with "label": a number or a name). Where a sample has a plain `x.jpg`, `x.mask.png` is company, not another image; where
+it has none, every image is a sample, and `x.0001.cls` belongs to `x.0001.jpg`.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import posixpath
 import tarfile
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from io import FileIO
 from itertools import groupby
 from pathlib import Path
 
 import numpy as np
 
-from mapet.data.folder import is_image_name
+from mapet.data.image_names import is_hidden, is_image_name, is_left_out
 from mapet.errors import DataError
 from mapet.runtime.progress import ProgressBar, progress
+from mapet.runtime.regular import open_regular
 
 SILENT_SECONDS = 2.0
 _UNPACKERS = {b"\x1f\x8b": "gunzip", b"BZh": "bunzip2", b"\xfd7zXZ": "unxz", b"\x28\xb5\x2f\xfd": "unzstd"}
 _MIB, _MIB_SHOWN = 2**20, 16
+_EXAMPLES = 3
 
 
 class TarIndex:
@@ -34,13 +38,16 @@ class TarIndex:
         offsets: (n,) where in it the content begins, in bytes.
         sizes: (n,) bytes of content.
         labels: n class numbers or names as text, "" where there is none.
-        stamps: Size and time of every tar when it was indexed.
+        stamps: Size and times of every tar when it was indexed.
+        passed_over: How many files are neither used nor of a kind that usually lies beside images.
+        examples: Names of some of them.
     """
 
     def __init__(self) -> None:
         self.tars, self.offsets, self.sizes = array("i"), array("q"), array("q")
         self.labels: list[str] = []
-        self.stamps: list[tuple[int, int]] = []
+        self.stamps: list[tuple[int, ...]] = []
+        self.passed_over, self.examples = 0, list[str]()
         self._names, self._name_ends = bytearray(), array("q")
         self._known_labels: dict[str, str] = {}
 
@@ -61,6 +68,11 @@ class TarIndex:
         self._names += image.name.encode("utf-8", "surrogateescape")
         self._name_ends.append(len(self._names))
 
+    def pass_over(self, names: Sequence[str]) -> None:
+        """Counts files that are not used."""
+        self.passed_over += len(names)
+        self.examples += names[: _EXAMPLES - len(self.examples)]
+
 
 def index_tars(files: Sequence[Path]) -> TarIndex:
     """Goes through all headers of `files`.
@@ -72,11 +84,11 @@ def index_tars(files: Sequence[Path]) -> TarIndex:
     with progress("Indexing tar files (MiB)", sum(map(_mebibytes, files)), after=SILENT_SECONDS) as bar:
         for path in files:
             try:
-                with path.open("rb", buffering=0) as file:
+                with open_regular(path) as file:
                     _refuse_compressed(file, path)
                     index.stamps.append(stamp(file))
                     first = len(index)
-                    for image, label in _samples(file, path, bar):
+                    for image, label in _samples(file, path, index, bar):
                         index.add(image, label)
             except OSError as error:
                 raise DataError(f"{path} cannot be read: {error.strerror or error}.") from error
@@ -88,10 +100,10 @@ def _mebibytes(path: Path) -> int:
     return path.stat().st_size // _MIB if path.exists() else 0
 
 
-def stamp(file: FileIO) -> tuple[int, int]:
-    """Size and time of change: what tells that a tar is still the one that was indexed."""
+def stamp(file: FileIO) -> tuple[int, ...]:
+    """What changes when a tar is written again: inode, size, and times, of which programs cannot set the last."""
     status = os.fstat(file.fileno())
-    return status.st_size, status.st_mtime_ns
+    return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def _refuse_compressed(file: FileIO, path: Path) -> None:
@@ -104,7 +116,7 @@ def _refuse_compressed(file: FileIO, path: Path) -> None:
         )
 
 
-def _samples(file: FileIO, path: Path, bar: ProgressBar) -> Iterator[tuple[tarfile.TarInfo, str]]:
+def _samples(file: FileIO, path: Path, index: TarIndex, bar: ProgressBar) -> Iterator[tuple[tarfile.TarInfo, str]]:
     """The images in one tar, each with its label as text."""
     for key, group in groupby(_members(file, path, bar), lambda member: _key_and_extension(member.name)[0]):
         members: dict[str, tarfile.TarInfo] = {}
@@ -119,11 +131,16 @@ def _samples(file: FileIO, path: Path, bar: ProgressBar) -> Iterator[tuple[tarfi
                 f"{path} holds two images for the sample '{key}': {plain[0]} and {plain[1]}. Pack one of them only, or call the "
                 f"other {key}.mask.png or the like, which is passed over."
             )
-        if images:
-            label = _label(file, path, key, members)
-            yield from ((_stored_plainly(members[name], path), label) for name in plain or images)
-        else:
-            _refuse_lost_label(file, path, key, members)
+        used = plain or images
+        index.pass_over([*(name for name in images if name not in used), *filter(is_left_out, members)])
+        labels = _label_members(members.values())
+        for name in used:
+            stem = name.rpartition(".")[0]
+            label = labels.pop(stem, None) or labels.get(key)
+            yield _stored_plainly(members[name], path), _label(file, path, label)
+        lost = {stem: member for stem, member in labels.items() if not images or (stem != key and _is_number(member))}
+        for stem, member in lost.items():
+            _refuse_lost_label(file, path, stem, member)
 
 
 def _key_and_extension(name: str) -> tuple[str, str]:
@@ -133,35 +150,45 @@ def _key_and_extension(name: str) -> tuple[str, str]:
     return folder + slash + stem, extension.lower()
 
 
-def _label(file: FileIO, path: Path, key: str, members: dict[str, tarfile.TarInfo]) -> str:
-    """What .cls, or else "label" in .json, says about a sample."""
-    numbers, facts = members.get(f"{key}.cls"), members.get(f"{key}.json")
-    member = numbers or facts
+def _label_members(members: Iterable[tarfile.TarInfo]) -> dict[str, tarfile.TarInfo]:
+    """What may hold labels, by its name without suffix: .json, and before it .cls, in any case."""
+    found = {}
+    for suffix in (".json", ".cls"):
+        found |= {member.name[: -len(suffix)]: member for member in members if member.name.lower().endswith(suffix)}
+    return found
+
+
+def _is_number(member: tarfile.TarInfo) -> bool:
+    return member.name.lower().endswith(".cls")
+
+
+def _label(file: FileIO, path: Path, member: tarfile.TarInfo | None) -> str:
+    """What a .cls file, or "label" in a .json file, says about a sample."""
     if member is None:
         return ""
     try:
-        text = os.pread(file.fileno(), member.size, _stored_plainly(member, path).offset_data).decode("utf-8").strip()
-        value = text if numbers else json.loads(text)
-    except ValueError as error:
+        text = os.pread(file.fileno(), member.size, _stored_plainly(member, path).offset_data).decode("utf-8-sig").strip()
+        value = text if _is_number(member) else json.loads(text)
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: the label in {member.name} cannot be read: {error}. Pack it again, or without it.") from error
     if isinstance(value, dict):
         value = value.get("label")
-    elif not numbers:
+    elif not _is_number(member):
         value = None
     if isinstance(value, (bool, float, list, dict)):
         raise DataError(f"{path}: {member.name} has the label {value!r}; a class number or a class name is allowed.")
     return "" if value is None else str(value)
 
 
-def _refuse_lost_label(file: FileIO, path: Path, key: str, members: dict[str, tarfile.TarInfo]) -> None:
+def _refuse_lost_label(file: FileIO, path: Path, stem: str, member: tarfile.TarInfo) -> None:
     """A label without an image belongs to one that lies elsewhere; other JSON files may lie about."""
     try:
-        label = _label(file, path, key, members)
+        label = _label(file, path, member)
     except DataError:
         return
     if label:
         raise DataError(
-            f"{path} holds a label for '{key}' without an image beside it. The files of a sample must follow one another: pack "
+            f"{path} holds a label for '{stem}' without an image beside it. The files of a sample must follow one another: pack "
             "them with `tar --sort=name`."
         )
 
@@ -195,7 +222,8 @@ def _members(file: FileIO, path: Path, bar: ProgressBar) -> Iterator[tarfile.Tar
                 if end >= (shown + _MIB_SHOWN) * _MIB:
                     bar.advance(end // _MIB - shown)
                     shown = end // _MIB
-                if (member.isreg() or member.issym() or member.islnk()) and not os.path.basename(member.name).startswith("."):  # noqa: PTH119
+                member.name = posixpath.normpath(member.name)  # tars of a whole folder begin every name with ./
+                if (member.isreg() or member.issym() or member.islnk()) and not is_hidden(member.name):
                     yield member
             _check_end(file, tar.offset)
     except (tarfile.TarError, ValueError, ArithmeticError, RecursionError) as error:

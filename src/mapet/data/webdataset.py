@@ -11,10 +11,12 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from mapet.data.folder import IMAGE_SUFFIXES
-from mapet.data.labels import listed_classes, number_labels
+from mapet.data.image_names import suffixes_in_words
+from mapet.data.labels import labels_of_texts, listed_classes, number_labels
 from mapet.data.tar_index import index_tars, stamp
 from mapet.errors import DataError, UnreadableImageError
+from mapet.runtime.progress import say
+from mapet.runtime.regular import open_regular
 
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")  # compressed ones are refused in words
 
@@ -37,14 +39,18 @@ class TarImages:
         self._index = index_tars(self._files)
         if not len(self._index):
             raise DataError(
-                f"{self.location} holds no images: no file in its tars ends in {' '.join(IMAGE_SUFFIXES)}. Tars within a tar are "
+                f"{self.location} holds no images: no file in its tars ends in {suffixes_in_words()}. Tars within a tar are "
                 "not looked into: unpack it."
             )
         repeated = len({file.name for file in self._files}) < len(self._files)
         self._titles = [str(file) if repeated else file.name for file in self._files]
-        classes = classes or listed_classes(self._files[0].parent)
-        self.labels, known = number_labels(self._index.labels, classes, self.describe)
-        self.classes = None if self.labels is None else known
+        if self._index.passed_over:
+            examples = ", ".join(self._index.examples)
+            more = ", ..." if self._index.passed_over > len(self._index.examples) else ""
+            say(f"{self.location}: {self._index.passed_over:,} files in its tars are not used ({examples}{more}).")
+        labels = labels_of_texts(self._index.labels, listed_classes(self._files[0].parent), self.describe)
+        self.labels, self.classes = number_labels(labels, classes, self.describe)
+        self.label_kind = labels.kind
 
     def __len__(self) -> int:
         return len(self._index)
@@ -53,7 +59,7 @@ class TarImages:
         """The content of one image."""
         tar, size = self._index.tars[index], self._index.sizes[index]
         try:
-            with self._files[tar].open("rb", buffering=0) as file:
+            with open_regular(self._files[tar]) as file:
                 if stamp(file) != self._index.stamps[tar]:
                     raise UnreadableImageError("its tar was changed since this command began; start the command again")
                 content = os.pread(file.fileno(), size, self._index.offsets[index])
