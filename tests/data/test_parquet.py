@@ -246,7 +246,9 @@ def test_test_labels_are_numbered_by_the_names_of_the_training_part(tmp_path):
     assert train.classes == test.classes == ("dog", "cat")
     assert named(train) == named(test) == named(open_source(tmp_path, "all"))[2:] == ["cat", "dog"]
     shard(tmp_path / "test-0.parquet", ["cat", "dog", "eel"], ["cat", "eel"], 2)
-    with pytest.raises(DataError, match=r"test-0\.parquet row 1 is labelled 'eel', which is none of the 2 classes known \(dog, cat\)"):
+    with pytest.raises(
+        DataError, match=r"test-0\.parquet row 1 is labelled 'eel', which is none of the 2 classes known \(dog, cat\)"
+    ):
         open_splits(tmp_path)
 
 
@@ -325,5 +327,5 @@ def test_a_column_of_splits(tmp_path):
 def test_odd_metadata_of_the_hub(tmp_path):
     table = pyarrow.table({"image": images(0, 1)}).replace_schema_metadata({"huggingface": '{"info": {"features": {"image": 3}}}'})
     parquet.write_table(table, tmp_path / "a.parquet")
-    with pytest.raises(DataError, match="The Hub's metadata in .* cannot be read"):
+    with pytest.raises(DataError, match=r"The Hub's metadata in .* cannot be read"):
         ParquetImages([tmp_path / "a.parquet"])

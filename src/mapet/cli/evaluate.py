@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from mapet.cli.options import Device, MaxUnreadable, Workers
+from mapet.cli.options import ClassDepth, Device, MaxUnreadable, Split, Workers, located
 
 
 def evaluate(
@@ -36,6 +36,8 @@ def evaluate(
     random: Annotated[
         bool | None, typer.Option("--random/--no-random", help="Judge the random initialisation too; by default what is cheap.")
     ] = None,
+    split: Split = None,
+    class_depth: ClassDepth = None,
     device: Device = "auto",
     workers: Workers = 2,
     max_unreadable: MaxUnreadable = 0,
@@ -62,6 +64,7 @@ def evaluate(
         "workers": workers,
         "max_unreadable": max_unreadable,
     }
+    data = located(data, backbone, split, class_depth)
     if is_about_tokens(titles):
         return evaluate_tokenizer(titles, backbone, data, settings, **work)
     work["with_random"] = random

@@ -12,11 +12,36 @@ Data = Annotated[
     typer.Argument(
         metavar="DATA",
         help="Folder of images (flat or one folder a class), Parquet or tar files (WebDataset; a folder, a file or a quoted "
-        "pattern), CSV list, hf://datasets/OWNER/NAME, or 'digits'.",
+        "pattern), CSV list, hf://datasets/OWNER/NAME, or 'digits'. #class-depth=2 behind a folder takes the folders two "
+        "levels below it as classes.",
     ),
+]
+Split = Annotated[
+    str | None, typer.Option(help="The part of DATA that is evaluated on, such as test; by default val if there is one, else test.")
+]
+ClassDepth = Annotated[
+    int | None, typer.Option(min=1, help="How many levels below DATA, or its train/ and val/, the class folders lie; by default 1.")
 ]
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory: the --out of `mapet pretrain`.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
 Workers = Annotated[int, typer.Option(min=0, help="Processes that load images.")]
 MaxUnreadable = Annotated[int, typer.Option(min=0, help="Unreadable images that may be skipped; they are named either way.")]
 Seed = Annotated[int, typer.Option(help="Determines every random draw.")]
+
+
+def located(data: str | None, address: str, split: str | None, class_depth: int | None) -> str | None:
+    """`data`, or the data of the run at `address`, with --split and --class-depth; `data` as it is without these.
+
+    Raises:
+        SettingsError: There is neither data nor a run.
+    """
+    from mapet.data.address import with_options
+    from mapet.errors import SettingsError
+    from mapet.evaluation.tokens.data import run_at
+
+    if split is None and class_depth is None:
+        return data
+    run = run_at(Path(address)) if data is None else None
+    if data is None and run is None:
+        raise SettingsError("--split and --class-depth are about DATA, and there is none. Give DATA.")
+    return with_options(data or (run.read_config()["data"] if run else ""), split, class_depth)

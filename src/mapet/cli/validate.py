@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mapet.cli.options import Device, MaxUnreadable
+from mapet.cli.options import ClassDepth, Device, MaxUnreadable, Split, located
 
 if TYPE_CHECKING:
     from mapet.evaluation.validation.view import Preprocessing
@@ -28,6 +28,8 @@ def validate(
         ),
     ] = None,
     data_dir: Annotated[str | None, typer.Option(help="The same as DATA.")] = None,
+    split: Split = None,
+    class_depth: ClassDepth = None,
     model: Annotated[
         str | None,
         typer.Option(
@@ -75,7 +77,7 @@ def validate(
     from mapet.runtime.files import write_json
     from mapet.runtime.lock import only_writer
 
-    location, chosen = _location(data, data_dir), choose_device(device)
+    location, chosen = str(located(_location(data, data_dir), "", split, class_depth)), choose_device(device)
     changes = {"interpolation": interpolation, "crop_pct": crop_pct, "mean": mean, "std": std}
     _changed(Preprocessing(img_size or 224), changes)  # refuses what is not allowed before anything is read
     _say_without_meaning(pin_mem, no_prefetcher)

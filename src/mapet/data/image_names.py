@@ -9,11 +9,9 @@ from mapet.runtime.progress import say
 
 # Pillow's names of the formats that are read, with the suffixes of their files.
 FORMATS = {
-    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
-    "MPO": (".mpo",),
+    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"),
     "PNG": (".png", ".apng"),
     "BMP": (".bmp",),
-    "DIB": (".dib",),
     "GIF": (".gif",),
     "WEBP": (".webp",),
     "TIFF": (".tif", ".tiff"),

@@ -12,13 +12,14 @@ import numpy as np
 from mapet.errors import DataError
 from mapet.runtime.progress import say
 
-# In the order of preference; any case. trainval is all that is not for testing.
+# In the order of preference; any case. trainval is train and val together.
 SPLIT_NAMES = {
     "train": ("train", "training", "trn", "trainval"),
     "val": ("val", "valid", "validation", "dev", "eval", "evaluation"),
     "test": ("test", "testing", "tst"),
 }
 TRAIN, HELD_OUT = "train", ("val", "test")
+TRAIN_AND_VAL = "trainval"
 _SPLITS = {name: split for split, names in SPLIT_NAMES.items() for name in names}
 _ANY = "|".join(sorted(_SPLITS, key=len, reverse=True))
 _WHOLE = re.compile(rf"({_ANY})(?:[-_. ]?(?:set|split|part|images?|imgs?|data|\d+))*")
@@ -50,7 +51,7 @@ def split_files(files: Sequence[Path]) -> dict[str, list[Path]]:
     """Files by split, the training part first; empty if they are not named after the training part and another split.
 
     Raises:
-        DataError: Some are named after splits and others are not.
+        DataError: Some are named after splits and others are not, or two names stand for one split.
     """
     if len(files) < 2:
         return {}
@@ -64,6 +65,9 @@ def split_files(files: Sequence[Path]) -> dict[str, list[Path]]:
     if TRAIN not in present:
         say(f"{files[0].parent} holds files for {' and '.join(present)} and none for training: all are taken as one collection.")
         return {}
+    for group in present.values():
+        if other := next((file for file in group if _word_of(file.stem) != _word_of(group[0].stem)), None):
+            raise _twice(str(other.parent), group[0].name, other.name)
     if others:
         raise DataError(
             f"{others[0].parent} holds {others[0].name} beside files named after splits ({names_in_words()}). Rename it, move it "
@@ -73,7 +77,7 @@ def split_files(files: Sequence[Path]) -> dict[str, list[Path]]:
 
 
 def by_split(names: Iterable[str], where: str) -> dict[str, str]:
-    """Split to the one of `names` that stands for it, in the order train, val, test.
+    """Split to the one of `names` that stands for it, in the order train, val, test; train goes before trainval.
 
     Raises:
         DataError: Two names stand for one split.
@@ -81,11 +85,9 @@ def by_split(names: Iterable[str], where: str) -> dict[str, str]:
     found: dict[str, str] = {}
     for name in names:
         split = split_named(name)
-        if split is not None and split in found:
-            raise DataError(
-                f"{where} holds both '{found[split]}' and '{name}', which are two names of one split. Rename one, or move it away."
-            )
-        if split is not None:
+        if split in found and TRAIN_AND_VAL not in (found[split].lower(), name.lower()):
+            raise _twice(where, found[split], name)
+        if split is not None and (split not in found or found[split].lower() == TRAIN_AND_VAL):
             found[split] = name
     return {split: found[split] for split in SPLIT_NAMES if split in found}
 
@@ -148,6 +150,10 @@ def part_named(parts: Iterable[str], split: str, where: str) -> str:
     if found is None:
         raise DataError(f"{where} has no split '{split}'. It has: {', '.join(names)}.")
     return found
+
+
+def _twice(where: str, one: str, other: str) -> DataError:
+    return DataError(f"{where} holds both '{one}' and '{other}', which are two names of one split. Rename one, or move it away.")
 
 
 def names_in_words() -> str:

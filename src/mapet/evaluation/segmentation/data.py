@@ -4,7 +4,8 @@
     ROOT/images/{train,val}/X.jpg             ROOT/annotations/{train,val}/X.png             ROOT/labels.txt
     ROOT/images/X.jpg                         ROOT/annotations/X.png                         ROOT/labels.txt
 
-In the last one, train.txt and val.txt may list names, one a line; without them one image in five is held out, by content.
+In the last one, train.txt and val.txt may list names, one a line; without them one image in five is held out, by content. The
+names of splits are those of `mapet.data.splits`; `#split=test` behind ROOT takes test/ where there is val/ too.
 """
 
 from __future__ import annotations
@@ -16,20 +17,22 @@ from pathlib import Path
 
 import numpy as np
 
+from mapet.data.address import DataAddress
 from mapet.data.decode import image_size
-from mapet.data.folder import is_image_name, read_file, visible_folders
+from mapet.data.image_names import is_image_name, say_left_out
 from mapet.data.sources import HASHING_THREADS, HELD_OUT_SHARE, SILENT_SECONDS, sample_key
+from mapet.data.splits import TRAIN, by_split, held_out_part
+from mapet.data.tree import entries, read_file, visible_folders
 from mapet.errors import DataError, UnreadableImageError
 from mapet.evaluation.segmentation.masks import ADE20K_LISTING, IGNORE_ID, MASK_SUFFIXES, MaskIds, ids_of, read_ids
 from mapet.runtime.progress import progress, say
 
-TRAIN_NAMES = ("train", "training")
-TEST_NAMES = ("val", "validation", "test")
 LAYOUT = (
     "Expected: images/train/X.jpg and images/val/X.jpg with annotations/train/X.png and annotations/val/X.png (ADE20K: training "
     f"and validation), or images/X.jpg with annotations/X.png, and beside them labels.txt (ADE20K: {ADE20K_LISTING})."
 )
 _Fact = tuple[str, str, np.ndarray, int]
+_Pair = tuple[Path, Path]
 
 
 class MaskedImages:
@@ -155,11 +158,17 @@ def _remark(train: MaskedImages, test: MaskedImages) -> None:
 
 
 def _open(location: str) -> tuple[MaskedImages, MaskedImages]:
-    root = _root(Path(location))
+    address = DataAddress.parse(location)
+    if address.class_depth is not None:
+        raise DataError("--class-depth is about class folders, and images with masks have none. Leave it out.")
+    root = _root(Path(address.place))
     ids = ids_of(root)
-    train, test = _both_splits(root) or _listed_splits(root) or (None, None)
-    if train is None or test is None:
+    splits = _split_folders(root) or _listed_splits(root)
+    if not splits and address.split is not None:
+        raise DataError(f"{root} has no splits of its own, so that there is no '{address.split}'. Leave out --split. {LAYOUT}")
+    if not splits:
         return _hold_out(MaskedImages(location, _pairs(root / "images", root / "annotations"), ids))
+    train, test = next(iter(splits.values())), held_out_part(splits, address.split, str(root))
     return MaskedImages(location, train, ids), MaskedImages(location, test, ids)
 
 
@@ -177,37 +186,38 @@ def _root(path: Path) -> Path:
     raise DataError(f"{path} has no {' and no '.join(f'{name}/' for name in lacking)}; it holds {found}. {LAYOUT}")
 
 
-def _both_splits(root: Path) -> list[list[tuple[Path, Path]]] | None:
-    """The pairs of train and of val, where images/ is sorted into folders."""
-    images = root / "images"
-    names = [next((name for name in some if (images / name).is_dir()), None) for some in (TRAIN_NAMES, TEST_NAMES)]
-    if names == [None, None]:
-        return None
-    if None in names:
-        missing = "train (or training)" if names[0] is None else "val (or validation, or test)"
-        raise DataError(f"{images} has '{names[0] or names[1]}' and lacks {missing}. {LAYOUT}")
-    return [_pairs(images / str(name), root / "annotations" / str(name)) for name in names]
+def _split_folders(root: Path) -> dict[str, list[_Pair]]:
+    """The pairs of every split, the training part first, where images/ is sorted into folders."""
+    images, masks = (by_split(entries(root / name)[0], str(root / name)) for name in ("images", "annotations"))
+    if not images:
+        return {}
+    if TRAIN not in images or len(images) < 2:
+        missing = "val (or validation, or test)" if TRAIN in images else "train (or training)"
+        raise DataError(f"{root / 'images'} has '{next(iter(images.values()))}' and lacks {missing}. {LAYOUT}")
+    return {name: _pairs(root / "images" / name, root / "annotations" / masks.get(split, name)) for split, name in images.items()}
 
 
-def _listed_splits(root: Path) -> list[list[tuple[Path, Path]]] | None:
+def _listed_splits(root: Path) -> dict[str, list[_Pair]]:
     """The pairs that train.txt and val.txt name, with or without suffix."""
-    lists = [
-        next((root / f"{name}.txt" for name in some if (root / f"{name}.txt").is_file()), None)
-        for some in (TRAIN_NAMES, TEST_NAMES)
-    ]
-    train, test = lists
-    if train is None or test is None:
-        return None
+    stems = [name[: -len(".txt")] for name in entries(root)[1] if name.endswith(".txt")]
+    lists = by_split(stems, str(root))
+    if TRAIN not in lists or len(lists) < 2:
+        return {}
     known = {image.stem: (image, mask) for image, mask in _pairs(root / "images", root / "annotations")}
-    splits = []
-    for listing in (train, test):
-        names = [Path(line.split()[0]).name for line in listing.read_text(encoding="utf-8").splitlines() if line.strip()]
-        stems = [Path(name).stem if is_image_name(name) else name for name in names]
+    splits: dict[str, list[_Pair]] = {}
+    for name in lists.values():
+        listing = root / f"{name}.txt"
+        named = [Path(line.split()[0]).name for line in listing.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+        stems = [Path(file).stem if is_image_name(file) else file for file in named]
         if lost := [stem for stem in stems if stem not in known]:
             raise DataError(f"{listing} names '{lost[0]}', which {root / 'images'} lacks ({len(lost)} of {len(stems)} do).")
-        splits.append([known[stem] for stem in stems])
-    if both := {*splits[0]} & {*splits[1]}:
-        raise DataError(f"{train} and {test} share {len(both)} images, such as {min(both)[0].name}. Name every image once.")
+        splits[name] = [known[stem] for stem in stems]
+        for other, pairs in splits.items():
+            if other != name and (both := {*pairs} & {*splits[name]}):
+                raise DataError(
+                    f"{root / other}.txt and {listing} share {len(both)} images, such as {min(both)[0].name}. Name every image "
+                    "once."
+                )
     return splits
 
 
@@ -215,8 +225,11 @@ def _pairs(images: Path, masks: Path) -> list[tuple[Path, Path]]:
     """Every image in a folder with the mask of the same name."""
     if not masks.is_dir():
         raise DataError(f"There is no folder {masks} with the masks of {images}. {LAYOUT}")
-    found = sorted(path for path in images.iterdir() if is_image_name(path.name))
-    by_stem = {path.stem: path for path in sorted(masks.iterdir()) if path.suffix.lower() in MASK_SUFFIXES}
+    names = entries(images)[1]
+    found = [images / name for name in names if is_image_name(name)]
+    by_stem = _by_stem([masks / name for name in entries(masks)[1] if name.lower().endswith(MASK_SUFFIXES)])
+    _by_stem(found)
+    say_left_out(str(images), names)
     if not found:
         raise DataError(f"{images} holds no images. {LAYOUT}")
     if lost := [image for image in found if image.stem not in by_stem]:
@@ -225,6 +238,17 @@ def _pairs(images: Path, masks: Path) -> list[tuple[Path, Path]]:
             f"name of its image and one of the suffixes {' '.join(MASK_SUFFIXES)}."
         )
     return [(image, by_stem[image.stem]) for image in found]
+
+
+def _by_stem(files: Sequence[Path]) -> dict[str, Path]:
+    """Files by their names without suffix; refuses two of one name, as masks are found by name."""
+    found: dict[str, Path] = {}
+    for file in files:
+        if (other := found.setdefault(file.stem, file)) is not file:
+            raise DataError(
+                f"{other} and {file} have one name but for the suffix, by which images and masks are paired. Rename one."
+            )
+    return found
 
 
 def _hold_out(whole: MaskedImages) -> tuple[MaskedImages, MaskedImages]:

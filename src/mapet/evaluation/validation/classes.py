@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from mapet.compat import ImageNetInfo
+from mapet.data.labels import listed_names
 from mapet.data.sources import ImageSource
 from mapet.errors import DataError
 from mapet.runtime.progress import say
@@ -26,11 +27,11 @@ def read_class_map(path: Path) -> tuple[str, ...]:
     timm's class maps.
 
     Raises:
-        DataError: There is no such file, or its numbers are not 0 to the number of lines - 1.
+        DataError: There is no such file, a line in it is empty, or its numbers are not 0 to the number of lines - 1.
     """
     if not path.is_file():
         raise DataError(f"There is no file {path}. A class map is a text file that names the class of every output, one a line.")
-    lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    lines = listed_names(path)
     numbered = [re.fullmatch(r"(.+)\s(\d+)", line) for line in lines]
     if not all(numbered):
         return tuple(line.split()[0] if _WNID.fullmatch(line.split()[0]) else line for line in lines)
@@ -43,8 +44,9 @@ def read_class_map(path: Path) -> tuple[str, ...]:
 def head_numbers(source: ImageSource, outputs: int, class_map: tuple[str, ...] | None = None) -> np.ndarray:
     """Which output of the head stands for each class of the images.
 
-    Without a class map, class folders stand for the outputs in sorted order, and are as many. Folders named by wnids of ImageNet-1k
-    in front of a head with 1,000 outputs may be fewer: the list of wnids is timm's.
+    Without a class map, class folders are as many as the outputs. Those named 0 to C - 1 are the outputs of these numbers (00, 01
+    and so on too); others stand for the outputs in the order of their names as text, and a line says so. Folders named by wnids of
+    ImageNet-1k in front of a head with 1,000 outputs may be fewer: the list of wnids is timm's.
 
     Args:
         source: Labelled images.
@@ -66,7 +68,7 @@ def head_numbers(source: ImageSource, outputs: int, class_map: tuple[str, ...] |
     if names is None or (class_map is None and count == outputs):
         if count > outputs:
             raise DataError(f"The images of {source.location} have {count} classes, the head {outputs}: {_MISFIT}")
-        return np.arange(count)
+        return np.arange(count) if names is None else _by_name(source, names)
     known = class_map or _imagenet(names, outputs)
     if known is None:
         raise DataError(
@@ -79,6 +81,23 @@ def head_numbers(source: ImageSource, outputs: int, class_map: tuple[str, ...] |
             f"{_MISFIT}"
         )
     return np.array([numbers[name] for name in names])
+
+
+def _by_name(source: ImageSource, names: tuple[str, ...]) -> np.ndarray:
+    """The outputs of as many classes: by number where the names are the numbers, else in the order that the classes have."""
+    if all(re.fullmatch(r"\d{1,9}", name, re.ASCII) for name in names) and {*map(int, names)} == {*range(len(names))}:
+        return np.array([*map(int, names)])
+    if [*names] == sorted(names) and not _is_imagenet(names):
+        some = ", ".join(names[:3])
+        say(
+            f"{source.location}: the {len(names)} classes are taken for the outputs in the order of their names as text ({some}, "
+            "...). Give --class-map FILE if the head was trained in another order."
+        )
+    return np.arange(len(names))
+
+
+def _is_imagenet(names: tuple[str, ...]) -> bool:
+    return all(_WNID.fullmatch(name) for name in names)
 
 
 def _imagenet(names: tuple[str, ...], outputs: int) -> tuple[str, ...] | None:

@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from mapet.data.address import DataAddress
 from mapet.data.loader import LoadedBatch, UnreadableImages, make_loader, sequential_batches
 from mapet.data.locations import open_location
 from mapet.data.sources import SOURCES, ImageSource, only_folder, open_source
+from mapet.data.splits import by_split, held_out_part, part_named
+from mapet.data.tree import entries
 from mapet.data.views import normalise
 from mapet.errors import DataError, FailedRunError
 from mapet.evaluation.validation.classes import head_numbers
 from mapet.evaluation.validation.classifier import Classifier
 from mapet.evaluation.validation.view import Preprocessing, ValidationView
 from mapet.runtime.device import autocast
-from mapet.runtime.progress import format_seconds, progress
-
-_HELD_OUT = ("val", "validation")
+from mapet.runtime.progress import format_seconds, progress, say
 
 
 @dataclass(frozen=True)
@@ -78,27 +79,40 @@ def validation_images(location: str) -> ImageSource:
     """The labelled images to validate on.
 
     Args:
-        location: A folder with val/ or validation/ in it (ImageNet's), a folder of class folders, all of which is taken, or any
-            other location, of which the held-out part is taken.
+        location: A folder with val/ (or validation/, valid/) in it (ImageNet's), a folder of class folders, all of which is taken,
+            or any other location, of which the held-out part is taken. `#split=NAME` takes another part.
 
     Raises:
         DataError: There are none, or they have no labels.
     """
-    held_out = next((Path(location) / name for name in _HELD_OUT if (Path(location) / name).is_dir()), None)
-    if held_out is not None:
-        source = open_source(str(held_out), "all")
-    else:
-        parts = None if location in SOURCES else open_location(location)
-        source = parts[:2][-1] if parts else open_source(location, "test")
+    address = DataAddress.parse(location)
+    if (source := _split_folder(address)) is None:
+        parts = None if address.place in SOURCES else open_location(location)
+        if parts and (len(parts) > 1 or address.split is not None):
+            source = held_out_part(parts, address.split, address.place)
+        else:
+            source = next(iter(parts.values())) if parts else open_source(location, "test")
     if (only := only_folder(source)) is not None:
-        raise DataError(f"{held_out or location} has one class folder ('{only}'). Give all class folders, one a class.")
+        raise DataError(f"{source.location} has one class folder ('{only}'). Give all class folders, one a class.")
     if source.labels is None:
         raise DataError(
-            f"The images of {held_out or location} have no labels. ImageNet's validation images as they are downloaded lie in one "
+            f"The images of {source.location} have no labels. ImageNet's validation images as they are downloaded lie in one "
             "folder: sort them into one folder a class, named by its wnid (n01440764/ILSVRC2012_val_00000293.JPEG), or give a CSV "
             "file with the columns path and label."
         )
     return source
+
+
+def _split_folder(address: DataAddress) -> ImageSource | None:
+    """The images in val/, whether there is a training part or not, or in the folder of the split that the user names."""
+    folder = Path(address.place)
+    splits = by_split(entries(folder)[0], str(folder)) if folder.is_dir() else {}
+    name = part_named(splits.values(), address.split, address.place) if splits and address.split else splits.get("val")
+    if name is None:
+        return None
+    if address.split is None and "test" in splits:
+        say(f"{folder}: {name}/ is validated on; left out: {splits['test']}/. --split {splits['test']} takes that one.")
+    return open_source(str(replace(address, place=str(folder / name), split=None)), "all")
 
 
 def validate(
