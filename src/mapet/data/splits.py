@@ -39,12 +39,16 @@ def split_of(name: str) -> str | None:
     Raises:
         DataError: The name holds words of several splits.
     """
+    word = _word_of(name)
+    return word and _SPLITS[word]
+
+
+def _word_of(name: str) -> str | None:
     splits = {_SPLITS[word]: word for word in reversed(_WORD.findall(name.lower()))}
     if len(splits) > 1:
-        raise DataError(
-            f"The file name '{name}' holds the names of several splits ({', '.join(splits.values())}). Rename the file."
-        )
-    return next(iter(splits), None)
+        words = ", ".join(splits.values())
+        raise DataError(f"The file name '{name}' holds the names of several splits ({words}). Rename the file.")
+    return next(iter(splits.values()), None)
 
 
 def split_files(files: Sequence[Path]) -> dict[str, list[Path]]:
