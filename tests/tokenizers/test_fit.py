@@ -16,6 +16,7 @@ from mapet.tokenizers.clustering import state as kmeans_state
 from mapet.tokenizers.feature_kmeans import FeatureKMeans
 from mapet.tokenizers.features import file as feature_file
 from mapet.tokenizers.features import samples as feature_samples
+from mapet.tokenizers.features.pixels import PixelFeatures
 from mapet.tokenizers.fit import fit_tokenizer
 from mapet.tokenizers.fit_settings import FitSettings, preset_settings
 from mapet.tokenizers.load import load_tokenizer
@@ -215,3 +216,9 @@ def test_unreadable_images_are_skipped_up_to_the_limit(digits):
     assert report["points"] == 270 * 10
     with pytest.raises(DataError, match="--max-unreadable"):
         fit(Broken(digits))
+
+
+def test_f22_features_that_are_all_the_same_are_refused(digits: ImageSource, monkeypatch) -> None:
+    monkeypatch.setattr(PixelFeatures, "forward", lambda self, images: torch.ones(len(images), *self.grid_size, self.dim))
+    with pytest.raises(TokenizerError, match=r"features of all .* patches are the same"):
+        fit(digits)

@@ -64,7 +64,8 @@ def fit_tokenizer(
         The tokenizer, on the CPU; its `fit_report` tells inertia, used codes and perplexity.
 
     Raises:
-        TokenizerError: Fewer patches than tokens, or settings that do not fit.
+        InUseError: Another process writes `out`.
+        TokenizerError: Fewer patches than tokens, images without contrast, or settings that do not fit.
         DataError: More unreadable images than `unreadable` allows.
         StorageError: Too little room for the features.
     """
@@ -127,6 +128,11 @@ class _Fit:
             processes=self.processes,
         )
         result, points = self._cluster(features)
+        if settings.vocab_size > 1 and int((result.counts > 0).sum()) == 1:
+            raise TokenizerError(
+                f"The features of all {points} patches are the same, so that there is one token only. Look at the images, or give "
+                "other features."
+            )
         tokenizer = FeatureKMeans(extractor.cpu(), result.centroids.cpu())
         tokenizer.fit_report = _report(result, points, sum(gather_numbers(features.images)), settings.seed)
         self._say(tokenizer)

@@ -208,3 +208,12 @@ def test_infinity_from_float16_is_counted(tmp_path):
     np.save(tmp_path / "points.npy", points.numpy())
     with pytest.raises(TokenizerError, match="1 of the 1797 points"):
         kmeans(StoredPoints(tmp_path / "points.npy"), 10, seed=0)
+
+
+@pytest.mark.parametrize("distinct", [1, 3])
+def test_f22_fewer_distinct_points_than_clusters_settle_at_once(distinct: int) -> None:
+    points = torch.arange(float(distinct))[torch.arange(3000) % distinct, None].expand(-1, 8)
+    result = kmeans(points, 64, iterations=20, seed=0)
+    assert int((result.counts > 0).sum()) == distinct
+    assert result.inertia < 1e-6
+    assert result.iterations < 10

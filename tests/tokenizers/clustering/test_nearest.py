@@ -35,6 +35,19 @@ def test_ties_go_to_the_lowest_id():
     assert nearest_centroid(torch.tensor([[0.0, 0.0], [1.0, 0.0]]), centroids).tolist() == [1, 1]
 
 
+@pytest.mark.parametrize("distinct", [1, 2, 7])
+def test_f22_among_repeated_centroids_the_first_is_found_at_once(distinct: int, monkeypatch) -> None:
+    generator = torch.Generator().manual_seed(4)
+    kinds = torch.randn(distinct, 16, generator=generator)
+    centroids = kinds[torch.randint(distinct, (200,), generator=generator)]
+    points = kinds[torch.randint(distinct, (500,), generator=generator)]
+    assert torch.equal(nearest_centroid(points, centroids), exact_ids(points, centroids))
+    settle, settled = nearest._settle, []
+    monkeypatch.setattr(nearest, "_settle", lambda points, *rest: settled.append(len(points)) or settle(points, *rest))
+    nearest_centroid(points, centroids)
+    assert sum(settled) == 0  # else float64 differences of every pair of equals would be taken
+
+
 def test_chunks_change_nothing(monkeypatch):
     generator = torch.Generator().manual_seed(2)
     points, centroids = torch.randn(500, 5, generator=generator), torch.randn(30, 5, generator=generator)

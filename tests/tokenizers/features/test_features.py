@@ -40,10 +40,19 @@ def test_whitening_gives_unit_variance_without_damping():
     torch.testing.assert_close(torch.cov(whitening(samples).T), torch.eye(6), atol=2e-3, rtol=0)
 
 
-def test_whitening_of_constant_samples_stays_finite():
-    whitening = Whitening(4, 2, epsilon=0.1)
-    whitening.fit([torch.full((10, 4), 0.3)])
-    assert whitening(torch.full((3, 4), 0.3)).isfinite().all()
+@pytest.mark.parametrize("noise", [0.0, 1e-7])
+def test_f22_samples_that_are_all_alike_are_refused(noise: float) -> None:
+    with pytest.raises(TokenizerError, match="images without contrast"):
+        Whitening(8, 4, 0.1).fit([0.3 + noise * torch.randn(50, 8, generator=seeded())])
+
+
+@pytest.mark.parametrize("name", ["pixels", "coates"])
+@pytest.mark.parametrize("levels", [(0, 0), (128, 128), (10, 200)], ids=["black", "grey", "two greys"])
+def test_f22_images_without_contrast_are_refused_at_once(name: str, levels: tuple[int, int]) -> None:
+    extractor = create_features(name, image_size=32, patch_size=8)
+    images = torch.tensor(levels).div(255).view(2, 1, 1, 1).expand(2, 3, 32, 32)
+    with pytest.raises(TokenizerError, match="images without contrast"):
+        extractor.fit(images, seeded())
 
 
 def test_shapes_and_settings(fitted):

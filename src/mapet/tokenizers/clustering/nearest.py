@@ -72,10 +72,19 @@ def _nearest(points: Tensor, centroids: Tensor, origin: Tensor, centred: Tensor,
     second = scores.scatter_(1, ids[:, None], float("inf")).amin(1)
     scores.scatter_(1, ids[:, None], best[:, None])
     doubtful = (second - best <= margin).nonzero()[:, 0]
+    if 2 * len(doubtful) > len(points) and len(first := _first_of_equals(centroids)) < len(centroids):
+        return first[_nearest(points, centroids[first], origin, centred[first], norms[first])]
     for rows in doubtful.split(256):
         candidates = scores[rows] <= (best + margin)[rows, None]
         ids[rows] = _settle(points[rows], centroids, candidates)
     return ids
+
+
+def _first_of_equals(centroids: Tensor) -> Tensor:
+    """The ids, ascending, of centroids (k, d) that equal none before them: of equals, no other is ever the nearest."""
+    distinct, place = torch.unique(centroids, dim=0, return_inverse=True)
+    ids = torch.arange(len(centroids), device=centroids.device)
+    return torch.full_like(ids[: len(distinct)], len(ids)).scatter_reduce_(0, place, ids, "amin").sort().values
 
 
 def _settle(points: Tensor, centroids: Tensor, candidates: Tensor) -> Tensor:

@@ -160,7 +160,11 @@ class Whitening(nn.Module):
 
     @torch.no_grad()
     def fit(self, samples: Iterable[Tensor]) -> None:
-        """Estimates mean and components from chunks (n, dim_in), one after the other, with sums in float64."""
+        """Estimates mean and components from chunks (n, dim_in), one after the other, with sums in float64.
+
+        Raises:
+            TokenizerError: The samples are all alike: whitening would enlarge their rounding errors to features.
+        """
         count, shift = 0, None
         total = torch.zeros_like(self.mean, dtype=torch.float64)
         products = torch.zeros(2 * total.shape, dtype=torch.float64, device=total.device)
@@ -173,6 +177,11 @@ class Whitening(nn.Module):
         assert shift is not None
         mean = total / count
         variances, vectors = torch.linalg.eigh(products / count - mean.outer(mean))
+        if not float(variances.mean()) > LEAST_VARIANCE:
+            raise TokenizerError(
+                "Features cannot be fitted to images without contrast: each has one colour only, or all are alike. Look at the "
+                "images, or give others."
+            )
         variances, vectors = variances.flip(0), vectors.flip(1)
         floor = self.epsilon * variances.mean() + torch.finfo(torch.float32).tiny
         scaled = vectors / (variances.clamp_min(0) + floor).sqrt()
@@ -196,5 +205,7 @@ def normalise_contrast(windows: Tensor) -> Tensor:
     return centred / (centred.square().mean(-1, keepdim=True) + CONTRAST_FLOOR).sqrt()
 
 
+# Mean variance of normalised windows, and of what is computed from them, that rounding alone explains.
+LEAST_VARIANCE = 1e-10
 # Variance added before dividing, so that flat windows stay flat: 10 on the scale of 0..255.
 CONTRAST_FLOOR = 10 / 255**2
