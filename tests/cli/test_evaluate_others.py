@@ -59,3 +59,36 @@ def test_what_is_not_kept_and_what_random_adds_nothing_to_is_said(tmp_path: Path
     said = capsys.readouterr()
     assert "Not kept" not in said.out
     assert "initialisation itself" not in said.err
+
+
+def test_results_hold_the_part_and_the_depth_that_were_evaluated_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """R2: --split and --class-depth are part of the location, so that results on other parts stay apart."""
+    photos = tmp_path / "photos"
+    for part in ("train", "val", "test"):
+        for name in ("pets", "wild"):
+            write_images(photos / part / name)
+    words, out = ("evaluate", "knn", "random:vit_tiny_patch16_224", photos, *TINY), tmp_path / "out"
+    options = ([], ["--split", "test"], ["--class-depth", "2"], ["--split", "testing", "--class-depth", "2"])
+    for option in options:
+        assert mapet(*words, "--out", out, *option) == 0
+    kept = [json.loads(file.read_text()) for file in out.glob("*.json")]
+    assert {(result["data"].removeprefix(str(photos)), result["classes"]) for result in kept} == {
+        ("", 2),
+        ("#split=test", 2),
+        ("#class-depth=2", 4),
+        ("#split=testing,class-depth=2", 4),
+    }
+    said = capsys.readouterr()
+    assert "left out: test. --split test evaluates on that one." in said.err
+    assert "4 deeper folders are not used as classes" in said.err
+    for wrong, message in (
+        (["--split", "holdout"], "has no split 'holdout'. It has: train, val, test."),
+        (["--split", "a,b"], "is no name of a split"),
+        (["--class-depth", "3"], "are to lie 3 levels below it"),
+    ):
+        assert mapet(*words, *wrong) == 2
+        assert message in capsys.readouterr().err
+    assert mapet("evaluate", "knn", "random:vit_tiny_patch16_224", "--split", "test") == 2
+    assert "there is none. Give DATA" in capsys.readouterr().err
+    assert mapet("evaluate", "transfer:knn", "random:vit_tiny_patch16_224", photos, "--split", "test", *TINY) == 2
+    assert "write them behind the place" in capsys.readouterr().err

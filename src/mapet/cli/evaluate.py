@@ -52,6 +52,7 @@ def evaluate(
         settings_of(title)  # a wrong name is refused before the seconds that the imports below take
 
     from mapet.config.recipes import parse_options
+    from mapet.errors import SettingsError
     from mapet.evaluation.evaluate import evaluate as run_evaluation
     from mapet.evaluation.presets import protocols_of
     from mapet.models.opened import open_backbone
@@ -64,7 +65,12 @@ def evaluate(
         "workers": workers,
         "max_unreadable": max_unreadable,
     }
-    data = located(data, backbone, split, class_depth)
+    if not is_transfer(titles):
+        data = located(data, backbone, split, class_depth)
+    elif split is not None or class_depth is not None:
+        raise SettingsError(
+            "--split and --class-depth are about one place. Of transfer, write them behind the place: FOLDER#split=test"
+        )
     if is_about_tokens(titles):
         return evaluate_tokenizer(titles, backbone, data, settings, **work)
     work["with_random"] = random

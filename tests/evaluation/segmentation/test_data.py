@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import struct
 import zlib
 from pathlib import Path
@@ -181,3 +182,57 @@ def test_camvid_has_eleven_classes_and_the_twelfth_is_ignored() -> None:
     raw, classes = read_ids(mask), ids.read(mask)
     assert (raw == 11).any()
     np.testing.assert_array_equal(classes, np.where(raw == 11, IGNORED, raw))
+
+
+@pytest.mark.parametrize("names", [("Train", "Valid"), ("trainval", "test"), ("training", "dev")], ids="-".join)
+def test_usual_names_of_splits(tmp_path: Path, names: tuple[str, str]) -> None:
+    """R2: the one list of split names."""
+    train, test = open_segmentation(str(write_folder(tmp_path / "folders", names=names)))
+    assert (len(train), len(test)) == (6, 2)
+    for number in range(5):
+        write_pair(tmp_path / "listed", "", f"picture{number}", number)
+    (tmp_path / "listed" / "labels.txt").write_text("\n".join(CLASSES))
+    (tmp_path / "listed" / f"{names[0]}.txt").write_bytes(b"\xef\xbb\xbfpicture3\r\npicture0.jfif\r\n")
+    (tmp_path / "listed" / f"{names[1]}.txt").write_text("picture4\n")
+    train, test = open_segmentation(str(tmp_path / "listed"))
+    assert [Path(train.describe(index)).stem for index in range(2)] == ["picture3", "picture0"]
+    assert len(test) == 1
+
+
+def test_images_and_masks_may_spell_a_split_otherwise(tmp_path: Path) -> None:
+    """R2."""
+    root = write_folder(tmp_path)
+    (root / "annotations" / "train").rename(root / "annotations" / "Training")
+    (root / "annotations" / "val").rename(root / "annotations" / "validation")
+    assert len(open_segmentation(str(root))[0]) == 6
+
+
+def test_the_test_part_is_taken_where_the_user_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """R2."""
+    root = write_folder(tmp_path)
+    for number in range(3):
+        write_pair(root, "test", f"other{number}", number)
+    assert len(open_segmentation(str(root))[1]) == 2
+    assert "left out: test. --split test evaluates on that one." in capsys.readouterr().err
+    assert len(open_segmentation(f"{root}#split=test")[1]) == 3
+    with pytest.raises(DataError, match="has no split 'tset'"):
+        open_segmentation(f"{root}#split=tset")
+    with pytest.raises(DataError, match="--class-depth is about class folders"):
+        open_segmentation(f"{root}#class-depth=2")
+
+
+def test_two_files_of_one_name_are_refused(folder: Path) -> None:
+    """Images and masks are paired by name."""
+    path = folder / "annotations" / "val" / "picture6.png"
+    path.with_suffix(".bmp").write_bytes(path.read_bytes())
+    with pytest.raises(DataError, match=r"picture6\.bmp and .*picture6\.png have one name but for the suffix"):
+        open_segmentation(str(folder))
+
+
+def test_a_mask_that_is_a_named_pipe_is_refused(folder: Path) -> None:
+    """F7."""
+    path = folder / "annotations" / "val" / "picture6.png"
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(DataError, match=r"picture6\.png cannot be read: .*a named pipe, not a regular file"):
+        open_segmentation(str(folder))
