@@ -174,8 +174,6 @@ def _open_location(location: str | Path) -> Parts:
             f"There is no file or folder {name}. Give a folder of images, Parquet or tar files, hf://datasets/OWNER/NAME, or "
             f"the name of an embedded set. {nearest(name, SOURCES)}"
         )
-    if address.split is not None and len(parts) == 1:
-        raise DataError(f"{name} has no splits of its own, so that there is no '{address.split}'. Leave out --split.")
     if address.split is not None:
         part_named(parts, address.split, name)
     return parts

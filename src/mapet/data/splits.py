@@ -147,6 +147,8 @@ def part_named(parts: Iterable[str], split: str, where: str) -> str:
         DataError: There is none.
     """
     names = [*parts]
+    if names == [""]:
+        raise DataError(f"{where} has no splits of its own, so that there is no '{split}'. Leave out --split.")
     meant = split_named(split)
     found = next((name for name in names if name == split), None) or next(
         (name for name in names if meant is not None and split_named(name) == meant), None
