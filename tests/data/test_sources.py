@@ -47,6 +47,8 @@ def open_one_image(location: str, split: str) -> ImageSource:
 def test_sample_key_is_the_content_and_nothing_else():
     assert sample_key(b"") == "cae66941d9efbd404e4d88758ea67670"
     assert sample_key(png(0)) != sample_key(png(1))
+    large = bytes(2**20)
+    assert len({sample_key(content) for content in (large, large[:-1] + b"1", b"1" + large[1:], large[:-1])}) == 4
 
 
 def test_digits_are_scikit_learns_own():

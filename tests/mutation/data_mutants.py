@@ -95,7 +95,7 @@ MUTANTS = [
         "evaluation/finetuning/judging.py",
         "EvaluationView(recipe.image_size, settings.crop_fraction)",
         "EvaluationView(recipe.image_size)",
-        "evaluation/finetuning/test_training.py",
+        "evaluation/finetuning/test_judging.py",
     ),
     (
         "mean-and-deviation/divided-by-the-mean",

@@ -107,7 +107,7 @@ MUTANTS = [
         "models/two_stream.py",
         "block.drop_path1(block.ls1(attended))",
         "torch.cat([block.drop_path1(part) for part in block.ls1(attended).tensor_split([-num_queries], dim=1)], dim=1)",
-        "objectives/test_goldens.py::test_drop_path_multiplies_both_streams_by_one_factor",
+        "objectives/test_goldens.py::test_drop_path_draws_one_factor_an_image_for_all_rows_of_both_streams",
     ),
     (
         "drop-path/the-same-in-every-step",
@@ -135,7 +135,7 @@ MUTANTS = [
         "objectives/recover.py",
         "targets = self.num_masked or self.num_patches",
         "targets = self.num_patches",
-        "objectives/test_recover_goldens.py::test_mask_pixels_loss",
+        "objectives/test_recover_goldens.py::test_whole_models",
     ),
     (
         "pixel-targets/simmim-of-all-patches",
@@ -291,7 +291,7 @@ MUTANTS = [
         "training/guard.py",
         'learning_rate * group.get("lr_scale", 1.0)',
         "learning_rate",
-        "evaluation/finetuning/test_goldens.py",
+        "evaluation/finetuning/test_step.py::test_the_loss_is_smoothed_cross_entropy_and_the_move_is_adamw",
     ),
     (
         "guard/moves-again-behind-a-broken-step",

@@ -142,6 +142,21 @@ def test_drop_path_multiplies_both_streams_by_one_factor() -> None:
         torch.testing.assert_close(value, expected[key], rtol=0, atol=bound)
 
 
+def test_drop_path_draws_one_factor_an_image_for_all_rows_of_both_streams() -> None:
+    description, golden = load_golden("mapet/droppath_tiny_a")
+    objective = build(description["config"], drop_path_rate=0.5).train()
+    torch.manual_seed(4)
+    drawn, _ = run(objective, golden)
+    torch.manual_seed(4)
+    images = len(golden["images"])
+    for block in objective.backbone.blocks:
+        for name in ("drop_path1", "drop_path2"):
+            if keep := 1 - getattr(getattr(block, name), "drop_prob", 1.0):
+                setattr(block, name, FixedDropPath(torch.empty(images).bernoulli_(keep) / keep))
+    given, _ = run(objective, golden)
+    assert torch.equal(drawn, given)
+
+
 def test_join_qkv_keeps_the_order_q_k_v() -> None:
     q, kv = torch.full((2, 2), 1.0), torch.tensor([[2.0, 2.0], [2.0, 2.0], [3.0, 3.0], [3.0, 3.0]])
     joined = join_qkv({"blocks.0.attn.q.weight": q, "blocks.0.attn.kv.weight": kv})

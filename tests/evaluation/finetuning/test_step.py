@@ -176,3 +176,13 @@ def test_bf16_is_close_to_fp32() -> None:
     assert losses[0] != losses[1] == pytest.approx(losses[0], rel=0.02)
     model = step_of(quick()).model.eval()
     assert cross_entropy(model(normalised(step_of(quick()))), LABELS).dtype == torch.float32
+
+
+def test_bf16_ends_with_the_logits() -> None:
+    step = step_of(quick(drop_path=0.0, precision="bf16", smoothing=0.1))
+    torch.nn.init.normal_(step.model.head.weight, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        logits = step.model(normalised(step))
+    assert logits.dtype == torch.bfloat16
+    expected = cross_entropy(logits.float(), 0.9 * one_hot(LABELS, 2) + 0.05, reduction="sum")
+    torch.testing.assert_close(step(IMAGES, LABELS, 0, 1e-3).loss, expected, rtol=1e-6, atol=0)

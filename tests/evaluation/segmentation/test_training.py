@@ -7,11 +7,12 @@ import torch
 from PIL import Image
 
 from mapet.data.loader import UnreadableImages, step_batches
-from mapet.data.views import IMAGENET_MEAN, IMAGENET_STD
+from mapet.data.views import IMAGENET_MEAN, IMAGENET_STD, normalise
 from mapet.errors import CheckpointError, DataError, InterruptedRunError, NonFiniteLossError
 from mapet.evaluation.segmentation.augment import Augmentation
 from mapet.evaluation.segmentation.data import open_segmentation
 from mapet.evaluation.segmentation.loader import load_pairs
+from mapet.evaluation.segmentation.loss import pixel_loss
 from mapet.evaluation.segmentation.masks import PADDED
 from mapet.evaluation.segmentation.protocol import Segment
 from mapet.evaluation.segmentation.training import SegmentationTraining
@@ -203,3 +204,17 @@ def test_blocks_of_a_beit_learn_tables_of_their_own(tmp_path: Path, folder: Path
     assert first.shape == (7 * 7 + 3, 2)
     assert not torch.equal(first, last)
     assert SegmentationTraining(subject, train, Segment(**{**SMALL, "steps": 2}), tmp_path / "out").first_step == 2
+
+
+def test_bf16_ends_with_the_logits(tmp_path: Path, folder: Path) -> None:
+    training = training_in(tmp_path, folder, precision="bf16", dropout=0.0, drop_path=0.0)
+    for head in (training.model.decode_head, training.model.auxiliary_head):
+        torch.nn.init.normal_(head.classifier[-1].weight, generator=torch.Generator().manual_seed(1))
+    images = torch.randint(0, 255, (2, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    labels = torch.zeros(2, 32, 32, dtype=torch.int16)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        both = training.model.train()(normalise(images))
+    assert {logits.dtype for logits in both} == {torch.bfloat16}
+    losses = [pixel_loss(logits.float(), labels.long()) for logits in both]
+    expected = losses[0] + training.settings.aux_weight * losses[1]
+    torch.testing.assert_close(training.step(images, labels, 0, 0.0).loss, expected, rtol=1e-6, atol=0)

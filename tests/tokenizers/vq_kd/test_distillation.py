@@ -133,6 +133,14 @@ def test_entries_that_nobody_chose_stay(golden):
     assert not torch.allclose(moved[3:5], codebook[3:5], atol=1e-4)
 
 
+def test_a_mean_that_loses_its_points_stays():
+    points = torch.nn.functional.normalize(torch.tensor([[1.0, 0.1], [1.0, -0.1], [1.0, 0.3]]), dim=1)
+    means, counts = spherical_kmeans(points, torch.tensor([[1.0, 0.0], [-1.0, 0.0]]), 3)
+    assert counts.tolist() == [3, 0]
+    assert torch.equal(means[1], torch.tensor([-1.0, 0.0]))
+    torch.testing.assert_close(means[0], torch.nn.functional.normalize(points.sum(0), dim=0))
+
+
 def test_recent_use_forgets():
     recent = RecentUse(4)
     recent.add(torch.tensor([1, 0, 0, 7]), 0)
