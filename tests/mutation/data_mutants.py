@@ -135,16 +135,30 @@ MUTANTS = [
     (
         "labels-in-lists/numbered-as-they-come",
         "data/labels.py",
-        'distinct = sorted(set(texts) - {""})',
+        'distinct = sorted({*texts} - {""})',
         "distinct = [*dict.fromkeys(text for text in texts if text)]",
         "data/test_labels.py",
     ),
     (
         "labels-in-lists/numbers-taken-for-names",
         "data/labels.py",
-        "numbers = {text: int(text) for text in distinct}",
-        "numbers = {text: number for number, text in enumerate(distinct)}",
+        "numbers, kind = {text: int(text) for text in distinct},",
+        "numbers, kind = {text: number for number, text in enumerate(distinct)},",
         "data/test_labels.py",
+    ),
+    (
+        "labels-by-name/of-the-first-file-for-all",
+        "data/labels.py",
+        "if all(part.names == first.names for part in parts):",
+        "if first.names is not None:",
+        "data/test_parquet.py::test_labels_of_shards_are_paired_by_name",
+    ),
+    (
+        "labels-by-name/test-images-by-their-own-numbers",
+        "data/labels.py",
+        "return renumber(checked, labels.names, classes, describe), classes or labels.names",
+        "return checked, classes or labels.names",
+        "data/test_parquet.py::test_test_labels_are_numbered_by_the_names_of_the_training_part",
     ),
     (
         "tar-index/header-and-not-content",
@@ -180,5 +194,13 @@ MUTANTS = [
         "return subset(source, chosen[~held_out]), subset(source, chosen[held_out])",
         "return subset(source, chosen), subset(source, chosen[held_out])",
         "evaluation/test_online.py::test_the_parts_are_chosen_by_content",
+    ),
+    (
+        "copies/trusted-by-size-and-time",
+        "data/parquet.py",
+        "(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)",
+        "(status.st_dev, status.st_size, status.st_mtime_ns)",
+        "data/test_parquet.py::test_a_file_rewritten_with_the_same_size_and_time_is_another_file "
+        "data/test_parquet.py::test_the_hash_of_a_settled_file_is_kept",
     ),
 ]
