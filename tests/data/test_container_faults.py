@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -119,7 +120,7 @@ def test_what_pillow_reads_is_an_image_in_every_container(tmp_path: Path) -> Non
     write_images(tmp_path / "images", " ".join(f"cat/{name}" for name in files))
     assert len(FolderImages(tmp_path / "images" / "cat")) == len(FolderImages(tmp_path / "images")) == len(files)
     assert len(TarImages([write_tar(tmp_path / "a.tar", [(name, png(0)) for name in files])])) == len(files)
-    assert {*image_names.FORMATS} == {*decode.FORMATS}
+    assert [*decode.FORMATS] == sorted(image_names.SUFFIXES)
 
 
 def test_files_that_might_be_images_are_named_and_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -206,6 +207,29 @@ def test_containers_are_regular_files_too(tmp_path: Path, name: str, kind: str) 
         open_source(tmp_path / name)
 
 
+def test_members_of_tars_have_a_limit_too(tmp_path: Path) -> None:
+    """F7: the size in a header is a claim."""
+    path = tmp_path / "a.tar"
+    for name, size in (("a.png", 2**31), ("a.cls", 2**31)):
+        members = [*([] if name == "a.png" else [("a.png", png(0))]), (name, b"")]
+        write_tar(path, members)
+        content = bytearray(path.read_bytes())
+        member = tarfile.TarInfo(name)
+        member.size = size
+        offset = content.index(name.encode().ljust(100, b"\0"))
+        content[offset : offset + 512] = member.tobuf(tarfile.GNU_FORMAT)
+        with path.open("wb") as file:
+            file.write(content[: offset + 512])
+            file.seek(size, 1)
+            file.write(bytes(10240))
+        if name == "a.png":
+            with pytest.raises(UnreadableImageError, match=r"it has 2,147,483,648 bytes, and at most"):
+                TarImages([path]).read(0)
+        else:
+            with pytest.raises(DataError, match=r"a\.cls has 2,147,483,648 bytes, which is no label"):
+                TarImages([path])
+
+
 def test_lists_of_classes_that_are_no_files_count_for_nothing(tmp_path: Path) -> None:
     """F7."""
     (tmp_path / "labels.txt").symlink_to("/dev/zero")
@@ -278,6 +302,24 @@ def test_lists_with_an_empty_line(tmp_path: Path, listing: str, line: int) -> No
     (tmp_path / "classes.txt").write_text(listing)
     with pytest.raises(DataError, match=rf"Line {line} of .*classes\.txt is empty, and line n names the class n - 1"):
         listed_classes(tmp_path)
+
+
+def test_two_lists_of_classes_must_agree(tmp_path: Path) -> None:
+    """R17."""
+    for name in ("labels.txt", "classes.txt"):
+        (tmp_path / name).write_text("cat\ndog\n")
+    assert listed_classes(tmp_path) == ("cat", "dog")
+    (tmp_path / "classes.txt").write_text("dog\ncat\n")
+    with pytest.raises(DataError, match=r"labels\.txt and classes\.txt in .* name different classes"):
+        listed_classes(tmp_path)
+
+
+def test_splits_below_class_folders_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """R2."""
+    write_images(tmp_path, "cat/train/1.png cat/test/2.png dog/train/3.png")
+    assert open_source(tmp_path, "all").classes == ("cat", "dog")
+    assert "3 deeper folders are not used as classes (cat/test, cat/train, dog/train)" in (said := capsys.readouterr().err)
+    assert "Splits belong above class folders." in said
 
 
 def test_other_line_ends_within_a_name_are_no_lines(tmp_path: Path) -> None:

@@ -15,10 +15,11 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import ExifTags, Image, ImageFile, TiffImagePlugin, UnidentifiedImageError
 
+from mapet.data.image_names import SUFFIXES
 from mapet.errors import UnreadableImageError
 
 # What is decoded. Others that Pillow knows are not: PostScript, for one, would start Ghostscript.
-FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
+FORMATS = tuple(sorted(SUFFIXES))
 MOST_PIXELS = 178_956_970  # of Pillow too: 0.7 GB in memory
 _UNDO_ROTATION = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,

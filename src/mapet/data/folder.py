@@ -14,6 +14,7 @@ import numpy as np
 
 from mapet.data.image_names import is_image_name, say_left_out, suffixes_in_words
 from mapet.data.labels import NAMES
+from mapet.data.splits import split_named
 from mapet.data.tree import Walk, entries, loose_images, read_file, visible_folders
 from mapet.errors import DataError
 from mapet.runtime.progress import say
@@ -106,6 +107,7 @@ class FolderImages:
             say(
                 f"{self._root}: {len(deeper):,} deeper folders are not used as classes ({_few(deeper)}); the {len(by_folder):,} "
                 f"folders above them are. --class-depth {depth + 1} takes the folders one level deeper."
+                + (" Splits belong above class folders." if any(split_named(Path(name).name) for name in deeper) else "")
             )
 
     def _take_unlabelled(self, by_folder: dict[str, list[str]]) -> None:

@@ -8,7 +8,7 @@ from pathlib import PurePosixPath
 from mapet.runtime.progress import say
 
 # Pillow's names of the formats that are read, with the suffixes of their files.
-FORMATS = {
+SUFFIXES = {
     "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"),
     "PNG": (".png", ".apng"),
     "BMP": (".bmp",),
@@ -19,7 +19,7 @@ FORMATS = {
     "JPEG2000": (".jp2", ".j2k", ".jpf", ".jpx", ".j2c", ".jpc"),
     "AVIF": (".avif",),
 }
-IMAGE_SUFFIXES = tuple(suffix for suffixes in FORMATS.values() for suffix in suffixes)
+IMAGE_SUFFIXES = tuple(suffix for suffixes in SUFFIXES.values() for suffix in suffixes)
 # What usually lies beside images and is none.
 _COMPANY = (
     *(".txt", ".md", ".rst", ".json", ".jsonl", ".csv", ".tsv", ".xml", ".yaml", ".yml", ".toml", ".ini", ".html", ".htm", ".pdf"),

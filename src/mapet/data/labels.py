@@ -40,10 +40,12 @@ def listed_classes(folder: Path) -> tuple[str, ...] | None:
     """The class names in labels.txt or classes.txt in `folder`, line n = class n; None without such a file.
 
     Raises:
-        DataError: The file is not UTF-8, or a line is empty.
+        DataError: The file is not UTF-8, a line is empty, or both files are there and differ.
     """
-    listing = next((folder / name for name in LISTINGS if (folder / name).is_file()), None)
-    return None if listing is None else tuple(listed_names(listing)) or None
+    found = {name: tuple(listed_names(folder / name)) for name in LISTINGS if (folder / name).is_file()}
+    if len({*found.values()}) > 1:
+        raise DataError(f"{' and '.join(found)} in {folder} name different classes. Remove one of the two.")
+    return next(iter(found.values()), None) or None
 
 
 def listed_names(listing: Path) -> list[str]:

@@ -15,6 +15,7 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -151,6 +152,6 @@ def _digest(path: Path, cache: Path, bar: ProgressBar) -> str:
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or error}.") from error
     if time.time() - status.st_ctime > _SETTLED_SECONDS:
-        with atomic_file(kept) as partial:
+        with suppress(StorageError), atomic_file(kept) as partial:  # a cache that others filled may be read-only
             partial.write_text(digest.hexdigest(), encoding="utf-8")
     return digest.hexdigest()

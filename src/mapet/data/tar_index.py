@@ -28,6 +28,7 @@ SILENT_SECONDS = 2.0
 _UNPACKERS = {b"\x1f\x8b": "gunzip", b"BZh": "bunzip2", b"\xfd7zXZ": "unxz", b"\x28\xb5\x2f\xfd": "unzstd"}
 _MIB, _MIB_SHOWN = 2**20, 16
 _EXAMPLES = 3
+_MOST_LABEL_BYTES = 64 * _MIB
 
 
 class TarIndex:
@@ -166,6 +167,8 @@ def _label(file: FileIO, path: Path, member: tarfile.TarInfo | None) -> str:
     """What a .cls file, or "label" in a .json file, says about a sample."""
     if member is None:
         return ""
+    if member.size > _MOST_LABEL_BYTES:
+        raise DataError(f"{path}: {member.name} has {member.size:,} bytes, which is no label. Pack it again, or without it.")
     try:
         text = os.pread(file.fileno(), member.size, _stored_plainly(member, path).offset_data).decode("utf-8-sig").strip()
         value = text if _is_number(member) else json.loads(text)

@@ -14,6 +14,7 @@ from pathlib import Path
 from mapet.data.image_names import suffixes_in_words
 from mapet.data.labels import labels_of_texts, listed_classes, number_labels
 from mapet.data.tar_index import index_tars, stamp
+from mapet.data.tree import MOST_BYTES
 from mapet.errors import DataError, UnreadableImageError
 from mapet.runtime.progress import say
 from mapet.runtime.regular import open_regular
@@ -58,6 +59,8 @@ class TarImages:
     def read(self, index: int) -> bytes:
         """The content of one image."""
         tar, size = self._index.tars[index], self._index.sizes[index]
+        if size > MOST_BYTES:
+            raise UnreadableImageError(f"it has {size:,} bytes, and at most {MOST_BYTES:,} are read")
         try:
             with open_regular(self._files[tar]) as file:
                 if stamp(file) != self._index.stamps[tar]:
