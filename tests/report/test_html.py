@@ -130,10 +130,30 @@ def test_settings_of_another_version_do_not_stop_it(run):
     assert "training.unknown_setting1" in text
 
 
-def test_damaged_evaluation_is_passed_over(run):
-    (run.evaluations / "damaged.json").write_text("{", encoding="utf-8")
-    (run.evaluations / "foreign.json").write_text('{"a": 1}', encoding="utf-8")
-    assert "from 50.0 to 80.0 %" in read(write_report([run])).text
+def test_f15_damaged_files_are_left_out_and_stated(run):
+    wrong = asdict(result())
+    damaged = {
+        "damaged": "{",
+        "foreign": '{"a": 1}',
+        "list": "[]",
+        "figures": json.dumps(wrong | {"figures": {"top1": "much"}}),
+        "metric": json.dumps(wrong | {"metric": "miou"}),
+        "random": json.dumps(wrong | {"random_figures": {}}),
+    }
+    for name, content in damaged.items():
+        (run.evaluations / f"{name}.json").write_text(content, encoding="utf-8")
+    with run.metrics.open("ab") as file:
+        file.write(b"\xff\n[]\n")
+    (run.path / "warnings.jsonl").write_bytes(b'\xff\n{"step": 1, "name": "a", "message": "Planted."}\n')
+    run.environment.write_text("{", encoding="utf-8")
+    text = read(write_report([run])).text
+    assert "from 50.0 to 80.0 %" in text
+    for name in damaged:
+        assert f"{name}.json is no evaluation, or a damaged one" in text
+    assert "2 lines of" in text
+    assert "1 lines of" in text
+    assert "environment.json is damaged" in text
+    assert "Step 1: Planted." in text
 
 
 def test_everything_is_escaped_even_in_figures(run, tmp_path):

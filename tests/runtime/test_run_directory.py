@@ -84,3 +84,47 @@ def test_the_commit_is_that_of_the_checkout_that_holds_this_code(tmp_path: Path,
     assert describe_environment()["commit"] == commit
     (tmp_path / "ours.py").write_text("changed")
     assert describe_environment()["commit"] == commit + "+"
+
+
+GARBAGE = {
+    "not UTF-8": b"\xff\xfe{}",
+    "no JSON": b"{",
+    "no object": b"[1]",
+    "a number": b"7",
+    "no step": b'{"loss": 1.0}',
+    "a step in words": b'{"step": "three", "loss": 1.0}',
+    "a loss in words": b'{"step": 3, "loss": "low"}',
+    "5,000 digits": b'{"step": ' + b"9" * 5000 + b"}",
+    "400 digits": b'{"step": 3, "loss": 1' + b"0" * 400 + b"}",
+    "deep": b"[" * 100_000,
+    "a NUL": b"\0",
+}
+
+
+@pytest.mark.parametrize("garbage", GARBAGE.values(), ids=GARBAGE)
+def test_f15_a_damaged_line_is_left_out_and_counted(run: RunDirectory, garbage: bytes, capsys) -> None:
+    run.metrics.write_bytes(b'{"step": 1, "loss": NaN}\n' + garbage + b'\n{"step": 2, "loss": 1.0}\n')
+    assert [entry["step"] for entry in run.read_metrics()] == [1, 2]
+    assert run.metrics_lines().damaged == 1
+    run.forget_metrics_after(2)
+    assert "1 lines of" in capsys.readouterr().err
+    assert run.metrics_lines().damaged == 0
+    assert len(run.read_metrics()) == 2
+
+
+@pytest.mark.parametrize(
+    "content", [b"{", b"\xff", b"{}", b"[1]", b"[" * 100_000], ids=["cut", "bytes", "object", "numbers", "deep"]
+)
+def test_f15_a_damaged_environment_is_kept_aside_and_stated(run: RunDirectory, content: bytes, capsys) -> None:
+    run.environment.write_bytes(content)
+    run.record_environment()
+    assert len(run.read_environments()) == 1
+    assert (run.path / "environment.damaged.json").read_bytes() == content
+    assert "kept as environment.damaged.json" in capsys.readouterr().err.replace("\n", "")
+
+
+@pytest.mark.parametrize("content", [b"{", b"\xff", b"[]", b'{"science": 3}', b'{"data": null}'])
+def test_f15_a_damaged_config_names_the_way_out(run: RunDirectory, content: bytes) -> None:
+    run.config.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"config\.json .*damaged.*Restore it from a copy"):
+        run.read_config()

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from mapet.errors import CheckpointError
 from mapet.models.opened import OpenedBackbone
 from mapet.runtime.run_directory import RunDirectory, read_json
 
@@ -173,7 +174,10 @@ def _with_options(section: dict[str, Any]) -> str | None:
 
 
 def _software(run: RunDirectory) -> str | None:
-    starts = read_json(run.environment) if run.environment.is_file() else []
+    try:
+        starts = run.read_environments()
+    except CheckpointError:
+        return None
     packages = starts[-1].get("packages", {}) if starts else {}
     return ", ".join(f"{name} {version}" for name, version in packages.items() if version) or None
 

@@ -102,7 +102,8 @@ class _Report:
         verdicts = [_verdict(run, len(self.runs) > 1) for run in self.runs]
         facts = [_facts(run) for run in self.runs]
         columns = ["", *(run.title for run in self.runs)]
-        return "".join(verdicts) + page.table(columns, [[name, *(fact[name] for fact in facts)] for name in facts[0]])
+        damaged = [page.left_out(remark) for run in self.runs for remark in run.left_out]
+        return "".join([*verdicts, *damaged]) + page.table(columns, [[name, *(fact[name] for fact in facts)] for name in facts[0]])
 
     def _probes(self) -> str:
         if any(run.results for run in self.runs):

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import TypeAdapter
 
 from mapet.config.settings import PretrainSettings, parse_settings
 from mapet.errors import CheckpointError, NotThereError
@@ -25,7 +26,9 @@ from mapet.token_store.read import TokenStore
 from mapet.tokenizers.base import Tokenizer
 from mapet.tokenizers.judging import information
 from mapet.tokenizers.load import load_tokenizer
+from mapet.training.monitor import warning_lines
 
+_RESULT = TypeAdapter(Result)
 _OBJECTIVES = {"mapet": "MaPeT", "pim": "PIM", "mim": "MIM"}
 
 
@@ -56,8 +59,11 @@ class ReportedRun:
 
     @cached_property
     def environments(self) -> list[dict[str, Any]]:
-        """One entry for every start of the run; empty where none was recorded."""
-        return read_json(self.run.environment) if self.run.environment.is_file() else []
+        """One entry for every start of the run; empty where none was recorded, or the record is damaged."""
+        try:
+            return self.run.read_environments()
+        except CheckpointError:
+            return []
 
     @cached_property
     def metrics(self) -> list[dict[str, float]]:
@@ -82,22 +88,32 @@ class ReportedRun:
         return sum(now for now, following in pairwise(clock) if following < now)
 
     @cached_property
-    def results(self) -> list[Result]:
-        """The evaluations that are kept with the run, those on its own data first; files that are no evaluation are passed over."""
-        found = []
+    def left_out(self) -> list[str]:
+        """What cannot be read of the small files of the run, a sentence each."""
+        remarks = [self.run.metrics_lines().remark(), warning_lines(self.run).remark()]
+        if self.run.environment.is_file() and not self.environments:
+            remarks.append(f"{self.run.environment} is damaged and left out.")
+        remarks += [f"{path} is no evaluation, or a damaged one, and left out." for path in self._evaluations[1]]
+        return [remark for remark in remarks if remark]
+
+    @cached_property
+    def _evaluations(self) -> tuple[list[tuple[Any, Result]], list[Path]]:
+        """The evaluations that are kept with the run, with what orders them, and the files that are none."""
+        found, damaged = [], []
         for path in sorted(self.run.evaluations.glob("*.json")):
             try:
-                result = Result(**read_json(path))
-                order = (
-                    result.data != self.data,
-                    str(result.protocol["name"]),
-                    result.protocol.get("pool", "mean") != "mean",
-                    path.name,
-                )
-                found.append((order, result))
-            except (CheckpointError, TypeError, KeyError):
+                result = _read_result(path)
+            except (CheckpointError, ValueError, KeyError):
+                damaged.append(path)
                 continue
-        return [result for _, result in sorted(found, key=lambda entry: entry[0])]
+            pool = result.protocol.get("pool", "mean")
+            found.append(((result.data != self.data, str(result.protocol["name"]), pool != "mean", path.name), result))
+        return found, damaged
+
+    @cached_property
+    def results(self) -> list[Result]:
+        """The evaluations that are kept with the run, those on its own data first; other files are left out."""
+        return [result for _, result in sorted(self._evaluations[0], key=lambda entry: entry[0])]
 
     @cached_property
     def settings(self) -> PretrainSettings:
@@ -179,6 +195,16 @@ class ReportedRun:
     def sample(self) -> Sample:
         """Up to `SAMPLED_IMAGES` images with their tokens; raises like `tokens`, and DataError without images."""
         return draw_sample(self.data, self.settings, self.tokens)
+
+
+def _read_result(path: Path) -> Result:
+    """One evaluation; a KeyError, ValueError or CheckpointError where the file is none."""
+    result = _RESULT.validate_python(read_json(path))
+    random_figures = result.figures if result.random_figures is None else result.random_figures
+    for name, values in (("name", result.protocol), (result.metric, result.figures), (result.metric, random_figures)):
+        if name not in values:
+            raise KeyError(name)
+    return result
 
 
 def open_runs(runs: Sequence[RunDirectory]) -> list[ReportedRun]:

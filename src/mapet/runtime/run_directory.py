@@ -21,14 +21,17 @@ import shlex
 import subprocess
 import sys
 import time
-from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from mapet.errors import CheckpointError
 from mapet.runtime.files import storage_errors, write_json, write_text
+from mapet.runtime.jsonl import Lines, is_number, is_step, read_lines
+from mapet.runtime.progress import say
 
+# What every reader of config.json relies on, where it is there.
+_SECTIONS = {"data": str, "science": dict, "mechanics": dict, "science_hash": str}
 _PACKAGES = ("mapet", "torch", "torchvision", "timm", "numpy", "pillow", "datasets")
 
 
@@ -63,12 +66,40 @@ class RunDirectory:
         return run
 
     def read_config(self) -> dict[str, Any]:
-        """The content of config.json."""
-        return read_json(self.config)
+        """The content of config.json.
+
+        Raises:
+            CheckpointError: It is missing or damaged; the message names the way out.
+        """
+        way_out = "Restore it from a copy; without it, nobody knows what was run here, and a new run needs another --out."
+        try:
+            config = read_json(self.config)
+        except CheckpointError as error:
+            raise CheckpointError(f"{error} {way_out}") from None
+        if not isinstance(config, dict) or any(not isinstance(config.get(name, kind()), kind) for name, kind in _SECTIONS.items()):
+            raise CheckpointError(f"{self.config} is not what a run writes: the file is damaged. {way_out}")
+        return config
+
+    def read_environments(self) -> list[dict[str, Any]]:
+        """The entries of environment.json, one for every start; none where there is no such file.
+
+        Raises:
+            CheckpointError: The file is damaged.
+        """
+        starts = read_json(self.environment) if self.environment.is_file() else []
+        if not isinstance(starts, list) or not all(isinstance(start, dict) for start in starts):
+            raise CheckpointError(f"{self.environment} does not hold a list of starts: the file is damaged.")
+        return starts
 
     def record_environment(self) -> None:
-        """Adds one entry about this start to environment.json."""
-        starts = read_json(self.environment) if self.environment.is_file() else []
+        """Adds one entry about this start to environment.json; a damaged one is kept aside, and a new one begun."""
+        try:
+            starts = self.read_environments()
+        except CheckpointError as error:
+            aside, starts = self.environment.with_name("environment.damaged.json"), []
+            with storage_errors(aside):
+                os.replace(self.environment, aside)
+            say(f"{error} It is kept as {aside.name}; earlier starts are not listed any more.")
         write_json(self.environment, [*starts, describe_environment()])
 
     def append_metrics(self, entry: dict[str, Any]) -> None:
@@ -76,27 +107,27 @@ class RunDirectory:
         with storage_errors(self.metrics), self.metrics.open("a", encoding="utf-8") as file:
             file.write(json.dumps(entry) + "\n")
 
+    def metrics_lines(self) -> Lines:
+        """The entries of metrics.jsonl, numbers by name, each with a step, and how many lines are none."""
+        return read_lines(self.metrics, lambda entry: is_step(entry.get("step")) and all(map(is_number, entry.values())))
+
     def read_metrics(self) -> list[dict[str, Any]]:
-        """The lines of metrics.jsonl; one that a crash cut off is left out."""
-        if not self.metrics.is_file():
-            return []
-        entries = []
-        for line in self.metrics.read_text(encoding="utf-8").splitlines():
-            with suppress(json.JSONDecodeError):
-                entries.append(json.loads(line))
-        return entries
+        """The entries of metrics.jsonl; a line that is cut off or damaged is left out."""
+        return self.metrics_lines().entries
 
     def forget_metrics_after(self, step: int) -> None:
-        """Drops entries beyond `step`, which the continued run will write again."""
-        kept = [json.dumps(entry) + "\n" for entry in self.read_metrics() if entry["step"] <= step]
-        write_text(self.metrics, "".join(kept))
+        """Drops entries beyond `step`, which the continued run will write again, and lines that are damaged, which is stated."""
+        lines = self.metrics_lines()
+        if remark := lines.remark():
+            say(remark)
+        write_text(self.metrics, "".join(json.dumps(entry) + "\n" for entry in lines.entries if entry["step"] <= step))
 
 
 def read_json(path: Path) -> Any:
     """A JSON file's content, or a CheckpointError that names the file."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}. The file is damaged or missing.") from None
 
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from mapet.data.sources import ImageSource
 from mapet.runtime.files import storage_errors, write_text
+from mapet.runtime.jsonl import Lines, is_step, read_lines
 from mapet.runtime.progress import say
 from mapet.runtime.run_directory import RunDirectory
 
@@ -79,7 +80,10 @@ class Watch:
 
     def __init__(self, monitors: Sequence[Monitor], trainer: Trainer) -> None:
         self.monitors, self.run = monitors, trainer.run_directory
-        kept = [line for line in read_warnings(self.run) if line["step"] <= trainer.first_step]
+        lines = warning_lines(self.run)
+        if remark := lines.remark():
+            say(remark)
+        kept = [line for line in lines.entries if line["step"] <= trainer.first_step]
         if warnings_file(self.run).is_file():
             write_text(warnings_file(self.run), "".join(json.dumps(line) + "\n" for line in kept))
         self._said = {line["name"] for line in kept}
@@ -128,17 +132,18 @@ def warnings_file(run: RunDirectory) -> Path:
 
 
 def read_warnings(run: RunDirectory) -> list[dict[str, Any]]:
-    """The lines of warnings.jsonl: step, name, message; one that a crash cut off is left out."""
-    path = warnings_file(run)
-    lines = []
-    for text in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
-        try:
-            line = json.loads(text)
-        except json.JSONDecodeError:
-            continue
-        if isinstance(line, dict) and {"step", "name", "message"} <= line.keys():
-            lines.append(line)
-    return lines
+    """The entries of warnings.jsonl: step, name, message; a line that is cut off or damaged is left out."""
+    return warning_lines(run).entries
+
+
+def warning_lines(run: RunDirectory) -> Lines:
+    """The same, with how many lines are no entries."""
+    return read_lines(warnings_file(run), _is_warning)
+
+
+def _is_warning(line: dict[str, Any]) -> bool:
+    texts = isinstance(line.get("name"), str) and isinstance(line.get("message", 0), str | None)
+    return texts and is_step(line.get("step"))
 
 
 def standing_warnings(lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
