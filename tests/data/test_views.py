@@ -8,9 +8,19 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from mapet.data.crops import Region, draw_region
-from mapet.data.views import IMAGENET_MEAN, IMAGENET_STD, AugmentedView, EvaluationView, FixedView, Rendering, normalise
+from mapet.data.crops import Region, central_square, draw_region
+from mapet.data.views import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    AugmentedView,
+    EvaluationView,
+    FixedView,
+    Rendering,
+    normalise,
+    without_far_ends,
+)
 from mapet.errors import SettingsError
+from mapet.evaluation.validation.view import Preprocessing, ValidationView
 from tests.data.images import random_image
 
 GOLDENS = Path(__file__).parents[1] / "goldens" / "mapet"
@@ -107,3 +117,44 @@ def test_settings_out_of_range():
         AugmentedView(24, (0.5, 0.2))
     with pytest.raises(SettingsError, match=r"no interpolation 'bilinear'.*bicubic, lanczos"):
         FixedView(24, "bilinear")
+
+
+def long_image(width: int, height: int) -> Image.Image:
+    """Smooth along its length, so that a wrong place shows."""
+    along = np.linspace(0, 255, max(width, height)).astype(np.uint8)
+    grey = along[None, :].repeat(height, 0) if width > height else along[:, None].repeat(width, 1)
+    return Image.fromarray(grey).convert("RGB")
+
+
+LONG = [EvaluationView(128), ValidationView(Preprocessing(128)), FixedView(128), Rendering(128)]
+
+
+@pytest.mark.parametrize("view", LONG, ids=lambda view: type(view).__name__)
+@pytest.mark.parametrize("shape", [(12_000, 1), (1, 12_000), (30_001, 2)])
+def test_r28_a_long_image_is_not_enlarged_whole(monkeypatch, view, shape):
+    """R28: 12,000 x 1 would become 1,700,000 x 142 pixels."""
+    sizes, resize = [], Image.Image.resize
+
+    def watched(image, size, *args, **kwargs):
+        sizes.append(size)
+        return resize(image, size, *args, **kwargs)
+
+    monkeypatch.setattr(Image.Image, "resize", watched)
+    image = long_image(*shape)
+    seen = view(image, central_square(*shape)) if isinstance(view, Rendering) else view(image)
+    assert max(width * height for width, height in sizes) <= 40 * 142 * 142
+    assert (seen.float() - 127.5).abs().max() <= 1  # its centre
+
+
+@pytest.mark.parametrize("shape", [(4000, 100), (70, 2)])
+def test_r28_what_a_long_image_shows_is_the_same_as_before(shape):
+    """R28: as if the whole were enlarged; where it is at most 32 times longer than wide, the very same."""
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (shape[1], shape[0], 3), dtype=np.uint8))
+    view = EvaluationView(24)
+    width, height = (view.shorter_side * side // min(shape) for side in shape)
+    whole = image.resize((width, height), Image.Resampling.BICUBIC)
+    left, top = round((width - 24) / 2), round((height - 24) / 2)
+    before = torch.from_numpy(np.array(whole.crop((left, top, left + 24, top + 24)))).permute(2, 0, 1)
+    assert (view(image).int() - before.int()).abs().max() <= 3
+    ordinary = image.crop((0, 0, min(shape[0], 32 * min(shape)), min(shape[1], 32 * min(shape))))
+    assert without_far_ends(ordinary) is ordinary

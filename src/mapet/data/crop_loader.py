@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from torch.utils.data import Dataset
-
+from mapet.data.background import BackgroundBatches, BatchMaker
 from mapet.data.crops import Crops
-from mapet.data.loader import LoadedBatch, Samples, in_background, stack
+from mapet.data.loader import LoadedBatch, Samples, bytes_of, stack
 from mapet.data.sources import ImageSource
 from mapet.data.views import Rendering
 
@@ -26,7 +25,7 @@ class CropBatch:
     crops: tuple[int, ...] = (0,)
 
 
-class CroppedImages(Dataset[LoadedBatch]):
+class CroppedImages(BatchMaker[LoadedBatch]):
     """Item `CropBatch` is the `LoadedBatch` of these crops; see `make_crop_loader`."""
 
     def __init__(
@@ -49,6 +48,11 @@ class CroppedImages(Dataset[LoadedBatch]):
             return batch
         return replace(batch, tokenizer_images=stack(tokenised, self._tokenizer_rendering.size))
 
+    def pixels(self, wanted: CropBatch) -> int:
+        """Bytes of a batch, for backbone and tokenizer."""
+        renderings = [self._rendering, *([] if self._tokenizer_rendering is None else [self._tokenizer_rendering])]
+        return len(wanted.indices) * len(wanted.crops) * sum(bytes_of(rendering.size) for rendering in renderings)
+
 
 def make_crop_loader(
     source: ImageSource,
@@ -59,7 +63,7 @@ def make_crop_loader(
     tokenizer_rendering: Rendering | None = None,
     workers: int = 0,
     pin_memory: bool = False,
-) -> Iterable[LoadedBatch]:
+) -> BackgroundBatches[LoadedBatch]:
     """Loads `batches` of `source` in order, in the background if there are workers.
 
     Args:
@@ -71,4 +75,4 @@ def make_crop_loader(
         workers: Number of processes; 0 loads in this one.
         pin_memory: Where the batches go to a CUDA device: copies need not be waited for then.
     """
-    return in_background(CroppedImages(source, crops, rendering, tokenizer_rendering), batches, workers, pin_memory)
+    return BackgroundBatches(CroppedImages(source, crops, rendering, tokenizer_rendering), batches, workers, pin_memory)

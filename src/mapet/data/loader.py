@@ -6,16 +6,14 @@ workers changes nothing.
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
+from mapet.data.background import BackgroundBatches, BatchMaker
 from mapet.data.decode import decode_image
 from mapet.data.sources import ImageSource, sample_key
 from mapet.data.views import View
@@ -23,7 +21,6 @@ from mapet.errors import DataError, SettingsError, UnreadableImageError
 from mapet.runtime.seeding import derive_seed, seeded_generator
 
 _NAMED = 5
-_GRACE_SECONDS = 30
 
 
 @dataclass(frozen=True)
@@ -70,6 +67,13 @@ class LoadedBatch:
         optional = {"labels": self.labels, "tokenizer_images": self.tokenizer_images}
         pinned = {name: None if tensor is None else tensor.pin_memory() for name, tensor in optional.items()}
         return replace(self, images=self.images.pin_memory(), **pinned)
+
+    def share_memory(self) -> LoadedBatch:
+        """The same in shared memory; raises RuntimeError where that is full."""
+        for tensor in (self.images, self.labels, self.indices, self.tokenizer_images):
+            if tensor is not None and tensor.numel():
+                tensor.share_memory_()
+        return self
 
 
 class UnreadableImages:
@@ -225,7 +229,7 @@ def stack(images: Sequence[Tensor], size: int) -> Tensor:
     return torch.stack([*images]) if images else torch.empty(0, 3, size, size, dtype=torch.uint8)
 
 
-class ViewedImages(Dataset[LoadedBatch]):
+class ViewedImages(BatchMaker[LoadedBatch]):
     """Decodes and views whole batches: item [i, j, ...] is a `LoadedBatch`."""
 
     def __init__(self, source: ImageSource, view: View, seed: int = 0, epoch: int = 0) -> None:
@@ -236,6 +240,15 @@ class ViewedImages(Dataset[LoadedBatch]):
         images = [self._view(image, derive_seed(self._seed, "view", self._epoch, key)) for image, key in samples]
         return samples.batch(images, self._view.size)
 
+    def pixels(self, indices: Sequence[int]) -> int:
+        """Bytes of a batch."""
+        return len(indices) * bytes_of(self._view.size)
+
+
+def bytes_of(size: int) -> int:
+    """Bytes of the pixels of one view."""
+    return 3 * size**2
+
 
 def make_loader(
     source: ImageSource,
@@ -245,7 +258,7 @@ def make_loader(
     seed: int = 0,
     epoch: int = 0,
     pin_memory: bool = False,
-) -> Iterable[LoadedBatch]:
+) -> BackgroundBatches[LoadedBatch]:
     """Loads `batches` of `source` in order, in the background if there are workers.
 
     Args:
@@ -257,23 +270,4 @@ def make_loader(
         epoch: Which draw of a random view; the same (seed, epoch, sample) gives the same pixels.
         pin_memory: Where the batches go to a CUDA device: copies need not be waited for then.
     """
-    return in_background(ViewedImages(source, view, seed, epoch), batches, workers, pin_memory)
-
-
-def in_background(dataset: Dataset[LoadedBatch], batches: Iterable[Any], workers: int, pin_memory: bool) -> DataLoader[LoadedBatch]:
-    """The item of `dataset` for each of `batches`, in order, made by worker processes if there are any."""
-    return DataLoader(
-        dataset,
-        batch_size=None,
-        sampler=batches,
-        num_workers=workers,
-        pin_memory=pin_memory,
-        worker_init_fn=_outlive_signals,
-        generator=seeded_generator("loader"),  # else torch draws from the global generator
-    )
-
-
-def _outlive_signals(worker: int) -> None:
-    """Leaves Ctrl-C and SIGTERM, which reach the whole process group, to the main process: it still has a checkpoint to write."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(_GRACE_SECONDS))
+    return BackgroundBatches(ViewedImages(source, view, seed, epoch), batches, workers, pin_memory)

@@ -13,11 +13,11 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset
 
 from mapet.compat import ModelEmaV3
 from mapet.data.augmentation import TrainingView
-from mapet.data.loader import LoadedBatch, Samples, in_background, step_batches
+from mapet.data.background import BackgroundBatches, BatchMaker
+from mapet.data.loader import LoadedBatch, Samples, bytes_of, step_batches
 from mapet.data.sources import ImageSource
 from mapet.evaluation.finetuning.classifier import build_classifier
 from mapet.evaluation.finetuning.judging import judge_models
@@ -36,7 +36,7 @@ from mapet.training.step import StepSums
 EMA = "ema_"
 
 
-class AugmentedImages(Dataset[LoadedBatch]):
+class AugmentedImages(BatchMaker[LoadedBatch]):
     """Decodes and views whole batches: item (epoch, [i, j, ...]) is a `LoadedBatch`, a function of seed, epoch and sample keys.
 
     One loader serves all epochs, so that its workers are not started anew in each.
@@ -50,6 +50,10 @@ class AugmentedImages(Dataset[LoadedBatch]):
         samples = Samples(self._source, indices)
         images = [self._view(image, derive_seed(self._seed, "view", epoch, key)) for image, key in samples]
         return samples.batch(images, self._view.size)
+
+    def pixels(self, item: tuple[int, Sequence[int]]) -> int:
+        """Bytes of a batch."""
+        return len(item[1]) * bytes_of(self._view.size)
 
 
 class FineTuning(SupervisedTraining):
@@ -135,7 +139,7 @@ class FineTuning(SupervisedTraining):
         )
         steps = step_batches(len(subject.train), self.batch_size, settings.seed, self.first_step, self.total_steps)
         images = AugmentedImages(subject.train, view, settings.seed)
-        return in_background(images, steps.with_epochs(), subject.workers, pin_memory=subject.device.type == "cuda")
+        return BackgroundBatches(images, steps.with_epochs(), subject.workers, pin_memory=subject.device.type == "cuda")
 
     def _hash(self) -> str:
         """Names everything that the weights depend on: settings, initial weights, images and labels."""

@@ -7,10 +7,10 @@ from typing import cast
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset
 
+from mapet.data.background import BackgroundBatches, BatchMaker
 from mapet.data.decode import decode_image
-from mapet.data.loader import LoadedBatch, StepBatches, UnreadableImage, in_background, stack
+from mapet.data.loader import LoadedBatch, StepBatches, UnreadableImage, bytes_of, stack
 from mapet.data.sources import sample_key
 from mapet.errors import UnreadableImageError
 from mapet.evaluation.segmentation.augment import Augmentation
@@ -18,7 +18,7 @@ from mapet.evaluation.segmentation.data import MaskedImages
 from mapet.runtime.seeding import derive_seed
 
 
-class AugmentedPairs(Dataset[LoadedBatch]):
+class AugmentedPairs(BatchMaker[LoadedBatch]):
     """Item (epoch, [i, j, ...]) is a `LoadedBatch` of crops, its labels (B, crop, crop) int16; negative where there is no class.
 
     What is drawn is a function of (seed, epoch, sample key).
@@ -48,12 +48,17 @@ class AugmentedPairs(Dataset[LoadedBatch]):
         labels = torch.stack(masks) if masks else torch.empty(0, side, side, dtype=torch.int16)
         return LoadedBatch(stack(images, side), keys, labels, torch.tensor(good, dtype=torch.int64), unreadable)
 
+    def pixels(self, item: tuple[int, Sequence[int]]) -> int:
+        """Bytes of a batch; two a pixel of a mask."""
+        side = self._augment.crop
+        return len(item[1]) * (bytes_of(side) + 2 * side**2)
+
 
 def load_pairs(
     source: MaskedImages, augment: Augmentation, batches: StepBatches, seed: int, workers: int, pin_memory: bool
 ) -> Iterable[LoadedBatch]:
     """The crops of every step in `batches`; see `AugmentedPairs`."""
-    return in_background(AugmentedPairs(source, augment, seed), batches.with_epochs(), workers, pin_memory)
+    return BackgroundBatches(AugmentedPairs(source, augment, seed), batches.with_epochs(), workers, pin_memory)
 
 
 def labels_of(batch: LoadedBatch) -> torch.Tensor:

@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from mapet.compat import create_transform
-from mapet.data.views import IMAGENET_MEAN, IMAGENET_STD
+from mapet.data.views import IMAGENET_MEAN, IMAGENET_STD, without_far_ends
 from mapet.errors import SettingsError, nearest
 
 INTERPOLATIONS = ("bicubic", "bilinear", "lanczos")
@@ -73,6 +73,7 @@ class ValidationView:
 
     def __init__(self, preprocessing: Preprocessing) -> None:
         self.size = preprocessing.size
+        self._cuts = preprocessing.crop_mode == "center"  # other modes show the whole image
         self._transform: Any = create_transform(
             (3, self.size, self.size),
             crop_pct=preprocessing.crop_pct,
@@ -83,4 +84,4 @@ class ValidationView:
 
     def __call__(self, image: Image.Image, seed: int = 0) -> Tensor:
         """uint8 (3, size, size) of a PIL image in mode RGB; there is no chance in it."""
-        return cast(Tensor, self._transform(image))
+        return cast(Tensor, self._transform(without_far_ends(image) if self._cuts else image))

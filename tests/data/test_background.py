@@ -1,0 +1,137 @@
+"""Worker processes: whatever happens to one, the wait for its batch ends in words."""
+
+import ast
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+import mapet
+from mapet.data import background
+from mapet.data.crop_loader import CropBatch, make_crop_loader
+from mapet.data.crops import FixedCrop
+from mapet.data.digits import DigitImages
+from mapet.data.loader import LoadedBatch, make_loader, sequential_batches
+from mapet.data.views import FixedView, Rendering
+from mapet.errors import DataError, FailedRunError, SettingsError
+from tests.command import environment
+
+
+class DyingImages(DigitImages):
+    """The process that reads image 3 is killed."""
+
+    def read(self, index: int) -> bytes:
+        if index == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().read(index)
+
+
+class RefusingImages(DigitImages):
+    def read(self, index: int) -> bytes:
+        raise DataError(f"Row {index} is wrong.")
+
+
+class Rejected(LoadedBatch):
+    """A batch for which there is no room."""
+
+    def share_memory(self) -> LoadedBatch:
+        raise RuntimeError("unable to allocate shared memory(shm): No space left on device (28)\nmore")
+
+
+class RejectedBatches(background.BatchMaker[LoadedBatch]):
+    def __getitem__(self, item: list[int]) -> LoadedBatch:
+        return Rejected(torch.zeros(1), [], None, torch.zeros(1), [])
+
+    def pixels(self, item: list[int]) -> int:
+        return 1
+
+
+def test_a_worker_that_is_killed_ends_the_run_in_words():
+    """As the system does where memory is short; the signal handler of torch, which would raise anywhere, is not left behind."""
+    before = signal.getsignal(signal.SIGCHLD)
+    loader = iter(make_loader(DyingImages(), FixedView(8), sequential_batches(8, 1), workers=2))
+    assert next(loader).indices.tolist() == [0]
+    assert signal.getsignal(signal.SIGCHLD) is before
+    with pytest.raises(FailedRunError, match=r"process that loads images ended \(SIGKILL\). Memory was short.*--workers"):
+        list(loader)
+
+
+def test_an_error_in_a_worker_arrives_as_it_is():
+    with pytest.raises(DataError, match=r"^Row 0 is wrong\.$"):
+        list(make_loader(RefusingImages(), FixedView(8), [[0]], workers=1))
+
+
+def test_a_batch_that_does_not_fit_into_shared_memory_ends_the_run():
+    with pytest.raises(
+        FailedRunError, match=r"does not fit into shared memory .*28\)\)\. .*--shm-size=2g.*--workers 0.*mechanics.workers=0"
+    ):
+        list(background.BackgroundBatches(RejectedBatches(), [[0]], 1, False))
+
+
+@pytest.mark.parametrize("kind", ["views", "crops"])
+def test_free_shared_memory_is_checked_before_the_start(monkeypatch, kind):
+    """64 MB, of which five batches of 100 images of 224 px take 72."""
+    monkeypatch.setattr(os, "statvfs", lambda _: SimpleNamespace(f_bavail=64, f_frsize=2**20))
+    items = sequential_batches(500, 100)
+    if kind == "views":
+        loader = make_loader(DigitImages(), FixedView(224), items, workers=2)
+    else:
+        batches = [CropBatch(item, (0,)) for item in items]
+        loader = make_crop_loader(
+            DigitImages(), FixedCrop(), batches, Rendering(112), tokenizer_rendering=Rendering(194), workers=2
+        )
+    with pytest.raises(
+        SettingsError, match=r"2 processes that load images need 72 MB.* has 64 MB free.*--shm-size=2g.*--workers 0"
+    ):
+        next(iter(loader))
+    few = make_loader(DigitImages(), FixedView(224), [[0, 1], [2]], workers=2)
+    assert [len(batch.keys) for batch in few] == [2, 1]  # what is on its way counts, not what might be
+
+
+def test_there_is_one_way_to_load_in_the_background():
+    """So that these tests hold for every loader."""
+    package = Path(mapet.__file__).parent
+    users = {
+        path.name
+        for path in package.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Name | ast.Attribute) and "DataLoader" in (getattr(node, "id", ""), getattr(node, "attr", ""))
+    }
+    assert users == {"background.py"}
+
+
+def test_no_batches_need_no_workers():
+    assert list(make_loader(DigitImages(), FixedView(8), [], workers=2)) == []
+
+
+INTERRUPTED = """
+import os, signal, time
+from mapet.data.digits import DigitImages
+from mapet.data.loader import make_loader, sequential_batches
+from mapet.data.views import FixedView
+
+class Slow(DigitImages):
+    def read(self, index):
+        time.sleep(0.02)
+        return super().read(index)
+
+for number in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(number, lambda *_: None)
+loader = iter(make_loader(Slow(), FixedView(8), sequential_batches(40, 1), workers=2))
+os.killpg(0, signal.SIGINT)
+os.killpg(0, signal.SIGTERM)
+print(sum(len(batch.keys) for batch in loader))
+"""
+
+
+def test_signals_to_the_whole_group_print_nothing_in_workers():
+    """F20: also in the moment in which they start."""
+    done = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED], env=environment(), capture_output=True, text=True, start_new_session=True, timeout=120
+    )
+    assert (done.stdout, done.stderr) == ("40\n", "")
