@@ -25,7 +25,8 @@ import pytest
 from tests.mutation.mutants import CHECKOUT, CODE, Mutant, every_mutant
 
 KILLED, SURVIVED, BROKEN = "killed", "survived", "BROKEN"
-SECONDS_A_TEST, SECONDS_A_MUTANT = 60, 300
+SECONDS_A_TEST, SECONDS_AN_ID = 60, 300
+OUTPUT, MOST_OUTPUT = "output.txt", 3000
 _LIBRARIES = ("mapet.compat", "datasets", "hypothesis", "pydantic", "sklearn.neighbors", "torch.utils.tensorboard", "transformers")
 _NO_KILL = (ImportError, SyntaxError, NameError)
 
@@ -77,9 +78,9 @@ def judge(code: Path, tests: Sequence[str]) -> Verdict:
     process.start()
     sender.close()
     try:
-        if receiver.poll(SECONDS_A_MUTANT):
+        if receiver.poll(SECONDS_AN_ID * len(tests)):
             return receiver.recv()
-        return Verdict(BROKEN, f"no end after {SECONDS_A_MUTANT} s")
+        return Verdict(BROKEN, f"no end after {SECONDS_AN_ID * len(tests)} s")
     except EOFError:
         return Verdict(BROKEN, "the process of the tests died")
     finally:
@@ -91,7 +92,7 @@ def _run_tests(code: Path, tests: Sequence[str], answer: Connection) -> None:
     sys.dont_write_bytecode = True
     os.environ |= {"PYTHONPATH": str(code), "PYTHONDONTWRITEBYTECODE": "1"}
     sys.path.insert(0, str(code))
-    with (code.parent / "output.txt").open("w") as output:
+    with (code.parent / OUTPUT).open("w") as output:
         for stream in (1, 2):
             os.dup2(output.fileno(), stream)
     first = FirstFailure()
@@ -127,6 +128,7 @@ def main(names: Sequence[str]) -> int:
         sound = judge(code, sorted({test for mutant in mutants for test in mutant.test_ids}))
         print(f"without a mutant: {sound.kind} {sound.by} ({time.monotonic() - began:.0f} s)", flush=True)
         if sound.kind != SURVIVED:
+            print((Path(folder) / OUTPUT).read_text(errors="replace")[-MOST_OUTPUT:])
             return 1
         for mutant in mutants:
             path, start = code / "mapet" / mutant.file, time.monotonic()
@@ -135,7 +137,9 @@ def main(names: Sequence[str]) -> int:
             verdict = judge(code, mutant.test_ids)
             path.write_text(text, encoding="utf-8")
             alive += verdict.kind != KILLED
-            print(f"{verdict.kind:9}{time.monotonic() - start:4.0f} s  {mutant.name:40} {verdict.by}", flush=True)
+            print(f"{verdict.kind:9}{time.monotonic() - start:4.0f} s  {mutant.name:60} {verdict.by}", flush=True)
+            if verdict.kind == BROKEN:
+                print((Path(folder) / OUTPUT).read_text(errors="replace")[-MOST_OUTPUT:], flush=True)
     del kept
     places = len({mutant.place for mutant in mutants})
     print(f"{len(mutants) - alive} of {len(mutants)} mutants in {places} places killed, {time.monotonic() - began:.0f} s")

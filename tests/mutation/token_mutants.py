@@ -229,4 +229,18 @@ MUTANTS = [
         "from filelock import SoftFileLock\n\n        lock = SoftFileLock(file, mode=0o666)",
         "runtime/test_lock.py::test_f6_the_lock_of_a_killed_process_is_taken_over",
     ),
+    (
+        "processes/a-codebook-of-each-alone",
+        "tokenizers/vq_kd/codebook.py",
+        "target = _directions(all_sum_(sums), counts, codebook)",
+        "target = _directions(sums, counts, codebook)",
+        "distributed/test_vq_kd.py",
+    ),
+    (
+        "processes/gradients-of-each-alone",
+        "tokenizers/vq_kd/step.py",
+        "gradient.copy_(part.view_as(gradient))",
+        "part.copy_(gradient.view_as(part))",
+        "distributed/test_vq_kd.py",
+    ),
 ]
