@@ -39,7 +39,7 @@ def make_subject(recipe: BackboneRecipe, backbone=None, **options) -> Subject:
 
 
 def test_results_are_kept_in_the_run_directory(run: RunDirectory) -> None:
-    protocols = [KNN(), QUICK, KNN(pool="both")]
+    protocols = [KNN(), QUICK, KNN(pool="mean")]
     results = evaluate(run, None, protocols, device=CPU)
     assert [result.data for result in results] == [LOCATION] * 3
     for protocol, result in zip(protocols, results, strict=True):
@@ -102,14 +102,18 @@ def test_the_paper_preset_learns_from_augmented_images(run: RunDirectory) -> Non
     assert paper.hash != dataclasses.replace(paper, augment=False).hash
 
 
-def test_a_backbone_without_class_token_has_only_the_mean(run: RunDirectory) -> None:
+def test_a_backbone_without_class_token_has_only_the_mean(run: RunDirectory, tmp_path: Path, capsys) -> None:
     _, recipe = load_backbone(run.backbone)
     recipe = dataclasses.replace(recipe, options=recipe.options | {"class_token": False, "global_pool": "avg"})
     subject = make_subject(recipe)
-    assert 0 <= KNN().judge(subject).figures["top1"] <= 1
-    for pool in ("cls", "both"):
-        with pytest.raises(SettingsError, match=f"no class token, so that pooling '{pool}' is impossible. Use 'mean'"):
-            KNN(pool=pool).judge(subject)
+    assert KNN().judge(subject) == KNN(pool="mean").judge(subject)
+    with pytest.raises(SettingsError, match=r"no class token, so that pooling 'cls' is impossible\. Use 'mean' or 'both'"):
+        KNN(pool="cls").judge(subject)
+    opened = dataclasses.replace(open_backbone(run.path), backbone=recipe.build(), recipe=recipe, run=None, title="headless")
+    (result,) = evaluate(opened, LOCATION, [KNN()], device=CPU, folder=tmp_path)
+    assert (result.pool, result.protocol["pool"], result.protocol_hash) == ("mean", "both", KNN().hash)
+    assert "knn (mean)" in result.line()
+    assert "This backbone has no class token: pool 'both' is the mean of the patches." in capsys.readouterr().err
 
 
 def test_both_splits_come_from_one_pass(run: RunDirectory, tmp_path: Path, monkeypatch, capsys) -> None:

@@ -12,7 +12,7 @@ from mapet.evaluation.probes.linear import LinearProbe
 from mapet.evaluation.protocol import Findings, Protocol, Result
 from mapet.evaluation.subject import Subject
 
-OTHER = {"mean": "cls", "last": "every", "standardise": "none", "adamw": "lars", "step": "epoch", "held_out": "test"}
+OTHER = {"both": "cls", "last": "every", "standardise": "none", "adamw": "lars", "step": "epoch", "held_out": "test"}
 SETTINGS = [(kind, name) for kind in (KNN, LinearProbe) for name in setting_names(kind)]
 
 
@@ -58,7 +58,7 @@ def test_a_preset_is_only_a_name() -> None:
     assert protocol_of("linear:cached").title == "linear:cached"
     assert (
         protocol_of("linear:paper").hash
-        == LinearProbe(augment=True, normalise="none", crop_fraction=0.9, min_steps=1).hash
+        == LinearProbe(pool="mean", augment=True, normalise="none", crop_fraction=0.9, min_steps=1).hash
         != LinearProbe().hash
     )
 
@@ -101,7 +101,7 @@ def test_every_protocol_and_data_set_has_a_file_of_its_own() -> None:
 
 def test_the_line_stands_next_to_random_initialisation() -> None:
     line = result(protocol_of("linear")).line()
-    assert "linear (cached, mean)" in line
+    assert "linear (cached, both)" in line
     assert "50.0 %" in line
     assert "random initialisation  25.0 %" in line
     assert "+25.0" in line

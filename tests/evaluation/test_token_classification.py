@@ -151,7 +151,7 @@ def test_a_tokenizer_its_store_and_a_run_give_the_same_figures(store: TokenStore
     assert (result.classes, result.train_images, result.test_images) == (2, 40, 20)
     assert result.figures["top1"] > 0.9, "dark and bright images are told apart by any tokens"
     assert result.details["vocab_size"] == VOCAB
-    kept = [json.loads(file.read_text()) for file in (tmp_path / "out").iterdir()]
+    kept = [json.loads(file.read_text()) for file in (tmp_path / "out").glob("*.json")]
     assert [entry["figures"] for entry in kept] == [result.figures]
     assert "top-1" in token_line(result)
     assert "most frequent class 50.0 %" in token_line(result)
@@ -176,10 +176,10 @@ def test_images_are_tokenised_once_for_all_heads(tmp_path: Path, monkeypatch: py
     protocols = [dataclasses.replace(QUICK, min_steps=1, seed=seed) for seed in (0, 1)]
     results = evaluate_tokens(maker, LOCATION, protocols, device=CPU, folder=tmp_path)
     assert sum(seen) == 60
-    assert len(list(tmp_path.iterdir())) == len({result.protocol_hash for result in results}) == 2
+    assert len(list(tmp_path.glob("*.json"))) == len({result.protocol_hash for result in results}) == 2
     other = tiny_tokenizer(seed=1)
     evaluate_tokens(TokenMaker("tiny", other, other.fingerprint), LOCATION, protocols, device=CPU, folder=tmp_path)
-    assert len(list(tmp_path.iterdir())) == 4, "another tokenizer has files of its own"
+    assert len(list(tmp_path.glob("*.json"))) == 4, "another tokenizer has files of its own"
 
 
 def test_a_store_without_the_test_images_says_how_to_add_them(tmp_path: Path) -> None:
@@ -286,7 +286,6 @@ def test_images_without_labels_are_refused(tmp_path: Path) -> None:
     ("change", "message"),
     [
         ({"head": "mpl"}, "no head 'mpl' for tokens. Did you mean 'mlp'"),
-        ({"pool": "cls"}, "pool = 'cls' is not allowed"),
         ({"precision": "fp16"}, "no precision 'fp16'"),
         ({"batch_size": 0}, "batch_size = 0"),
     ],

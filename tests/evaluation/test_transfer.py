@@ -40,7 +40,7 @@ def test_every_set_is_judged_by_its_own_metric(run: RunDirectory, tmp_path: Path
     head, *rows = transfer_rows(results)
     aircraft = results["aircraft"]
     assert rows[0][:3] == ("aircraft", "mean per class", f"{100 * aircraft.figures['mean_per_class']:.1f}")
-    assert rows[0][4] == f"{100 * aircraft.figures['top1']:.1f}"
+    assert rows[0][5] == f"{100 * aircraft.figures['top1']:.1f}"
     assert len(rows) == 4
     assert {len(row) for row in (head, *rows)} == {len(head)}
 

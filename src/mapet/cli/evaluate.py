@@ -22,7 +22,9 @@ def evaluate(
         ),
     ],
     data: Annotated[str | None, typer.Argument(metavar="[DATA]", help="Labelled images; by default those of the run.")] = None,
-    pool: Annotated[str | None, typer.Option(help="How tokens become one vector: mean (of the patches), cls, or both.")] = None,
+    pool: Annotated[
+        str | None, typer.Option(help="How tokens become one vector: mean (of the patches), cls, both, or all of them in turn.")
+    ] = None,
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting of the protocols; repeatable.")
     ] = None,

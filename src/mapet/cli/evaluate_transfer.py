@@ -53,11 +53,14 @@ def transfer(
         raise SettingsError(
             f"Which data sets? mapet evaluate {NAME} BACKBONE cars,food101 --root FOLDER. Known by name: {', '.join(NAMED_SETS)}."
         )
-    (protocol,) = protocols_of([protocol_title(title)], settings)
+    protocol, *others = protocols_of([protocol_title(title)], settings)
+    if others:
+        raise SettingsError("A transfer takes one pool: --pool mean, cls or both.")
     opened = open_backbone(address, model=model, options=options)
     locations = transfer_locations(sets.split(","), root, download=download)
     results = evaluate_transfer(opened, locations, protocol, **work)
-    print(f"{opened.title}, protocol {protocol.title} {protocol.hash}")
+    pool = f", pool {protocol.pool}" if protocol.pools else ""
+    print(f"{opened.title}, protocol {protocol.title}{pool}, {protocol.hash}")
     _print_table(results)
 
 

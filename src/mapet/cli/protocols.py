@@ -11,9 +11,9 @@ def protocols(
     name: Annotated[str | None, typer.Argument(help="Print this one, or all settings of NAME:PRESET.")] = None,
 ) -> None:
     """List the protocols with the hash of every preset, or print one: its settings and where they come from."""
-    from mapet.evaluation.presets import PROTOCOLS, preset_source, preset_text, presets_of, protocol_of
+    from mapet.evaluation.presets import PROTOCOLS, preset_source, preset_text, presets_of, protocol_of, summary
 
-    if name is not None and ":" in name:
+    if name is not None and (":" in name or not presets_of(name)):
         chosen = protocol_of(name)
         print(f"# {chosen.title}, protocol {chosen.hash}")
         if chosen.preset and (source := preset_source(*chosen.title.split(":"))):
@@ -26,8 +26,8 @@ def protocols(
         print(f"# With the settings that are not named here: mapet protocols {name}:{next(iter(presets_of(name)))}")
         return
     for protocol in PROTOCOLS:
-        print(f"{protocol:12} {preset_text(protocol).splitlines()[0].lstrip('# ')}")
-        for preset in presets_of(protocol):
-            chosen = protocol_of(f"{protocol}:{preset}")
+        print(f"{protocol:12} {summary(protocol)}")
+        for title in [f"{protocol}:{preset}" for preset in presets_of(protocol)] or [protocol]:
+            chosen = protocol_of(title)
             print(f"    {chosen.title:28} protocol {chosen.hash}")
     print("On several data sets: mapet evaluate transfer:PROTOCOL BACKBONE cars,food101 --root FOLDER")

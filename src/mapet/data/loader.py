@@ -97,9 +97,9 @@ class UnreadableImages:
         return [image.description for image in self.images]
 
     def among(self, source: ImageSource) -> int:
-        """How many of them are images of `source`."""
-        some = (image for image in self.images if image.index < len(source))
-        return sum(source.describe(image.index) == image.description for image in some)
+        """How many images of `source` are among them; one that `source` names twice is two."""
+        names = {*self.names}
+        return sum(source.describe(index) in names for index in range(len(source))) if names else 0
 
     def record(self, images: Iterable[UnreadableImage]) -> None:
         """Adds `images`; raises DataError once there are more than `limit`."""

@@ -8,11 +8,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from mapet.data.loader import UnreadableImages
 from mapet.data.sources import ImageSource
 from mapet.errors import SettingsError
+from mapet.evaluation.copies import Copies, SeenKeys, count_copies
+from mapet.evaluation.intervals import gain_intervals
+from mapet.evaluation.outcomes import SUFFIX, save_outcomes
 from mapet.evaluation.protocol import Findings, Protocol, Result
 from mapet.evaluation.subject import Subject
 from mapet.models.opened import OpenedBackbone, open_backbone
@@ -110,14 +114,22 @@ class _Judges:
         self._opened, self._location, self._common = opened, location, common
         self._data: dict[Any, tuple[ImageSource, ImageSource]] = {}
         self._subjects: dict[Any, Subject] = {}
+        self._said: set[str] = set()
 
     def result(self, protocol: Protocol, folder: Path | None, with_random: bool) -> Result:
         began = time.perf_counter()
         train, test = self._open(protocol)
         say_note(protocol, len(train))
         kept = folder / protocol.stem(self._location) if folder is not None else None
-        found = self._judge(protocol, "untrained" if self._opened.untrained else "pre-trained", kept)
+        title = "untrained" if self._opened.untrained else "pre-trained"
+        found = self._judge(protocol, title, kept)
         random = self._judge(protocol, "random", kept and kept / "random") if with_random else None
+        keys = self._subject(protocol, title).keys
+        copies = self._count_copies(protocol, keys, len(test))
+        if remark := protocol.remark(found, random):
+            say(f"{protocol.title}: {remark}")
+        if folder is not None and found.outcomes is not None:
+            _save(folder / f"{protocol.stem(self._location)}{SUFFIX}", keys["test"].images.keys, found, random)
         metric = getattr(test, "metric", protocol.metric)
         return Result(
             protocol=protocol.describe(),
@@ -131,9 +143,28 @@ class _Judges:
             metric=metric if metric in found.figures else protocol.metric,
             figures=found.figures,
             random_figures=random.figures if random else None,
+            gain_intervals=_intervals(found, random),
             seconds=time.perf_counter() - began,
-            details=found.details,
+            details={**found.details, **self._pool(protocol), "copies": copies.describe()},
         )
+
+    def _pool(self, protocol: Protocol) -> dict[str, str]:
+        """The pool that was meant, where the backbone cannot have the one that was wanted."""
+        if not protocol.pools or protocol.pool != "both" or self._opened.backbone.cls_token is not None:
+            return {}
+        self._say_once("This backbone has no class token: pool 'both' is the mean of the patches.")
+        return {"pool": "mean"}
+
+    def _count_copies(self, protocol: Protocol, keys: dict[str, SeenKeys], test_images: int) -> Copies:
+        """Copies among the images of a protocol, counted and said once for the same images."""
+        copies = count_copies(keys["training"].images, keys["test"].images)
+        self._say_once(copies.line(test_images))
+        return copies
+
+    def _say_once(self, line: str) -> None:
+        if line and line not in self._said:
+            say(line)
+        self._said.add(line)
 
     def _open(self, protocol: Protocol) -> tuple[ImageSource, ImageSource]:
         kind = type(protocol).open_data
@@ -142,11 +173,26 @@ class _Judges:
         return self._data[kind]
 
     def _judge(self, protocol: Protocol, title: str, folder: Path | None) -> Findings:
+        subject = self._subject(protocol, title)
+        subject.folder = folder
+        return protocol.judge(subject)
+
+    def _subject(self, protocol: Protocol, title: str) -> Subject:
         key = (type(protocol).open_data, title)
         if key not in self._subjects:
             opened = self._opened
             backbone = opened.recipe.build() if title == "random" else opened.backbone
             self._subjects[key] = Subject(title, backbone, opened.recipe, *self._open(protocol), **self._common)
-        subject = self._subjects[key]
-        subject.folder = folder
-        return protocol.judge(subject)
+        return self._subjects[key]
+
+
+def _intervals(found: Findings, random: Findings | None) -> dict[str, list[float]]:
+    """Of the gain in every figure, where both know what became of every image."""
+    if random is None or found.outcomes is None or random.outcomes is None:
+        return {}
+    return gain_intervals(found.outcomes, random.outcomes)
+
+
+def _save(path: Path, keys: np.ndarray, found: Findings, random: Findings | None) -> None:
+    named = {"pre-trained": found, "random": random}
+    save_outcomes(path, keys, {name: some.outcomes for name, some in named.items() if some and some.outcomes})

@@ -18,6 +18,7 @@ from mapet.registry import Registry
 if TYPE_CHECKING:
     from mapet.evaluation.protocol import Protocol
 
+ALL_POOLS = "all"
 _TOLD = 3  # changed settings in the name of a protocol
 
 PROTOCOLS: Registry[type[Protocol]] = Registry(
@@ -36,16 +37,25 @@ PROTOCOLS: Registry[type[Protocol]] = Registry(
 
 
 def preset_text(name: str) -> str:
-    """The YAML file of the protocol `name`: its presets, and in comments where their settings come from."""
+    """The YAML file of the protocol `name`: its presets, and in comments where their settings come from; "" where it has none."""
     if name == "transfer":
         raise SettingsError("A transfer is a protocol on several data sets, alone: mapet evaluate transfer:PROTOCOL BACKBONE SETS")
     if name not in PROTOCOLS:
         raise SettingsError(f"There is no protocol called '{name}'. {nearest(name, PROTOCOLS)}")
-    return (files("mapet.evaluation") / "protocols" / f"{name}.yaml").read_text(encoding="utf-8")
+    file = files("mapet.evaluation") / "protocols" / f"{name}.yaml"
+    return file.read_text(encoding="utf-8") if file.is_file() else ""
+
+
+def summary(name: str) -> str:
+    """The protocol in a line: the first comment of its YAML file or, without one, the first line of its documentation."""
+    lines = preset_text(name).splitlines() or (PROTOCOLS.get(name).__doc__ or "").strip().splitlines()
+    return lines[0].lstrip("# ") if lines else ""
 
 
 def preset_source(name: str, preset: str) -> str:
-    """What the YAML file says of a preset: the nearest comment above it."""
+    """What the YAML file says of a preset: the nearest comment above it; "" for a preset of no file."""
+    if preset not in presets_of(name):
+        return ""
     lines = preset_text(name).splitlines()
     at = next(number for number, line in enumerate(lines) if line.startswith(f"{preset}:"))
     behind = dropwhile(lambda line: not line.startswith("#"), reversed(lines[:at]))
@@ -53,8 +63,9 @@ def preset_source(name: str, preset: str) -> str:
 
 
 def presets_of(name: str) -> dict[str, dict[str, Any]]:
-    """Preset to settings; the first is what is meant unasked."""
-    return {str(preset): settings or {} for preset, settings in parse_yaml(preset_text(name), f"protocols/{name}.yaml").items()}
+    """Preset to settings, none without a YAML file; the first is what is meant unasked."""
+    presets = parse_yaml(preset_text(name), f"protocols/{name}.yaml") or {}
+    return {str(preset): settings or {} for preset, settings in presets.items()}
 
 
 def protocol_of(title: str, overrides: Mapping[str, Any] | None = None) -> Protocol:
@@ -82,14 +93,19 @@ def settings_of(title: str) -> tuple[str, dict[str, Any]]:
     if name not in PROTOCOLS and wanted and package and find_spec(package) is not None:
         return title, {}
     presets = presets_of(name)
+    if not presets and not wanted:
+        return name, {}
     preset = wanted or next(iter(presets))
     if preset not in presets:
-        raise SettingsError(f"The protocol '{name}' has no preset '{preset}'. {nearest(preset, presets)}")
+        allowed = nearest(preset, presets) if presets else f"It has none: write '{name}' alone, and change settings by --set."
+        raise SettingsError(f"The protocol '{name}' has no preset '{preset}'. {allowed}")
     return name, {**presets[preset], "preset": preset}
 
 
 def protocols_of(titles: Sequence[str], overrides: Mapping[str, Any]) -> list[Protocol]:
     """Several protocols, each with those of the `overrides` that it has a setting for; naming one twice means it once.
+
+    The pool "all" gives each of them once for every pool that it allows.
 
     Raises:
         SettingsError: No protocol has a setting of that name.
@@ -101,14 +117,18 @@ def protocols_of(titles: Sequence[str], overrides: Mapping[str, Any]) -> list[Pr
             raise SettingsError(f"None of {', '.join(known)} has a setting '{key}'. {nearest(key, names)}")
     chosen: dict[str, Protocol] = {}
     for title, settings in known.items():
-        protocol = protocol_of(title, {key: value for key, value in overrides.items() if key in settings})
-        chosen.setdefault(protocol.hash, protocol)
+        own = {key: value for key, value in overrides.items() if key in settings}
+        pools = type(protocol_of(title)).allowed_pools if own.get("pool") == ALL_POOLS else ()
+        for changes in [{**own, "pool": pool} for pool in pools] or [own]:
+            protocol = protocol_of(title, changes)
+            chosen.setdefault(protocol.hash, protocol)
     return [*chosen.values()]
 
 
 def setting_names(kind: type[Protocol]) -> list[str]:
     """The settings of a protocol."""
-    return [field.name for field in fields(kind) if field.name != "preset"]
+    without = ("preset",) if kind.pools else ("preset", "pool")
+    return [field.name for field in fields(kind) if field.name not in without]
 
 
 def _build(kind: type[Protocol], preset: Mapping[str, Any], overrides: Mapping[str, Any]) -> Protocol:

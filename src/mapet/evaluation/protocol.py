@@ -12,6 +12,8 @@ from typing import Any, ClassVar
 from mapet.data.sources import ImageSource, absolute_location, open_splits
 from mapet.errors import SettingsError, nearest
 from mapet.evaluation.classes import check_same_classes
+from mapet.evaluation.intervals import describe as describe_gain
+from mapet.evaluation.outcomes import Outcomes
 from mapet.evaluation.subject import POOLS, Subject, check_labels, count_classes
 
 METRICS = {"top1": "top-1", "top5": "top-5", "mean_per_class": "mean per class", "miou": "mIoU"}
@@ -24,10 +26,17 @@ class Findings:
     Args:
         figures: Name to share, 0 to 1; the protocol's `metric` is among them.
         details: Whatever else is worth keeping, as JSON.
+        outcomes: What became of every test image that could be read; without it there is no interval.
     """
 
     figures: dict[str, float]
     details: dict[str, Any] = field(default_factory=dict)
+    outcomes: Outcomes | None = field(default=None, compare=False)
+
+    @classmethod
+    def of(cls, outcomes: Outcomes, details: dict[str, Any]) -> Findings:
+        """Figures that follow from the outcomes alone."""
+        return cls(outcomes.figures(), details, outcomes)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,12 +44,14 @@ class Protocol(ABC):
     """Base of all protocols; the fields of a subclass are its settings.
 
     Args:
-        pool: How patch tokens become one vector: "mean" of the patches, "cls", or "both" side by side.
+        pool: How tokens become one vector: "mean" of the patches, "cls" (the class token), or "both" side by side, which is the
+            mean alone where a backbone has no class token.
         preset: What these settings are called; no setting itself.
 
     Attributes:
         metric: The figure that counts, unless the data set has a convention of its own.
         pools: Whether `pool` means anything to it.
+        allowed_pools: The values that `pool` may have.
         keeps_model: Whether it trains for long and leaves a model, so that there must be a place to keep it.
 
     Raises:
@@ -51,14 +62,18 @@ class Protocol(ABC):
     version: ClassVar[int] = 1
     metric: ClassVar[str] = "top1"
     pools: ClassVar[bool] = True
+    allowed_pools: ClassVar[tuple[str, ...]] = POOLS
     keeps_model: ClassVar[bool] = False
 
-    pool: str = "mean"
+    pool: str = "both"
     preset: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
         if self.pool not in POOLS:
             raise SettingsError(f"There is no pooling '{self.pool}'. {nearest(self.pool, POOLS)}")
+        if self.pool not in self.allowed_pools:
+            allowed = " or ".join(self.allowed_pools)
+            raise SettingsError(f"The protocol '{self.name}' cannot pool by '{self.pool}'. Allowed: {allowed}.")
         if empty := [item.name for item in fields(self) if getattr(self, item.name) in ((), [])]:
             raise SettingsError(f"{empty[0]} is an empty list. Give at least one value.")
 
@@ -112,6 +127,10 @@ class Protocol(ABC):
         """What should be known before so many images are learned from; "" for nothing."""
         return ""
 
+    def remark(self, found: Findings, random: Findings | None) -> str:
+        """What should be known beside the figures; "" for nothing."""
+        return ""
+
     @abstractmethod
     def judge(self, subject: Subject) -> Findings:
         """The figures of one backbone."""
@@ -138,6 +157,7 @@ class Result:
         metric: The figure that counts.
         figures: Name to share, 0 to 1.
         random_figures: The same for this backbone at its random initialisation; None where that was not judged.
+        gain_intervals: Of every figure, the 95 % interval [low, high] of figure - random figure, paired over the same test images.
         seconds: Wall time of everything.
         details: Whatever else the protocol found.
     """
@@ -155,6 +175,22 @@ class Result:
     preset: str = ""
     backbone: str = ""
     details: dict[str, Any] = field(default_factory=dict)
+    gain_intervals: dict[str, list[float]] = field(default_factory=dict)
+
+    @property
+    def pool(self) -> str | None:
+        """How tokens became one vector; None where there was nothing to choose."""
+        return self.details.get("pool", self.protocol.get("pool"))
+
+    @property
+    def gain(self) -> float | None:
+        """The figure that counts, less the same at random initialisation."""
+        return None if self.random_value is None else self.value - self.random_value
+
+    @property
+    def gain_interval(self) -> list[float] | None:
+        """[low, high] of the gain; None where it is not known."""
+        return self.gain_intervals.get(self.metric)
 
     @property
     def value(self) -> float:
@@ -168,13 +204,13 @@ class Result:
 
     def line(self) -> str:
         """The figure for people: against random initialisation, with the hash of its protocol."""
-        words = ", ".join(filter(None, (self.preset, self.protocol.get("pool"))))
+        words = ", ".join(filter(None, (self.preset, self.pool)))
         title = f"{self.protocol['name']} ({words})"
         metric = METRICS.get(self.metric, self.metric)
         gain = self._floor()
-        if self.random_value is not None:
-            points = 100 * (self.value - self.random_value)
-            gain += f"random initialisation {100 * self.random_value:5.1f} %   gain {points:+5.1f}   "
+        if self.random_value is not None and self.gain is not None:
+            points = describe_gain(self.gain, self.gain_interval)
+            gain += f"random initialisation {100 * self.random_value:5.1f} %   gain {points}   "
         return f"{title:24} {metric} {100 * self.value:5.1f} %   {gain}protocol {self.protocol_hash}   {self.seconds:.0f} s"
 
     def _floor(self) -> str:

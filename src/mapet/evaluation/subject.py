@@ -5,7 +5,7 @@ Features that need no gradient are extracted once and shared by all protocols.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,15 +14,17 @@ import torch
 from torch import Tensor, nn
 
 from mapet.compat import VisionTransformer
-from mapet.data.loader import UnreadableImage, UnreadableImages, make_loader, sequential_batches
+from mapet.data.loader import LoadedBatch, UnreadableImage, UnreadableImages, make_loader, sequential_batches
 from mapet.data.sources import ImageSource, only_folder
 from mapet.data.views import FixedView, View, normalise
-from mapet.errors import DataError, SettingsError
+from mapet.errors import DataError, ModelError, SettingsError
+from mapet.evaluation.copies import SeenKeys
 from mapet.models.saved import BackboneRecipe
 from mapet.runtime.progress import progress
 
 POOLS = ("mean", "cls", "both")
 BATCH_SIZE = 256
+_CHECKED = 8
 
 
 @dataclass(frozen=True)
@@ -40,13 +42,13 @@ class FeatureSet:
     labels: Tensor
 
     def pooled(self, pool: str) -> Tensor:
-        """(n, D) or, for "both", (n, 2D).
+        """(n, D) or, for "both", (n, 2D): class token and mean as they are, one behind the other; (n, D) without a class token.
 
         Raises:
-            SettingsError: The backbone has no class token.
+            SettingsError: The class token alone is wanted, and the backbone has none.
         """
-        if pool != "mean" and self.cls.shape[1] == 0:
-            raise SettingsError(f"This backbone has no class token, so that pooling '{pool}' is impossible. Use 'mean'.")
+        if pool == "cls" and self.cls.shape[1] == 0:
+            raise SettingsError("This backbone has no class token, so that pooling 'cls' is impossible. Use 'mean' or 'both'.")
         return {"mean": self.mean, "cls": self.cls, "both": torch.cat([self.cls, self.mean], dim=1)}[pool]
 
 
@@ -64,6 +66,7 @@ class Subject:
         unreadable: Counts images that cannot be decoded.
 
     Attributes:
+        keys: Of the training and of the test images that were read.
         folder: Where the protocol that judges may keep checkpoints, models and pictures; None where nothing may be kept.
     """
 
@@ -85,6 +88,7 @@ class Subject:
         self.backbone = backbone.to(device).eval().requires_grad_(False)
         self.train, self.test = train, test
         self.workers, self.unreadable = workers, unreadable
+        self.keys = {"training": SeenKeys(train), "test": SeenKeys(test)}
 
     @property
     def num_classes(self) -> int:
@@ -102,20 +106,55 @@ class Subject:
         return self.extract(self.test, FixedView(self.recipe.image_size), "test")
 
     def extract(self, source: ImageSource, view: View, part: str) -> FeatureSet:
-        """Features of every readable image of `source`, in its order."""
-        batches, pinned = sequential_batches(len(source), BATCH_SIZE), self.device.type == "cuda"
-        loader = make_loader(source, view, batches, self.workers, pin_memory=pinned)
+        """Features of every readable image of `source`, in its order.
+
+        Raises:
+            ModelError: Features are not finite.
+        """
         means, classes, labels = [], [], []
+        for loaded in self.load(source, view, part):
+            mean, cls = self.features(loaded.images)
+            refuse_non_finite(self, source, loaded, mean, cls)
+            means.append(mean)
+            classes.append(cls)
+            labels.append(loaded.labels)
+        return FeatureSet(torch.cat(means), torch.cat(classes), torch.cat(labels).to(self.device))
+
+    def load(self, source: ImageSource, view: View, part: str) -> Iterator[LoadedBatch]:
+        """Every image of `source` once, in its order, with progress; what cannot be read is recorded, and keys are kept.
+
+        Args:
+            source: The images.
+            view: How they are seen.
+            part: "training", "test", or another word for a part of either.
+
+        Raises:
+            DataError: There are more unreadable images than may be skipped.
+        """
+        batches, pinned = sequential_batches(len(source), BATCH_SIZE), self.device.type == "cuda"
         with progress(f"Features of {part} images, {self.title}", len(source)) as bar:
-            for loaded in loader:
+            for loaded in make_loader(source, view, batches, self.workers, pin_memory=pinned):
                 seen = bar.done + len(loaded.keys) + len(loaded.unreadable)
                 record_unreadable(self.unreadable, loaded.unreadable, f"{seen:,} of {len(source):,} {part} images")
-                mean, cls = self.features(loaded.images)
-                means.append(mean)
-                classes.append(cls)
-                labels.append(loaded.labels)
+                self.record_keys(source, loaded)
+                yield loaded
                 bar.advance(len(loaded.keys) + len(loaded.unreadable))
-        return FeatureSet(torch.cat(means), torch.cat(classes), torch.cat(labels).to(self.device))
+
+    def record_keys(self, source: ImageSource, loaded: LoadedBatch) -> None:
+        """Keeps the sample keys of a batch of all training or all test images."""
+        for images, part in ((self.train, "training"), (self.test, "test")):
+            if source is images:
+                self.keys[part].record(loaded.indices.numpy(), loaded.keys)
+
+    def check_finite(self) -> None:
+        """Looks at the features of the first training images, before a long training begins with this backbone.
+
+        Raises:
+            ModelError: They are not finite.
+        """
+        view, rows = FixedView(self.recipe.image_size), list(range(min(len(self.train), _CHECKED)))
+        for loaded in make_loader(self.train, view, [rows], 0):
+            refuse_non_finite(self, self.train, loaded, *self.features(loaded.images))
 
     @torch.inference_mode()
     def features(self, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -133,6 +172,33 @@ class Subject:
             tokens = backbone.fc_norm(tokens)
         cls = tokens[:, 0] if backbone.cls_token is not None else tokens[:, 0, :0]
         return tokens[:, backbone.num_prefix_tokens :].mean(dim=1).float(), cls.float()
+
+
+def refuse_non_finite(subject: Subject, source: ImageSource, loaded: LoadedBatch, *outputs: Tensor) -> None:
+    """Refuses features of a batch that are NaN, infinite, or too large to be squared in single precision.
+
+    Args:
+        subject: Of which they are.
+        source: The images.
+        loaded: The batch of B images.
+        outputs: (B, ...) each.
+
+    Raises:
+        ModelError: Names the first image and, where there is one, a weight that is not finite.
+    """
+    norms = torch.stack([torch.linalg.vector_norm(output.flatten(1).float(), dim=1) for output in outputs])
+    broken = (~norms.isfinite()).any(dim=0).nonzero()[:, 0].tolist()
+    if not broken:
+        return
+    weights = subject.backbone.named_parameters()
+    damaged = next((name for name, weight in weights if not weight.isfinite().all()), None)
+    cause = "All its weights are finite: they may be too large, or belong to another model."
+    if damaged is not None:
+        cause = f"Its weight '{damaged}' is not finite: the file is damaged, or its training diverged."
+    raise ModelError(
+        f"The features of {len(broken)} of {len(loaded.keys)} images are not finite (NaN, infinite, or too large to be squared), "
+        f"the first of {source.describe(int(loaded.indices[broken[0]]))} ({subject.title} backbone). {cause} Give other weights."
+    )
 
 
 def record_unreadable(unreadable: UnreadableImages, found: Sequence[UnreadableImage], seen: str) -> None:

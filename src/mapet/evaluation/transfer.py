@@ -12,6 +12,7 @@ from mapet.data.named_sets import NAMED_SETS, named_location, open_named
 from mapet.data.sources import SOURCES
 from mapet.errors import SettingsError, nearest
 from mapet.evaluation.evaluate import evaluate
+from mapet.evaluation.intervals import describe as describe_gain
 from mapet.evaluation.protocol import METRICS, Protocol, Result
 from mapet.models.opened import OpenedBackbone
 
@@ -75,13 +76,14 @@ def evaluate_transfer(
 
 
 def transfer_rows(results: dict[str, Result]) -> list[tuple[str, ...]]:
-    """Head and rows of the table: data set, its metric, the figure, that of the random initialisation, top-1, classes, images."""
-    rows = [("data set", "metric", "figure", "random", "top-1", "classes", "train", "test")]
+    """Head and rows of the table: data set, its metric, the figure, random initialisation, gain, top-1, classes, images."""
+    rows = [("data set", "metric", "figure", "random", "gain", "top-1", "classes", "train", "test")]
     for name, result in results.items():
         random = "-" if result.random_value is None else _percent(result.random_value)
+        gain = "-" if result.gain is None else describe_gain(result.gain, result.gain_interval)
         top1 = _percent(result.figures["top1"]) if "top1" in result.figures else "-"
         counts = (f"{result.classes:,}", f"{result.train_images:,}", f"{result.test_images:,}")
-        rows.append((name, METRICS.get(result.metric, result.metric), _percent(result.value), random, top1, *counts))
+        rows.append((name, METRICS.get(result.metric, result.metric), _percent(result.value), random, gain, top1, *counts))
     return rows
 
 

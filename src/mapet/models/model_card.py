@@ -141,14 +141,40 @@ def _evaluations(results: list[dict[str, Any]]) -> Iterator[str]:
     """Every figure with the hash of its protocol."""
     rows = [_row(result) for result in results]
     if rows:
-        head = ["| Protocol | Hash | Images | Figure | At random initialisation |", "|---|---|---|---|---|"]
-        yield "\n".join(["## Evaluation\n", *head, *rows, "\nFigures compare only where the hash of the protocol is the same."])
+        head = ["| Protocol | Pool | Hash | Images | Figure | At random initialisation | Gain |", "|---|---|---|---|---|---|---|"]
+        notes = [
+            "\nFigures compare only where the hash of the protocol is the same. Brackets: 95 % interval, paired over test images."
+        ]
+        yield "\n".join(["## Evaluation\n", *head, *rows, *notes, *_copies(results)])
 
 
 def _row(result: dict[str, Any]) -> str:
     metric = result.get("metric", "top1")
     value, random = (_percent(figures, metric) for figures in (result["figures"], result.get("random_figures")))
-    return f"| {_with_preset(result)} | `{result['protocol_hash']}` | {_last_name(result['data'])} | {metric} {value} | {random} |"
+    pool = result.get("details", {}).get("pool", result["protocol"].get("pool")) or ""
+    cells = [_with_preset(result), pool, f"`{result['protocol_hash']}`", _last_name(result["data"]), f"{metric} {value}", random]
+    return f"| {' | '.join([*cells, _gain(result, metric)])} |"
+
+
+def _gain(result: dict[str, Any], metric: str) -> str:
+    """Against random initialisation, in points; in words where the interval holds 0."""
+    after, before = result["figures"].get(metric), (result.get("random_figures") or {}).get(metric)
+    if after is None or before is None:
+        return ""
+    gain = f"{100 * (after - before):+.1f}"
+    interval = result.get("gain_intervals", {}).get(metric)
+    if interval is None:
+        return gain
+    low, high = interval
+    return f"{gain} [{100 * low:.1f}, {100 * high:.1f}]{', not distinguishable' if low <= 0 <= high else ''}"
+
+
+def _copies(results: list[dict[str, Any]]) -> Iterator[str]:
+    """How many test images were learned from, for every data set where there are any."""
+    shared = {_last_name(result["data"]): result.get("details", {}).get("copies", {}).get("shared", 0) for result in results}
+    for data, count in shared.items():
+        if count:
+            yield f"\n{count:,} test images of {data} are also training images: the figures are partly of memory."
 
 
 def _with_preset(result: dict[str, Any]) -> str:

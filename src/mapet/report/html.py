@@ -10,13 +10,14 @@ from typing import Any
 
 from mapet.errors import MapetError
 from mapet.report import page
+from mapet.report.between_runs import comparisons
 from mapet.report.codebook import codebook_figures
 from mapet.report.curves import curves
 from mapet.report.drawing import Picture
 from mapet.report.masks import mask_figures
 from mapet.report.prediction import prediction_figure
 from mapet.report.probe_bars import probe_bars
-from mapet.report.probes import verdict
+from mapet.report.probes import copies_words, verdict
 from mapet.report.reading import ReportedRun, flat, open_runs
 from mapet.report.segmentation import segmentation_figures
 from mapet.report.vitals import vital_figures, warning_texts
@@ -107,7 +108,9 @@ class _Report:
 
     def _probes(self) -> str:
         if any(run.results for run in self.runs):
-            return self._show([probe_bars(self.runs)])
+            results = [result for run in self.runs for result in run.results]
+            sentences = [*copies_words(results), *comparisons(self.runs)]
+            return "".join(map(page.text, sentences)) + self._show([probe_bars(self.runs)])
         return page.left_out(_how_to_evaluate(self.runs[0]))
 
     def _segmentations(self) -> str:

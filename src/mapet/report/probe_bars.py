@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mapet.evaluation.intervals import describe as describe_gain
 from mapet.evaluation.protocol import Result
 from mapet.report.drawing import INK, LINE, RUN_COLORS, SOFT, Picture, canvas
 from mapet.report.probes import frequent_class, protocol_name, protocol_words
@@ -27,12 +28,13 @@ _LONGEST_DATA, _LONGEST_LABEL = 40, 20
 
 @dataclass(frozen=True)
 class _Bar:
-    """One bar: a share, what it is of, and how many images it was measured on (None: not a share of images)."""
+    """One bar: a share, what it is of, how many images it was measured on (None: not a share of images), and its gain in words."""
 
     label: str
     value: float
     color: str
     images: int | None
+    gain: str = ""
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,8 @@ def probe_bars(runs: Sequence[ReportedRun]) -> Picture:
     with canvas(_height(parts)) as drawn:
         _draw(drawn.figure, parts, {result.data: result for _, result in reversed(found)})
     told = [
-        f"{group.name} {group.words} on {data}: " + ", ".join(f"{bar.label} {bar.value:.1%}" for bar in group.bars)
+        f"{group.name} {group.words} on {data}: "
+        + ", ".join(f"{bar.label} {bar.value:.1%}{bar.gain and f' ({bar.gain})'}" for bar in group.bars)
         for data, groups in parts.items()
         for group in groups.values()
     ]
@@ -79,7 +82,8 @@ def _caption(results: Sequence[Result]) -> str:
     frequent = "White bars: always answering the most frequent class, the least to beat. " if known else ""
     return (
         f"Top-1 accuracy, where no other figure is named, on held-out images. {tokenizer}{frequent}Whiskers: 95 % sampling "
-        "interval of the test images, not the spread over seeds. Eight hex digits name the protocol: only figures under the same "
+        "interval of the test images, not the spread over seeds. Brackets: 95 % interval of a gain, paired over the same test "
+        "images; narrower than the whiskers suggest. Eight hex digits name the protocol: only figures under the same "
         "ones compare."
     )
 
@@ -89,7 +93,8 @@ def _bars_of(run: ReportedRun, result: Result, runs: Sequence[ReportedRun]) -> l
     images = None if result.metric == "miou" else result.test_images
     judged = "tokenizer" if result.protocol["name"] == "tokens" else "pre-trained"
     label = _shortened(run.title, _LONGEST_LABEL) if len(runs) > 1 else judged
-    bars = [_Bar(label, result.value, RUN_COLORS[runs.index(run) % len(RUN_COLORS)], images)]
+    gain = "" if result.gain is None else f"gain {describe_gain(result.gain, result.gain_interval)}"
+    bars = [_Bar(label, result.value, RUN_COLORS[runs.index(run) % len(RUN_COLORS)], images, gain)]
     if result.random_value is not None:
         bars.append(_Bar("random", result.random_value, _RANDOM, images))
     if (floor := frequent_class(result)) is not None:

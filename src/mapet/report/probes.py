@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from mapet.evaluation.copies import copies_line
+from mapet.evaluation.intervals import is_distinguishable
 from mapet.evaluation.protocol import METRICS, Result
 
 _NAMES = {
@@ -28,7 +30,7 @@ def protocol_name(result: Result) -> str:
 
 def protocol_words(result: Result) -> str:
     """What else tells the protocol from others of its name, without its hash; "" for nothing."""
-    pool, share = result.protocol.get("pool"), result.protocol.get("share")
+    pool, share = result.pool, result.protocol.get("share")
     preset = result.preset if share is None else f"{100 * share:g} % of the labels"
     metric = None if result.metric == "top1" else METRICS.get(result.metric, result.metric)
     return ", ".join(filter(None, (preset, _POOLS.get(pool, pool) if pool else None, metric)))
@@ -61,13 +63,30 @@ def _plain(result: Result) -> str:
     return f"{title}: {100 * result.value:.1f} %{beside}"
 
 
+def copies_words(results: Sequence[Result]) -> list[str]:
+    """What is to be known of images that occur more than once, a sentence for every data set where there are any."""
+    lines = {result.data: copies_line(result.details.get("copies", {}), result.test_images) for result in results}
+    return [f"{data}: {line}" for data, line in lines.items() if line]
+
+
 def _clause(result: Result) -> str:
     after, before = result.value, result.random_value or 0.0
     gain = 100 * (after - before)
-    shares = () if result.metric == "miou" else (after, before)
-    error = 100 * math.sqrt(sum(share * (1 - share) / result.test_images for share in shares))
-    verb = "moves" if abs(gain) <= 1.96 * error else "lifts" if gain > 0 else "lowers"
-    doubt = ", within the sampling error of the test images" if verb == "moves" else ""
+    verb = "moves" if not _is_certain(result) else "lifts" if gain > 0 else "lowers"
+    doubt = ", not distinguishable on these test images" if verb == "moves" else ""
+    if result.gain_interval is not None:
+        low, high = result.gain_interval
+        doubt = f", 95 % interval {100 * low:.1f} to {100 * high:.1f}{doubt}"
     what = METRICS.get(result.metric, result.metric) if result.metric != "top1" else "accuracy"
-    name = protocol_name(result)
+    pool = f" ({_POOLS[result.pool]})" if result.pool in _POOLS else ""
+    name = f"{protocol_name(result)}{pool}"
     return f"{verb} the {name} {what} from {100 * before:.1f} to {100 * after:.1f} % ({gain:+.1f} points{doubt})"
+
+
+def _is_certain(result: Result) -> bool:
+    """Whether the gain is more than the choice of test images explains: by its paired interval; without one, as if unpaired."""
+    if result.gain_interval is not None:
+        return is_distinguishable(result.gain_interval)
+    shares = () if result.metric == "miou" else (result.value, result.random_value or 0.0)
+    error = math.sqrt(sum(share * (1 - share) / result.test_images for share in shares))
+    return abs(result.gain or 0.0) > 1.96 * error

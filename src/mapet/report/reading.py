@@ -17,6 +17,7 @@ from pydantic import TypeAdapter
 
 from mapet.config.settings import PretrainSettings, parse_settings
 from mapet.errors import CheckpointError, NotThereError
+from mapet.evaluation.outcomes import SUFFIX, Outcomes, load_outcomes
 from mapet.evaluation.protocol import Result
 from mapet.objectives import OBJECTIVES
 from mapet.objectives.base import Objective
@@ -30,6 +31,8 @@ from mapet.training.monitor import warning_lines
 
 _RESULT = TypeAdapter(Result)
 _OBJECTIVES = {"mapet": "MaPeT", "pim": "PIM", "mim": "MIM"}
+
+_POOLS = ("both", "mean", "cls")  # in this order
 
 
 class ReportedRun:
@@ -106,14 +109,24 @@ class ReportedRun:
             except (CheckpointError, ValueError, KeyError):
                 damaged.append(path)
                 continue
-            pool = result.protocol.get("pool", "mean")
-            found.append(((result.data != self.data, str(result.protocol["name"]), pool != "mean", path.name), result))
+            pool = result.protocol.get("pool")
+            order = _POOLS.index(pool) if pool in _POOLS else 0
+            found.append(((result.data != self.data, str(result.protocol["name"]), order, path.name), result))
         return found, damaged
 
     @cached_property
     def results(self) -> list[Result]:
         """The evaluations that are kept with the run, those on its own data first; other files are left out."""
         return [result for _, result in sorted(self._evaluations[0], key=lambda entry: entry[0])]
+
+    def outcomes_of(self, result: Result) -> tuple[np.ndarray, Outcomes]:
+        """Sample keys and outcomes of the images that one of `results` was tested on.
+
+        Raises:
+            CheckpointError: They were not kept, or are damaged.
+        """
+        name = next(order[-1] for order, other in self._evaluations[0] if other is result)
+        return load_outcomes(self.run.evaluations / f"{Path(name).stem}{SUFFIX}")
 
     @cached_property
     def settings(self) -> PretrainSettings:

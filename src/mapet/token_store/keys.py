@@ -20,3 +20,8 @@ def unreadable_key(key: str, description: str) -> str:
 def belongs_to_rank(key: str, rank: int, world: int) -> bool:
     """Whether this image is the work of process `rank` of `world`: a function of its key alone."""
     return (0 if key.startswith(_NO_CONTENT) else int(key, 16) % world) == rank
+
+
+def is_content_key(key: str) -> bool:
+    """Whether a key is of an image's content, and not of its name for want of any."""
+    return bool(key) and not key.startswith(_NO_CONTENT)

@@ -88,7 +88,7 @@ def test_unasked_it_is_the_short_one_and_never_against_random() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"pool": "both"}, r"by 'mean' or 'cls', not by 'both'"),
+        ({"pool": "both"}, r"'finetune' cannot pool by 'both'\. Allowed: mean or cls"),
         ({"epochs": 5, "warmup_epochs": 5}, r"The warm-up of 5 epochs would not end within the 5 epochs\. Set warmup_epochs"),
         ({"lr": 0}, "lr is 0; allowed: above 0"),
         ({"min_lr": -1e-3}, r"min_lr is -0\.001; allowed: 0 or more"),

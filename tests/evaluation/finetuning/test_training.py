@@ -30,6 +30,7 @@ from mapet.evaluation.finetuning.classifier import build_classifier
 from mapet.evaluation.finetuning.judging import judge_models
 from mapet.evaluation.finetuning.training import AugmentedImages, FineTuning
 from mapet.evaluation.presets import protocol_of
+from mapet.evaluation.protocol import Findings
 from mapet.evaluation.supervised import training as loop
 from mapet.models.opened import OpenedBackbone
 from mapet.models.positions import with_own_tables
@@ -77,7 +78,7 @@ def test_it_learns_and_keeps_a_model_that_gives_the_same_figures(tmp_path: Path)
     model, ema = load_backbone(folder / "model"), load_backbone(folder / "ema_model")
     assert model[1].options["num_classes"] == model[0].num_classes == 2
     assert not torch.equal(model[0].head.weight, ema[0].head.weight)
-    figures = judge_models({"": model[0], "ema_": ema[0]}, model[1], tiny_subject(), protocol)
+    figures = judge_models({"": model[0], "ema_": ema[0]}, model[1], tiny_subject(), protocol).figures
     assert figures == result.figures
     entries = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     losses = [entry["loss"] for entry in entries if "loss" in entry]
@@ -167,7 +168,7 @@ def test_every_epoch_draws_anew_and_every_seed_too() -> None:
 
 def test_the_figure_is_that_of_the_last_look_not_of_the_best(tmp_path: Path, monkeypatch) -> None:
     looks = iter([0.9, 0.4, 0.6])
-    monkeypatch.setattr(training, "judge_models", lambda *_: {"top1": next(looks)})
+    monkeypatch.setattr(training, "judge_models", lambda *_: Findings({"top1": next(looks)}))
     found = quick(epochs=3).judge(tiny_subject(tmp_path))
     assert found.figures == {"top1": 0.6}
     assert found.details["top1_by_epoch"] == [[1.0, 0.9], [2.0, 0.4], [3.0, 0.6]]
@@ -321,7 +322,7 @@ def test_unreadable_test_images_count_for_nothing() -> None:
     subject.unreadable = UnreadableImages(2)
     model, recipe, _ = build_classifier(subject, quick())
     subject.test = Damaged(LOCATION, 20, seed=1)
-    assert 0 <= judge_models({"": model}, recipe, subject, quick())["top1"] <= 1
+    assert 0 <= judge_models({"": model}, recipe, subject, quick()).figures["top1"] <= 1
     assert len(subject.unreadable) == 2
 
 
@@ -352,7 +353,7 @@ def test_a_beit_with_relative_positions_is_fine_tuned_too(tmp_path: Path) -> Non
     assert model.get_parameter(table).shape == (11 * 11 + 3, 2)
     findings = quick(layer_decay=0.5).judge(subject)
     saved, recipe = load_backbone(tmp_path / "model")
-    assert judge_models({"": saved}, recipe, subject, quick()) == findings.figures
+    assert judge_models({"": saved}, recipe, subject, quick()).figures == findings.figures
     class_token = build_classifier(subject, quick(pool="cls"))[2]
     assert class_token.new == ["norm.weight", "norm.bias", "head.weight", "head.bias"]
 

@@ -106,7 +106,7 @@ def test_it_has_the_heads_of_the_backbone_and_starts_from_its_seed() -> None:
 
 
 def test_another_pooling_is_refused() -> None:
-    with pytest.raises(SettingsError, match="pools patch tokens by itself; pool is 'cls'"):
+    with pytest.raises(SettingsError, match=r"'attentive' cannot pool by 'cls'\. Allowed: mean"):
         AttentiveProbe(pool="cls")
 
 

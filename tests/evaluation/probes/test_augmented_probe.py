@@ -99,7 +99,7 @@ def test_augmented_features_are_standardised_by_images_without_augmentation() ->
     subject = tiny_subject()
     probe = LinearProbe(augment=True, epochs=1, batch_size=16, lr=0.05)
     fitted, _ = probe.fit(subject)
-    features = subject.train_features.mean
+    features = subject.train_features.pooled("both")
     expected = (features - features.mean(0)) / features.std(0)
     torch.testing.assert_close(fitted.normaliser(features[:, None])[:, 0], expected, rtol=1e-3, atol=1e-4)
 

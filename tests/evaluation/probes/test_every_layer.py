@@ -95,5 +95,6 @@ def test_without_class_token_there_is_only_the_mean() -> None:
     model = VisionTransformer(img_size=32, patch_size=16, embed_dim=12, depth=2, num_heads=3, **options)
     subject, images = as_subject(model.eval()), torch.randn(2, 3, 32, 32)
     assert every_layer(subject, "mean")(images).shape == (2, 2, 12)  # type: ignore[arg-type]
+    assert torch.equal(every_layer(subject, "both")(images), every_layer(subject, "mean")(images))  # type: ignore[arg-type]
     with pytest.raises(SettingsError, match="no class token"):
-        every_layer(subject, "both")(images)  # type: ignore[arg-type]
+        every_layer(subject, "cls")(images)  # type: ignore[arg-type]

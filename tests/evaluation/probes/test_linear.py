@@ -19,7 +19,7 @@ from tests.evaluation.planted import CLASSES, planted_subject, without_test
 FAST: dict[str, Any] = {"epochs": 30, "min_steps": 1, "batch_size": 32, "lr": 0.05}
 SHORT: dict[str, Any] = FAST | {"epochs": 3}
 SCALES = torch.logspace(-3, 3, 8)
-OTHER = {"mean": "cls", "last": "every", "standardise": "none", "adamw": "lars", "step": "epoch", "held_out": "test"}
+OTHER = {"both": "cls", "last": "every", "standardise": "none", "adamw": "lars", "step": "epoch", "held_out": "test"}
 
 
 def naive_probe(subject, protocol: LinearProbe, lr: float, weight_decay: float) -> tuple[np.ndarray, np.ndarray]:

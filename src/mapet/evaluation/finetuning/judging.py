@@ -10,16 +10,15 @@ from torch import Tensor, nn
 from mapet.data.loader import make_loader, sequential_batches
 from mapet.data.views import EvaluationView, normalise
 from mapet.evaluation.finetuning.settings import FineTuneSettings
-from mapet.evaluation.metrics import accuracies
+from mapet.evaluation.outcomes import Outcomes, classified
+from mapet.evaluation.protocol import Findings
 from mapet.evaluation.subject import BATCH_SIZE, Subject
 from mapet.models.saved import BackboneRecipe
 from mapet.runtime.device import autocast
 
 
 @torch.inference_mode()
-def judge_models(
-    models: dict[str, nn.Module], recipe: BackboneRecipe, subject: Subject, settings: FineTuneSettings
-) -> dict[str, float]:
+def judge_models(models: dict[str, nn.Module], recipe: BackboneRecipe, subject: Subject, settings: FineTuneSettings) -> Findings:
     """Accuracies of models on the subject's test images, which are loaded once for all of them.
 
     Args:
@@ -40,6 +39,7 @@ def judge_models(
         model.eval()
     for loaded in make_loader(subject.test, view, batches, subject.workers, pin_memory=subject.device.type == "cuda"):
         subject.unreadable.record(loaded.unreadable)
+        subject.record_keys(subject.test, loaded)
         inputs = normalise(loaded.images.to(subject.device, non_blocking=True), recipe.mean, recipe.std)
         labels.append(cast(Tensor, loaded.labels).to(subject.device))
         for prefix, model in models.items():
@@ -47,8 +47,7 @@ def judge_models(
                 scores[prefix].append(model(inputs).float())
     for prefix, model in models.items():
         model.train(training[prefix])
-    return {
-        prefix + name: value
-        for prefix, some in scores.items()
-        for name, value in accuracies(torch.cat(some), torch.cat(labels), recipe.options["num_classes"]).items()
-    }
+    found = {prefix: classified(torch.cat(some), torch.cat(labels)) for prefix, some in scores.items()}
+    figures = {prefix + name: value for prefix, some in found.items() for name, value in some.figures().items()}
+    values = {prefix + name: value for prefix, some in found.items() for name, value in some.values.items()}
+    return Findings(figures, outcomes=Outcomes(values, torch.cat(labels).cpu()))

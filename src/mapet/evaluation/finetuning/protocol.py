@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import tempfile
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -48,7 +48,7 @@ class FineTune(FineTuneSettings):
         kept = nullcontext(subject.folder) if subject.folder else tempfile.TemporaryDirectory(prefix="mapet-finetune-")
         with kept as folder:
             tuning = FineTuning(subject, self, Path(folder))
-            figures = tuning.run()
+            found = tuning.run()
             if subject.folder:
                 save_models(tuning, subject.folder)
             looks = [entry for entry in tuning.run_directory.read_metrics() if "test_top1" in entry]
@@ -57,7 +57,7 @@ class FineTune(FineTuneSettings):
             "weights": {"kept": len(tuning.transfer.kept), "dropped": tuning.transfer.dropped, "new": tuning.transfer.new},
             "top1_by_epoch": [[entry["epoch"], entry["test_top1"]] for entry in looks],
         }
-        return Findings(figures, details)
+        return replace(found, details=details)
 
 
 def save_models(tuning: FineTuning, folder: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from mapet.config.settings import TrainingSettings
 from mapet.data.augmentation import INTERPOLATIONS, check_rand_augment
@@ -14,7 +14,6 @@ from mapet.errors import SettingsError, nearest
 from mapet.evaluation.protocol import Protocol
 
 MECHANICS = ("micro_batch", "evaluate_every")
-_POOLS = ("mean", "cls")
 _SHARES = ("drop_path", "smoothing", "mix_prob", "mix_switch", "erasing")  # 0 to 1
 _POSITIVE = ("epochs", "batch_size", "lr", "eps", "evaluate_every", "crop_fraction")
 _NOT_NEGATIVE = ("min_steps", "min_lr", "warmup_lr", "warmup_epochs", "weight_decay", "color_jitter", "mixup", "cutmix")
@@ -66,6 +65,9 @@ class FineTuneSettings(Protocol, ABC):
         SettingsError: A setting has a value that is not allowed.
     """
 
+    allowed_pools: ClassVar[tuple[str, ...]] = ("mean", "cls")
+
+    pool: str = "mean"
     scratch: bool = False
     epochs: float = 10
     min_steps: int = 0
@@ -102,8 +104,6 @@ class FineTuneSettings(Protocol, ABC):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.pool not in _POOLS:
-            raise SettingsError(f"Fine-tuning pools by 'mean' or 'cls', not by '{self.pool}': its head has one width.")
         check_rand_augment(self.rand_augment)
         check_scale(self.crop_scale)
         if self.interpolation not in INTERPOLATIONS:

@@ -23,6 +23,7 @@ from mapet.evaluation.finetuning.classifier import build_classifier
 from mapet.evaluation.finetuning.judging import judge_models
 from mapet.evaluation.finetuning.settings import FineTuneSettings
 from mapet.evaluation.finetuning.step import FineTuneStep
+from mapet.evaluation.protocol import Findings
 from mapet.evaluation.subject import Subject
 from mapet.evaluation.supervised.optim import parameter_groups
 from mapet.evaluation.supervised.training import SupervisedTraining
@@ -71,7 +72,7 @@ class FineTuning(SupervisedTraining):
     def __init__(self, subject: Subject, settings: FineTuneSettings, folder: Path) -> None:
         super().__init__(subject, folder)
         self.settings = settings
-        self.called = "training from scratch" if settings.scratch else "fine-tuning"
+        self.called, self.uses_backbone = "training from scratch" if settings.scratch else "fine-tuning", not settings.scratch
         self.model, self.recipe, self.transfer = build_classifier(subject, settings)
         self.ema = None if settings.ema is None else ModelEmaV3(self.model, decay=settings.ema)
         depth = len([*subject.backbone.blocks.children()])
@@ -90,18 +91,21 @@ class FineTuning(SupervisedTraining):
         """Prefix of the figures to what is judged."""
         return {"": self.model} if self.ema is None else {"": self.model, EMA: self.ema.module}
 
-    def run(self) -> dict[str, float]:
-        """Takes all steps that are left; returns the figures of the last.
+    def run(self) -> Findings:
+        """Takes all steps that are left; returns the figures of the last, those of an average of the weights named ema_*.
 
         Raises:
             NonFiniteLossError: The loss or its gradient is not finite; the weights are those before that step.
             InterruptedRunError: SIGINT or SIGTERM came; a checkpoint was written if there is a folder.
         """
         say(self.transfer.line())
-        self.figures: dict[str, float] | None = None
+        self.found: Findings | None = None
         if self.first_step < self.total_steps:
             self.train()
-        return self.figures or self.look()
+        if self.found is None:
+            self.look()
+        assert self.found is not None
+        return self.found
 
     def is_look(self, done: int) -> bool:
         """Now and then, and at the end."""
@@ -109,8 +113,8 @@ class FineTuning(SupervisedTraining):
 
     def look(self) -> dict[str, float]:
         """Accuracies on the test images, of the weights as they are now."""
-        self.figures = judge_models(self.models, self.recipe, self.subject, self.settings)
-        return self.figures
+        self.found = judge_models(self.models, self.recipe, self.subject, self.settings)
+        return self.found.figures
 
     def rate(self, step: int) -> float:
         """Warm-up and cosine."""
@@ -144,7 +148,9 @@ class FineTuning(SupervisedTraining):
     def _hash(self) -> str:
         """Names everything that the weights depend on: settings, initial weights, images and labels."""
         train, recipe = self.subject.train, self.subject.recipe
-        content = "".join(image_keys(train)).encode() + cast(Any, train.labels).tobytes()
+        keys = image_keys(train)
+        self.subject.keys["training"].record_all(keys)
+        content = "".join(keys).encode() + cast(Any, train.labels).tobytes()
         facts = {
             "settings": self.settings.describe(),
             "images": hashlib.sha256(content).hexdigest(),

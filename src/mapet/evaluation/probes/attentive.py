@@ -21,13 +21,12 @@ from mapet.compat import AttentionPoolLatent
 from mapet.data.loader import make_loader, sequential_batches
 from mapet.data.sources import ImageSource
 from mapet.data.views import FixedView
-from mapet.errors import SettingsError
-from mapet.evaluation.metrics import accuracies
+from mapet.evaluation.outcomes import classified
 from mapet.evaluation.probes.images import order_of
 from mapet.evaluation.probes.linear_heads import cosine
 from mapet.evaluation.probes.representations import describe_all, patch_tokens
 from mapet.evaluation.protocol import Findings, Protocol
-from mapet.evaluation.subject import Subject
+from mapet.evaluation.subject import Subject, refuse_non_finite
 from mapet.evaluation.supervised.length import note_if_longer
 from mapet.models.backbone import num_heads
 from mapet.runtime.progress import progress
@@ -43,7 +42,7 @@ class AttentiveProbe(Protocol):
     """Settings.
 
     Args:
-        pool: "mean" only: the probe pools the patch tokens by itself.
+        pool: "mean" only, and without effect: the probe pools the patch tokens by itself.
         epochs: Passes over the training images.
         min_steps: At least so many steps are taken, in more epochs where there are few images.
         warmup_epochs: Linear, from 0; a cosine to 0 follows.
@@ -57,7 +56,9 @@ class AttentiveProbe(Protocol):
     """
 
     name: ClassVar[str] = "attentive"
+    allowed_pools: ClassVar[tuple[str, ...]] = ("mean",)
 
+    pool: str = "mean"
     epochs: _Count = 20
     min_steps: _Count = 1000
     warmup_epochs: Annotated[float, Field(ge=0)] = 1.0
@@ -65,11 +66,6 @@ class AttentiveProbe(Protocol):
     lr: Annotated[float, Field(gt=0)] = 1e-3
     weight_decay: Annotated[float, Field(ge=0)] = 1e-2
     seed: int = 0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.pool != "mean":
-            raise SettingsError(f"The attentive probe pools patch tokens by itself; pool is '{self.pool}', allowed: mean (unused).")
 
     def note(self, train_images: int) -> str:
         """Says so where few images are passed more often."""
@@ -80,8 +76,8 @@ class AttentiveProbe(Protocol):
         probe = self.fit(subject)
         test = Tokens(subject, subject.test, "test")
         scores, labels = zip(*((probe(tokens), labels) for tokens, labels in test.in_order()), strict=True)
-        figures = accuracies(torch.cat(scores), torch.cat(labels), subject.num_classes)
-        return Findings(figures, {"parameters": sum(parameter.numel() for parameter in probe.parameters())})
+        outcomes = classified(torch.cat(scores), torch.cat(labels))
+        return Findings.of(outcomes, {"parameters": sum(parameter.numel() for parameter in probe.parameters())})
 
     def fit(self, subject: Subject) -> nn.Module:
         """Trains the probe; the backbone stays as it is."""
@@ -172,4 +168,7 @@ class Tokens:
             return
         for loaded in make_loader(self._source, self._view, batches, subject.workers):
             subject.unreadable.record(loaded.unreadable)
-            yield self._describe(loaded.images).clone(), cast(Tensor, loaded.labels).to(subject.device)
+            subject.record_keys(self._source, loaded)
+            tokens = self._describe(loaded.images)
+            refuse_non_finite(subject, self._source, loaded, tokens)
+            yield tokens.clone(), cast(Tensor, loaded.labels).to(subject.device)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from mapet.errors import DataError
 from mapet.evaluation.held_out import candidates, draw_rows, rows_by_class
-from mapet.evaluation.metrics import accuracies
+from mapet.evaluation.outcomes import Outcomes, classified
 from mapet.evaluation.probes.logistic import choose_penalty, facts_of, standardised, warn_unless_converged
 from mapet.evaluation.probes.logistic_regression import fit_path
 from mapet.evaluation.protocol import Findings, Protocol
@@ -53,18 +53,18 @@ class FewShot(Protocol):
 
     def judge(self, subject: Subject) -> Findings:
         """Mean accuracies over the draws; in the details each draw, and the deviation over them."""
-        found = []
+        found: list[tuple[Outcomes, dict[str, Any]]] = []
         with progress(f"Few-shot ({100 * self.share:g} %), {subject.title}", self.draws) as bar:
             for draw in range(self.draws):
                 found.append(self._one_draw(subject, draw))
                 bar.advance()
-        names = found[0][0].keys()
-        figures = {name: statistics.mean(entry[name] for entry, _ in found) for name in names}
-        spread = {name: statistics.stdev(entry[name] for entry, _ in found) for name in names} if self.draws > 1 else {}
-        draws = [{**entry, **facts} for entry, facts in found]
-        return Findings(figures, {"deviation": spread, "draws": draws})
+        draws = [outcomes.figures() for outcomes, _ in found]
+        figures = {name: statistics.mean(entry[name] for entry in draws) for name in draws[0]}
+        spread = {name: statistics.stdev(entry[name] for entry in draws) for name in draws[0]} if self.draws > 1 else {}
+        details = {"deviation": spread, "draws": [{**entry, **facts} for entry, (_, facts) in zip(draws, found, strict=True)]}
+        return Findings(figures, details, _mean([outcomes for outcomes, _ in found]))
 
-    def _one_draw(self, subject: Subject, draw: int) -> tuple[dict[str, float], dict[str, Any]]:
+    def _one_draw(self, subject: Subject, draw: int) -> tuple[Outcomes, dict[str, Any]]:
         train, test = subject.train_features, subject.test_features
         rows = few_rows(train.labels, self.share, self.seed, draw)
         labels = train.labels[rows]
@@ -74,7 +74,7 @@ class FewShot(Protocol):
         model = fit_path(features, labels, subject.num_classes, (l2,))[l2]
         warn_unless_converged(model, subject.title)
         facts = {"images": len(rows), "l2": l2, **chosen, **facts_of(model)}
-        return accuracies(model.scores(others), test.labels, subject.num_classes), facts
+        return classified(model.scores(others), test.labels), facts
 
     def _penalty(self, features: Tensor, labels: Tensor, num_classes: int, draw: int) -> tuple[float, dict[str, Any]]:
         penalties = candidates(self.l2)
@@ -82,6 +82,12 @@ class FewShot(Protocol):
             return choose_penalty(features, labels, num_classes, penalties, self.held_out_share, self.seed + draw)
         except DataError:
             return min(penalties, key=lambda l2: abs(l2 - WITHOUT_HELD_OUT)), {}
+
+
+def _mean(draws: list[Outcomes]) -> Outcomes:
+    """Of every image, the share of the draws in which its class was found."""
+    values = {name: torch.stack([outcomes.values[name] for outcomes in draws]).mean(dim=0) for name in draws[0].values}
+    return Outcomes(values, draws[0].labels)
 
 
 def few_rows(labels: Tensor, share: float, seed: int, draw: int) -> Tensor:

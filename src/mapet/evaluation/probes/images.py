@@ -14,7 +14,7 @@ from mapet.data.sources import subset
 from mapet.data.views import AugmentedView, View
 from mapet.evaluation.held_out import hold_out_rows
 from mapet.evaluation.probes.representations import Describe, describe_all
-from mapet.evaluation.subject import Subject
+from mapet.evaluation.subject import Subject, refuse_non_finite
 
 
 class ProbeImages(Protocol):
@@ -95,8 +95,11 @@ class AugmentedImages:
             steps = order_of(len(self.labels), batch_size, seed, epoch, epoch + 1)
             for loaded in make_loader(subject.train, view, steps, subject.workers, seed, epoch):
                 subject.unreadable.record(loaded.unreadable)
+                subject.record_keys(subject.train, loaded)
+                features = self._describe(loaded.images)
+                refuse_non_finite(subject, subject.train, loaded, features)
                 learned = None if self.held_out is None else ~self.held_out[loaded.indices.to(subject.device)]
-                yield self._describe(loaded.images).clone(), cast(Tensor, loaded.labels).to(subject.device), learned
+                yield features.clone(), cast(Tensor, loaded.labels).to(subject.device), learned
 
     def unaugmented(self) -> Tensor:
         """As in `ProbeImages`."""

@@ -6,18 +6,20 @@ Cosine similarity, the k most similar training images vote with weight exp(simil
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from mapet.evaluation.metrics import accuracies
+from mapet.evaluation.outcomes import Outcomes, classified
 from mapet.evaluation.protocol import Findings, Protocol
-from mapet.evaluation.subject import Subject
+from mapet.evaluation.subject import POOLS, Subject
 
+MUCH = 0.03  # share of the images by which pools may differ without a remark
 REPORTED = (1, 5, 10, 20, 50, 100, 200)
 _CHUNK = 1024
 
@@ -38,16 +40,36 @@ class KNN(Protocol):
     temperature: Annotated[float, Field(gt=0)] = 0.07
 
     def judge(self, subject: Subject) -> Findings:
-        """Accuracies of the vote; in the details top-1 for other numbers of neighbours, which cost nothing more."""
-        train, test = subject.train_features, subject.test_features
+        """Accuracies of the vote; in the details top-1 for other numbers of neighbours and for other pools, which cost little."""
         counts = sorted({*REPORTED, self.neighbours})
-        similarities, labels = nearest(train.pooled(self.pool), train.labels, test.pooled(self.pool), counts[-1])
-        found = {}
-        for count in counts:
-            votes = count_votes(similarities[:, :count], labels[:, :count], subject.num_classes, self.temperature)
-            found[count] = accuracies(votes, test.labels, subject.num_classes)
-        others = {str(count): figures["top1"] for count, figures in found.items() if count <= len(train.labels)}
-        return Findings(found[self.neighbours], {"top1_by_neighbours": others})
+        found = self._vote(subject, self.pool, counts)
+        others = {str(count): found[count].figures()["top1"] for count in counts if count <= len(subject.train_features.labels)}
+        details: dict[str, Any] = {"top1_by_neighbours": others}
+        if subject.test_features.cls.shape[1]:
+            by_pool = {pool: found if pool == self.pool else self._vote(subject, pool, [self.neighbours]) for pool in POOLS}
+            details["top1_by_pool"] = {pool: votes[self.neighbours].figures()["top1"] for pool, votes in by_pool.items()}
+        return Findings.of(found[self.neighbours], details)
+
+    def _vote(self, subject: Subject, pool: str, counts: list[int]) -> dict[int, Outcomes]:
+        """What so many neighbours find."""
+        train, test = subject.train_features, subject.test_features
+        similarities, labels = nearest(train.pooled(pool), train.labels, test.pooled(pool), counts[-1])
+        votes = {
+            count: count_votes(similarities[:, :count], labels[:, :count], subject.num_classes, self.temperature)
+            for count in counts
+        }
+        return {count: classified(some, test.labels) for count, some in votes.items()}
+
+    def remark(self, found: Findings, random: Findings | None) -> str:
+        """Says so where the figure depends much on the pool."""
+        by_pool = found.details.get("top1_by_pool", {})
+        gains = by_pool if random is None else {pool: by_pool[pool] - random.details["top1_by_pool"][pool] for pool in by_pool}
+        images = len(found.outcomes.values["top1"]) if found.outcomes else 0
+        if not gains or max(gains.values()) - min(gains.values()) < max(MUCH, 1.96 * math.sqrt(0.5 / images)):
+            return ""
+        beside = {pool: "" if random is None else f" ({100 * gains[pool]:+.1f} points)" for pool in gains}
+        told = ", ".join(f"{pool} {100 * by_pool[pool]:.1f} %{beside[pool]}" for pool in gains)
+        return f"The pool matters here: {told}. --pool all measures every protocol with each."
 
 
 def knn_votes(train: Tensor, labels: Tensor, queries: Tensor, num_classes: int, neighbours: int, temperature: float) -> Tensor:

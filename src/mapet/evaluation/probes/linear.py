@@ -18,7 +18,7 @@ from torch import Tensor
 from mapet.data.views import View
 from mapet.errors import SettingsError
 from mapet.evaluation.held_out import candidates
-from mapet.evaluation.metrics import accuracies
+from mapet.evaluation.outcomes import classified
 from mapet.evaluation.probes.images import AugmentedImages, CachedImages, ProbeImages
 from mapet.evaluation.probes.linear_fit import FittedProbe, choose, train
 from mapet.evaluation.probes.linear_heads import Rate
@@ -108,7 +108,7 @@ class LinearProbe(Protocol):
         features, labels = self._test_part(subject)
         scores = fitted.scores(features)
         found = fitted.describe_all(features, labels, held_out)
-        return Findings(accuracies(scores, labels, subject.num_classes), {"chosen": fitted.describe(*fitted.chosen)} | found)
+        return Findings.of(classified(scores, labels), {"chosen": fitted.describe(*fitted.chosen)} | found)
 
     def fit(
         self, subject: Subject, after_epoch: Callable[[int, FittedProbe], None] | None = None
@@ -135,12 +135,12 @@ class LinearProbe(Protocol):
             right = fitted.judge(features, labels)[0]
             if float(right.max()) > best["top1"]:
                 fitted.choose(int(right.argmax()))
-                figures = accuracies(fitted.scores(features), labels, subject.num_classes)
-                best.update(top1=float(right.max()), figures=figures, chosen={**fitted.describe(*fitted.chosen), "epoch": epoch})
+                outcomes = classified(fitted.scores(features), labels)
+                best.update(top1=float(right.max()), outcomes=outcomes, chosen={**fitted.describe(*fitted.chosen), "epoch": epoch})
 
         fitted, _ = self.fit(subject, look)
         details = {"chosen": best["chosen"], "chosen_on": "test"} | fitted.describe_all(features, labels, None)
-        return Findings(best["figures"], details)
+        return Findings.of(best["outcomes"], details)
 
     def _images(self, subject: Subject) -> ProbeImages:
         several = self.layers == "every" or len(self.rates) > 1

@@ -14,7 +14,7 @@ from pydantic import Field
 from torch import Tensor
 
 from mapet.evaluation.held_out import candidates, hold_out_rows
-from mapet.evaluation.metrics import accuracies
+from mapet.evaluation.outcomes import classified
 from mapet.evaluation.probes.logistic_regression import LogisticModel, fit_path
 from mapet.evaluation.protocol import Findings, Protocol
 from mapet.evaluation.subject import Subject
@@ -52,8 +52,7 @@ class LogisticProbe(Protocol):
             model = fit_path(features, train.labels, subject.num_classes, tuple(p for p in penalties if p >= l2))[l2]
             bar.advance()
         warn_unless_converged(model, subject.title)
-        figures = accuracies(model.scores(others), test.labels, subject.num_classes)
-        return Findings(figures, {"l2": l2, **facts_of(model), **found})
+        return Findings.of(classified(model.scores(others), test.labels), {"l2": l2, **facts_of(model), **found})
 
 
 def choose_penalty(

@@ -8,11 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from mapet.compat import VisionTransformer
-from mapet.data.loader import make_loader, sequential_batches
 from mapet.data.sources import ImageSource
 from mapet.data.views import EvaluationView, FixedView, View, normalise
-from mapet.evaluation.subject import BATCH_SIZE, FeatureSet, Subject
-from mapet.runtime.progress import progress
+from mapet.evaluation.subject import FeatureSet, Subject, refuse_non_finite
 
 Describe = Callable[[Tensor], Tensor]
 
@@ -34,15 +32,15 @@ def describe_all(subject: Subject, source: ImageSource, view: View, describe: De
 
     Returns:
         (n, ...) and the labels (n,) int64, on the subject's device.
+
+    Raises:
+        ModelError: Something of it is not finite.
     """
-    batches, pinned = sequential_batches(len(source), BATCH_SIZE), subject.device.type == "cuda"
     described, labels = [], []
-    with progress(f"Features of {part} images, {subject.title}", len(source)) as bar:
-        for loaded in make_loader(source, view, batches, subject.workers, pin_memory=pinned):
-            subject.unreadable.record(loaded.unreadable)
-            described.append(describe(loaded.images))
-            labels.append(loaded.labels)
-            bar.advance(len(loaded.keys) + len(loaded.unreadable))
+    for loaded in subject.load(source, view, part):
+        described.append(describe(loaded.images))
+        refuse_non_finite(subject, source, loaded, described[-1])
+        labels.append(loaded.labels)
     return torch.cat(described), torch.cat(labels).to(subject.device)
 
 
@@ -75,7 +73,10 @@ def every_layer(subject: Subject, pool: str) -> Describe:
 
 
 def patch_tokens(subject: Subject) -> Describe:
-    """Describes images by their patch tokens behind the final norm, (B, N_p, D) float16, cached or not."""
+    """Describes images by their patch tokens behind the final norm, (B, N_p, D), rounded to half precision, cached or not.
+
+    Numbers beyond the range of half precision stay as they are; a batch that has any is float32, and all others are float16.
+    """
 
     @torch.inference_mode()
     def describe(images: Tensor) -> Tensor:
@@ -83,9 +84,16 @@ def patch_tokens(subject: Subject) -> Describe:
         tokens = backbone.forward_features(_input(subject, images))
         if isinstance(backbone.norm, nn.Identity):
             tokens = backbone.fc_norm(tokens)
-        return tokens[:, backbone.num_prefix_tokens :].half()
+        return rounded_to_half(tokens[:, backbone.num_prefix_tokens :])
 
     return describe
+
+
+def rounded_to_half(numbers: Tensor) -> Tensor:
+    """In float16 where all of them have a place there; else in float32, with the largest as they are and all others rounded."""
+    half = numbers.half()
+    beyond = half.isinf()
+    return torch.where(beyond, numbers, half.to(numbers.dtype)) if beyond.any() else half
 
 
 def block_outputs(backbone: VisionTransformer, images: Tensor) -> list[tuple[Tensor, Tensor]]:

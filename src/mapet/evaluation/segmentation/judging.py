@@ -12,7 +12,8 @@ from torch import Tensor
 
 from mapet.data.decode import decode_image
 from mapet.data.loader import UnreadableImage
-from mapet.errors import DataError, UnreadableImageError
+from mapet.errors import DataError, FailedRunError, UnreadableImageError
+from mapet.evaluation.outcomes import Outcomes
 from mapet.evaluation.segmentation.data import MaskedImages
 from mapet.evaluation.segmentation.miou import ConfusionMatrix, Scores
 from mapet.evaluation.segmentation.model import UperNet
@@ -28,8 +29,10 @@ OVERLAYS = 8
 
 
 @torch.inference_mode()
-def judge_model(model: UperNet, subject: Subject, test: MaskedImages, settings: SegmentSettings, overlays: Path | None) -> Scores:
-    """Scores of a model, in evaluation mode, on all test images, each at the size of its mask.
+def judge_model(
+    model: UperNet, subject: Subject, test: MaskedImages, settings: SegmentSettings, overlays: Path | None
+) -> tuple[Scores, Outcomes]:
+    """Scores of a model, in evaluation mode, on all test images, each at the size of its mask; and what they are of, by image.
 
     Args:
         model: The model.
@@ -55,13 +58,14 @@ def judge_model(model: UperNet, subject: Subject, test: MaskedImages, settings: 
                 continue
             truth, found = test.read_mask(index), find(image)
             matrix.add(torch.from_numpy(truth).to(device), found)
+            subject.keys["test"].record(np.array([index]), [test.keys[index]])
             judged += 1
             if overlays is not None and index in pictured:
                 name = f"{Path(test.describe(index)).stem}.png"
                 _write(overlay(image, truth, found.cpu().numpy(), test.class_names), overlays / name)
     if not judged:
         raise DataError(f"None of the {len(test)} test images of {test.location} can be read.")
-    return matrix.scores()
+    return matrix.scores(), Outcomes({}, pixels=torch.stack(matrix.images))
 
 
 def _finder(model: UperNet, subject: Subject, settings: SegmentSettings) -> Callable[[Image.Image], Tensor]:
@@ -69,7 +73,10 @@ def _finder(model: UperNet, subject: Subject, settings: SegmentSettings) -> Call
 
     def logits(windows: Tensor) -> Tensor:
         with autocast(subject.device, settings.precision):
-            return model.logits(windows)
+            scores = model.logits(windows)
+        if not scores.isfinite().all():
+            raise FailedRunError("The scores of a test image are NaN or infinite: the training diverged. Give a lower lr.")
+        return scores
 
     def find(image: Image.Image) -> Tensor:
         recipe = subject.recipe

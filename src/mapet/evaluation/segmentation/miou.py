@@ -14,28 +14,43 @@ class ConfusionMatrix:
     Args:
         num_classes: C.
         device: Where to count.
+
+    Attributes:
+        counts: (C, C) int64 of all pixels.
+        images: Of every call of `add`, (3, C) int64: pixels of every class that are right, that are true, and that are predicted.
     """
 
     def __init__(self, num_classes: int, device: torch.device | str = "cpu") -> None:
         self.counts = torch.zeros(num_classes, num_classes, dtype=torch.int64, device=device)
+        self.images: list[Tensor] = []
 
     def add(self, truth: Tensor, predicted: Tensor) -> None:
         """Adds pixels, both of one shape; where the truth is negative, they count for nothing."""
         known = truth >= 0
         pairs = truth[known].long() * len(self.counts) + predicted[known].long()
-        self.counts += torch.bincount(pairs, minlength=self.counts.numel()).view_as(self.counts)
+        counts = torch.bincount(pairs, minlength=self.counts.numel()).view_as(self.counts)
+        self.counts += counts
+        self.images.append(_marginals(counts).cpu())
 
     def scores(self) -> Scores:
         """What the counts add up to."""
-        counts = self.counts.cpu().double()
-        right, truth, predicted = counts.diagonal(), counts.sum(dim=1), counts.sum(dim=0)
-        iou, recall = right / (truth + predicted - right), right / truth
-        return Scores(
-            miou=float(iou.nanmean()),
-            pixel_accuracy=float(right.sum() / counts.sum()),
-            mean_class_accuracy=float(recall.nanmean()),
-            iou=[None if value != value else value for value in iou.tolist()],
-        )
+        return scores_of_pixels(_marginals(self.counts).cpu())
+
+
+def _marginals(counts: Tensor) -> Tensor:
+    return torch.stack([counts.diagonal(), counts.sum(dim=1), counts.sum(dim=0)])
+
+
+def scores_of_pixels(pixels: Tensor) -> Scores:
+    """Scores of pixels (3, C) of every class: those that are right, that are true, and that are predicted."""
+    right, truth, predicted = pixels.double()
+    iou, recall = right / (truth + predicted - right), right / truth
+    return Scores(
+        miou=float(iou.nanmean()),
+        pixel_accuracy=float(right.sum() / truth.sum()),
+        mean_class_accuracy=float(recall.nanmean()),
+        iou=[None if value != value else value for value in iou.tolist()],
+    )
 
 
 @dataclass(frozen=True)
@@ -53,6 +68,11 @@ class Scores:
     pixel_accuracy: float
     mean_class_accuracy: float
     iou: list[float | None]
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """All but the list."""
+        return {"miou": self.miou, "pixel_accuracy": self.pixel_accuracy, "mean_class_accuracy": self.mean_class_accuracy}
 
 
 def constant_scores(class_pixels: Tensor, predicted: int) -> Scores:

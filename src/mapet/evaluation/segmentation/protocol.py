@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
-import torch
-
+from mapet.data.loader import UnreadableImages
 from mapet.data.sources import ImageSource
+from mapet.evaluation.outcomes import Outcomes
 from mapet.evaluation.protocol import Findings
 from mapet.evaluation.segmentation.data import MaskedImages, open_segmentation
 from mapet.evaluation.segmentation.judging import judge_model
@@ -57,28 +57,35 @@ class Segment(SegmentSettings):
         train, test = cast(MaskedImages, subject.train), cast(MaskedImages, subject.test)
         kept = nullcontext(subject.folder) if subject.folder else tempfile.TemporaryDirectory(prefix="mapet-segment-")
         with kept as folder:
+            subject.keys["training"].record_all(train.keys)
             training = SegmentationTraining(subject, train, self, Path(folder))
             model = training.run()
             overlays = Path(folder) / "overlays"
-            scores = judge_model(model, subject, test, self, overlays if subject.folder else None)
+            scores, outcomes = judge_model(model, subject, test, self, overlays if subject.folder else None)
             log = training.run_directory.read_metrics()
-        figures = {"miou": scores.miou, "pixel_accuracy": scores.pixel_accuracy, "mean_class_accuracy": scores.mean_class_accuracy}
         details = {
-            **_details(train, test, scores),
+            **_details(_readable(train, subject.unreadable), test, scores, outcomes),
             "blocks": model.blocks,
             "last_loss": log[-1]["loss"] if log else None,
             "overlays": f"{subject.folder.name}/overlays" if subject.folder else None,
         }
-        return Findings(figures, details)
+        return Findings(scores.figures, details, outcomes)
 
 
-def _details(train: MaskedImages, test: MaskedImages, scores: Scores) -> dict[str, Any]:
+def _readable(images: MaskedImages, unreadable: UnreadableImages) -> MaskedImages:
+    """Without those that were skipped."""
+    skipped = {*unreadable.names}
+    return images.only([index for index in range(len(images)) if images.describe(index) not in skipped])
+
+
+def _details(train: MaskedImages, test: MaskedImages, scores: Scores, outcomes: Outcomes) -> dict[str, Any]:
     """IoU of every class, and what predicting the most frequent training class everywhere would give."""
-    frequent = int(train.class_pixels.argmax())
-    constant = constant_scores(torch.from_numpy(test.class_pixels), frequent)
+    assert outcomes.pixels is not None
+    frequent, test_pixels = int(train.class_pixels.argmax()), outcomes.pixels[:, 1].sum(dim=0)
+    constant = constant_scores(test_pixels, frequent)
     return {
         "iou": dict(zip(test.class_names, scores.iou, strict=True)),
-        "test_pixels": dict(zip(test.class_names, test.class_pixels.tolist(), strict=True)),
+        "test_pixels": dict(zip(test.class_names, test_pixels.tolist(), strict=True)),
         "most_frequent_class": {
             "name": train.class_names[frequent],
             "miou": constant.miou,

@@ -45,6 +45,7 @@ class SupervisedTraining(ABC):
         total_steps: Of the whole training.
         steps_per_epoch: To give the epoch of a step.
         first_step: Where this start goes on; see `resume`.
+        uses_backbone: Whether it begins with the backbone's weights.
     """
 
     called: str
@@ -56,6 +57,7 @@ class SupervisedTraining(ABC):
     total_steps: int
     steps_per_epoch: int
     first_step: int
+    uses_backbone: bool = True
 
     def __init__(self, subject: Subject, folder: Path) -> None:
         self.subject = subject
@@ -93,6 +95,8 @@ class SupervisedTraining(ABC):
         log = SupervisedLog(self.run_directory, self.first_step, self.steps_per_epoch)
         title = f"{self.called.capitalize()}, {self.subject.title}"
         saved = time.monotonic()
+        if self.uses_backbone and self.first_step == 0:
+            self.subject.check_finite()
         self.model.train()
         with StopRequest() as stop, progress(title, self.total_steps, self.first_step) as bar:
             for step, batch in enumerate(log.timed(self.load()), self.first_step):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,10 @@ from torch import Tensor
 
 from mapet.data.crops import FixedCrop
 from mapet.data.loader import UnreadableImages, make_loader, sequential_batches
-from mapet.data.sources import ImageSource, sample_keys, subset, with_keys
+from mapet.data.sources import KEY_LENGTH, ImageSource, sample_keys, subset, with_keys
 from mapet.data.views import FixedView
 from mapet.errors import DataError, TokenizerError, TokenStoreError
+from mapet.evaluation.copies import KeyedImages
 from mapet.evaluation.subject import record_unreadable
 from mapet.runtime.progress import progress
 from mapet.runtime.run_directory import RunDirectory
@@ -35,10 +36,17 @@ class TokenSplit:
     Args:
         ids: (n, N_p) int32 in raster order.
         labels: (n,) int64.
+        keys: n sample keys, where they are known.
     """
 
     ids: Tensor
     labels: Tensor
+    keys: list[str] = field(default_factory=list)
+
+    @property
+    def images(self) -> KeyedImages:
+        """The images, without their tokens."""
+        return KeyedImages(np.array(self.keys, f"S{KEY_LENGTH}"), self.labels.numpy())
 
 
 @dataclass(frozen=True)
@@ -155,7 +163,8 @@ def _look_up(store: TokenStore, images: ImageSource, part: str) -> TokenSplit:
         )
     chosen = subset(known, np.flatnonzero(found))
     assert chosen.labels is not None
-    return TokenSplit(store.lookup(sample_keys(chosen)).flatten(1).int(), torch.from_numpy(chosen.labels))
+    keys = sample_keys(chosen)
+    return TokenSplit(store.lookup(keys).flatten(1).int(), torch.from_numpy(chosen.labels), keys)
 
 
 def _remedy(store: TokenStore, location: str, foreign: bool) -> str:
@@ -178,12 +187,13 @@ def _encode(
     tokenizer.to(device).eval()
     batches, pinned = sequential_batches(len(images), BATCH_SIZE), device.type == "cuda"
     loader = make_loader(images, FixedView(tokenizer.image_size, tokenizer.interpolation), batches, workers, pin_memory=pinned)
-    ids, labels = [], []
+    ids, labels, keys = [], [], []
     with progress(f"Tokenising {part} images", len(images)) as bar, torch.inference_mode():
         for batch in loader:
             seen = bar.done + len(batch.keys) + len(batch.unreadable)
             record_unreadable(unreadable, batch.unreadable, f"{seen:,} of {len(images):,} {part} images")
             ids.append(encode(tokenizer, batch.images, device).flatten(1).int().cpu())
             labels.append(batch.labels)
+            keys += batch.keys
             bar.advance(len(batch.keys) + len(batch.unreadable))
-    return TokenSplit(torch.cat(ids), torch.cat(labels))
+    return TokenSplit(torch.cat(ids), torch.cat(labels), keys)

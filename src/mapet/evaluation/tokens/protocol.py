@@ -20,8 +20,9 @@ from mapet.compat import param_groups_weight_decay  # pyright: ignore[reportPriv
 from mapet.config.settings import TrainingSettings
 from mapet.data.loader import UnreadableImages, step_batches
 from mapet.errors import NonFiniteLossError, SettingsError, nearest
+from mapet.evaluation.copies import count_copies
 from mapet.evaluation.evaluate import say_note
-from mapet.evaluation.metrics import accuracies
+from mapet.evaluation.outcomes import SUFFIX, classified, save_outcomes
 from mapet.evaluation.protocol import METRICS, Findings, Protocol, Result
 from mapet.evaluation.subject import Subject
 from mapet.evaluation.supervised.length import note_if_longer
@@ -43,7 +44,6 @@ class TokenClassification(Protocol):
     """Settings of the head and of its training; the paper states the architectures, not how they are trained.
 
     Args:
-        pool: Both heads take the "mean" of the patches.
         head: "mlp" or "vit".
         width: Of the embedding and the hidden layer (192), or of the ViT.
         depth: Blocks of the ViT.
@@ -83,8 +83,6 @@ class TokenClassification(Protocol):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.pool != "mean":
-            raise SettingsError(f"Tokens are pooled by their mean; pool = '{self.pool}' is not allowed. Leave --pool out.")
         for value, allowed, what in ((self.head, HEADS, "head"), (self.precision, _PRECISIONS, "precision")):
             if value not in allowed:
                 raise SettingsError(f"There is no {what} '{value}' for tokens. {nearest(value, allowed)}")
@@ -161,6 +159,9 @@ def evaluate_tokens(
         work = {"device": device, "workers": workers, "unreadable": unreadable}
         splits = tokens.split(train, "training", **work), tokens.split(test, "test", **work)
         encoding = time.perf_counter() - began
+        copies = count_copies(splits[0].images, splits[1].images)
+        if line := copies.line(len(splits[1].labels)):
+            say(line)
         results = []
         for protocol, stem in zip(protocols, stems, strict=True):
             say_note(protocol, len(splits[0].labels))
@@ -178,9 +179,11 @@ def evaluate_tokens(
                 metric=getattr(test, "metric", protocol.metric),
                 figures=found.figures,
                 seconds=time.perf_counter() - began + encoding,
-                details={**found.details, **tokens.facts},
+                details={**found.details, **tokens.facts, "copies": copies.describe()},
             )
             if folder is not None:
+                outcomes = {"pre-trained": found.outcomes} if found.outcomes else {}
+                save_outcomes(folder / f"{stem}{SUFFIX}", splits[1].images.keys, outcomes)
                 write_json(folder / f"{stem}.json", asdict(result))
             results.append(result)
         if unreadable.summary():
@@ -211,7 +214,7 @@ def judge_tokens(
         "parameters": count_parameters(model),
         "training_loss": loss,
     }
-    return Findings(accuracies(scores, test.labels.to(device), num_classes), details)
+    return Findings.of(classified(scores, test.labels), details)
 
 
 def token_line(result: Result) -> str:

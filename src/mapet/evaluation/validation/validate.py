@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from mapet.data.splits import by_split, held_out_part, part_named
 from mapet.data.tree import entries
 from mapet.data.views import normalise
 from mapet.errors import DataError, FailedRunError
+from mapet.evaluation.copies import KeyedImages, SeenKeys, copies_line, count_copies
 from mapet.evaluation.validation.classes import head_numbers
 from mapet.evaluation.validation.classifier import Classifier
 from mapet.evaluation.validation.view import Preprocessing, ValidationView
@@ -40,6 +41,7 @@ class Validation:
         top1: Share of images whose class is the likeliest, 0 to 1.
         top5: Share of images whose class is among the five likeliest.
         seconds: Wall time, reading included.
+        copies: Images that occur more than once, as `Copies.describe` counts them.
         preprocessing: As described by `Preprocessing.describe`.
         precision: "fp32" or "bf16".
     """
@@ -56,6 +58,7 @@ class Validation:
     seconds: float
     preprocessing: dict[str, Any]
     precision: str
+    copies: dict[str, int] = field(default_factory=dict)
 
     def describe(self) -> dict[str, Any]:
         """Everything, as JSON."""
@@ -71,7 +74,7 @@ class Validation:
             f"time           {format_seconds(self.seconds)}, {self.precision}\n"
             f"preprocessing  {preprocessing.line()}\n"
             f"checkpoint     {self.checkpoint}\n"
-            f"SHA-256        {self.sha256}"
+            f"SHA-256        {self.sha256}" + (f"\n{line}" if (line := copies_line(self.copies, self.images)) else "")
         )
 
 
@@ -150,12 +153,15 @@ def validate(
     unreadable = UnreadableImages() if unreadable is None else unreadable
     counter = _Counter(classifier, preprocessing, torch.from_numpy(numbers), device, precision)
     pinned, batches = device.type == "cuda", sequential_batches(len(source), batch_size)
+    seen = SeenKeys(source)
     with progress(f"Validating {classifier.name}", len(source)) as bar:
         for batch in make_loader(source, ValidationView(preprocessing), batches, workers, pin_memory=pinned):
             unreadable.record(batch.unreadable)
-            counter.add(batch)
+            seen.record(batch.indices.numpy(), batch.keys)
+            counter.add(batch, source)
             bar.advance(len(batch.keys) + len(batch.unreadable))
-    images = len(source) - len(unreadable)
+    judged = seen.images
+    images = len(judged.keys)
     top1, top5 = counter.shares(images)
     return Validation(
         model=classifier.name,
@@ -163,13 +169,16 @@ def validate(
         sha256=classifier.sha256,
         data=source.location,
         images=images,
-        classes=len(np.unique(source.labels)) if source.labels is not None else 0,
+        classes=len(np.unique(judged.labels)) if judged.labels is not None else 0,
         outputs=classifier.classes,
         top1=top1,
         top5=top5,
         seconds=time.perf_counter() - began,
         preprocessing=preprocessing.describe(),
         precision=precision,
+        copies=count_copies(
+            KeyedImages(judged.keys[:0], judged.labels[:0] if judged.labels is not None else None), judged
+        ).describe(),
     )
 
 
@@ -182,11 +191,15 @@ class _Counter:
         self._model = classifier.model.to(device)
         self._preprocessing, self._device, self._precision = preprocessing, device, precision
         self._numbers = numbers.to(device)
-        self._sums = torch.zeros(3, dtype=torch.int64, device=device)  # found at once, found among five, scores that are numbers
+        self._sums = torch.zeros(2, dtype=torch.int64, device=device)  # found at once, found among five
 
     @torch.inference_mode()
-    def add(self, batch: LoadedBatch) -> None:
-        """Judges the images of a batch."""
+    def add(self, batch: LoadedBatch, source: ImageSource) -> None:
+        """Judges the images of a batch of `source`.
+
+        Raises:
+            FailedRunError: A score is not a number.
+        """
         if not batch.keys or batch.labels is None:
             return
         images = batch.images.to(self._device, non_blocking=True)
@@ -194,16 +207,17 @@ class _Counter:
             scores = self._model(normalise(images, self._preprocessing.mean, self._preprocessing.std)).float()
         best = scores.topk(min(5, scores.shape[1]), dim=1).indices
         found = best == self._numbers[batch.labels.to(self._device)][:, None]
-        self._sums += torch.stack([found[:, 0].sum(), found.sum(), scores.isfinite().all(dim=1).sum()])
+        self._sums += torch.stack([found[:, 0].sum(), found.sum()])
+        if broken := (~scores.isfinite()).any(dim=1).nonzero()[:, 0].tolist():
+            raise FailedRunError(
+                f"The scores of {len(broken)} of {len(batch.keys)} images are not numbers, the first of "
+                f"{source.describe(int(batch.indices[broken[0]]))}: the checkpoint is damaged, or --amp is too coarse for it. Run "
+                "without --amp."
+            )
 
     def shares(self, images: int) -> tuple[float, float]:
         """Top-1 and top-5 over `images` images."""
         if not images:
             raise DataError("None of the images could be read, so that there is nothing to judge by.")
-        top1, top5, finite = self._sums.tolist()
-        if finite != images:
-            raise FailedRunError(
-                f"The scores of {images - finite} of {images} images are not numbers: the checkpoint is damaged, or --amp is too "
-                "coarse for it. Run without --amp."
-            )
+        top1, top5 = self._sums.tolist()
         return top1 / images, top5 / images

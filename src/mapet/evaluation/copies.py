@@ -1,0 +1,125 @@
+"""Images that occur more than once, known by their content: in the training part and in the test part, or under two labels."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+from mapet.data.sources import KEY_LENGTH, ImageSource
+from mapet.token_store.keys import is_content_key
+
+
+@dataclass(frozen=True)
+class KeyedImages:
+    """Images known by their content.
+
+    Args:
+        keys: (n,) sample keys as bytes.
+        labels: (n,) int64; None without labels.
+    """
+
+    keys: np.ndarray
+    labels: np.ndarray | None
+
+
+class SeenKeys:
+    """The sample keys of a source's images, as far as they have come by.
+
+    Args:
+        source: The images.
+    """
+
+    def __init__(self, source: ImageSource) -> None:
+        self._source = source
+        self._keys = np.zeros(len(source), f"S{KEY_LENGTH}")
+
+    def record(self, indices: np.ndarray, keys: list[str]) -> None:
+        """Adds the keys of readable images at these positions."""
+        self._keys[indices] = keys
+
+    def record_all(self, keys: list[str]) -> None:
+        """Adds the keys of all images; those that are no content are left out."""
+        self._keys[:] = [key if is_content_key(key) else "" for key in keys]
+
+    @property
+    def images(self) -> KeyedImages:
+        """Those whose content is known."""
+        known, labels = self._keys != b"", self._source.labels
+        return KeyedImages(self._keys[known], None if labels is None else labels[known])
+
+
+@dataclass(frozen=True)
+class Copies:
+    """Counts of images with the same bytes.
+
+    Args:
+        shared: Test images that are training images too.
+        shared_otherwise: Those of them that have another label there.
+        training: Training images that are copies of another training image.
+        training_labels: Training images of which there is a copy under another label in the training part.
+        test: Test images that are copies of another test image.
+        test_labels: Test images of which there is a copy under another label in the test part.
+    """
+
+    shared: int = 0
+    shared_otherwise: int = 0
+    training: int = 0
+    training_labels: int = 0
+    test: int = 0
+    test_labels: int = 0
+
+    def describe(self) -> dict[str, int]:
+        """As JSON."""
+        return asdict(self)
+
+    def line(self, test_images: int) -> str:
+        """What of it should be known beside a figure; "" for nothing."""
+        return copies_line(self.describe(), test_images)
+
+
+def copies_line(counts: dict[str, int], test_images: int) -> str:
+    """One line about copies, as `Copies.describe` counts them; "" where there are none."""
+    facts = {
+        "shared": f"{{}} of the {test_images:,} test images are also training images, so that the figures are partly of memory",
+        "shared_otherwise": "{} test images have another label in the training part",
+        "training_labels": "{} training images also occur under another label",
+        "test_labels": "{} test images also occur under another label",
+        "test": "{} test images are copies of other test images",
+    }
+    found = [words.format(f"{counts[name]:,}") for name, words in facts.items() if counts.get(name)]
+    return f"Same content: {'; '.join(found)}." if found else ""
+
+
+def count_copies(train: KeyedImages, test: KeyedImages) -> Copies:
+    """Counts the copies among the images of both parts that could be read."""
+    known = np.isin(test.keys, train.keys)
+    otherwise = 0
+    if train.labels is not None and test.labels is not None and known.any():
+        otherwise = _without_equal(test.keys[known], test.labels[known], train.keys, train.labels)
+    return Copies(
+        shared=int(known.sum()),
+        shared_otherwise=otherwise,
+        training=len(train.keys) - len(np.unique(train.keys)),
+        training_labels=_contradictory(train.keys, train.labels),
+        test=len(test.keys) - len(np.unique(test.keys)),
+        test_labels=_contradictory(test.keys, test.labels),
+    )
+
+
+def _contradictory(keys: np.ndarray, labels: np.ndarray | None) -> int:
+    """Images whose content occurs under more than one label."""
+    if labels is None or not len(keys):
+        return 0
+    contents = np.unique(keys, return_inverse=True)[1]
+    pairs = np.unique(np.stack([contents, labels]), axis=1)
+    return int((np.bincount(pairs[0])[contents] > 1).sum())
+
+
+def _without_equal(keys: np.ndarray, labels: np.ndarray, others: np.ndarray, other_labels: np.ndarray) -> int:
+    """Images (keys, labels) of which `others` hold the content under another label."""
+    labels_of: dict[bytes, set[int]] = {}
+    wanted = np.isin(others, keys)
+    for key, label in zip(others[wanted].tolist(), other_labels[wanted].tolist(), strict=True):
+        labels_of.setdefault(key, set()).add(label)
+    return sum(labels_of[key] != {label} for key, label in zip(keys.tolist(), labels.tolist(), strict=True))

@@ -1,0 +1,109 @@
+"""What became of every test image: what figures are means of, and what two backbones are compared by, image by image."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+from torch import Tensor
+
+from mapet.data.sources import KEY_LENGTH
+from mapet.errors import CheckpointError, DataError, FailedRunError
+from mapet.runtime.files import atomic_file
+
+MEAN_PER_CLASS = "mean_per_class"
+SUFFIX = ".outcomes.safetensors"
+
+
+@dataclass(frozen=True)
+class Outcomes:
+    """Of n test images, in the order of their source, without those that cannot be read.
+
+    Args:
+        values: Name of a figure to (n,) float64, 0 to 1, of which the figure is the mean.
+        labels: (n,) int64, of a classification.
+        pixels: (n, 3, C) int64, of a segmentation: pixels of every class that are right, that are true, and that are predicted.
+    """
+
+    values: dict[str, Tensor]
+    labels: Tensor | None = None
+    pixels: Tensor | None = None
+
+    def figures(self) -> dict[str, float]:
+        """The mean of every value, and the mean over the classes that occur of the share found in each (of `top1`)."""
+        figures = {name: float(value.mean()) for name, value in self.values.items()}
+        if self.labels is None:
+            return figures
+        counts = torch.bincount(self.labels)
+        per_class = torch.bincount(self.labels, weights=self.values["top1"])[counts > 0] / counts[counts > 0]
+        return {**figures, MEAN_PER_CLASS: float(per_class.mean())}
+
+
+def classified(scores: Tensor, labels: Tensor) -> Outcomes:
+    """Whether the class of every image was found: `top1`, and `top5` among the five likeliest (all classes where there are fewer).
+
+    Args:
+        scores: (n, C), the higher the likelier.
+        labels: (n,) int64.
+
+    Raises:
+        DataError: n is 0.
+        FailedRunError: A score is not a number.
+    """
+    if not len(labels):
+        raise DataError("No test image could be read, so that there is nothing to judge by.")
+    if broken := int((~scores.isfinite()).any(dim=1).sum()):
+        raise FailedRunError(
+            f"The scores of {broken} of {len(labels)} test images are NaN or infinite, so that there is no figure."
+        )
+    best, labels = scores.topk(min(5, scores.shape[1]), dim=1).indices.cpu(), labels.cpu()
+    found = best == labels[:, None]
+    return Outcomes({"top1": found[:, 0].double(), "top5": found.any(dim=1).double()}, labels)
+
+
+def save_outcomes(path: Path, keys: np.ndarray, parts: dict[str, Outcomes]) -> None:
+    """Writes outcomes with the sample key of every image, so that other results on the same images can be compared with them.
+
+    Args:
+        path: The file, beside the result.
+        keys: (n,) sample keys as bytes.
+        parts: "pre-trained" and "random", as far as there are any.
+    """
+    tensors = {"keys": np.frombuffer(bytes.fromhex(b"".join(keys.tolist()).decode()), np.uint8).reshape(len(keys), KEY_LENGTH // 2)}
+    for part, outcomes in parts.items():
+        for name, value in outcomes.values.items():
+            whole = bool((value == value.round()).all())
+            tensors[f"{part}.{name}"] = value.numpy().astype(np.uint8 if whole else np.float32)
+        if outcomes.labels is not None:
+            tensors["labels"] = outcomes.labels.numpy().astype(np.int32)
+        if outcomes.pixels is not None:
+            tensors[f"{part}.pixels"] = outcomes.pixels.numpy()
+    with atomic_file(path) as partial:
+        save_file(tensors, partial)
+        partial.chmod(path.parent.stat().st_mode & 0o666)  # safetensors lets nobody else read what it writes
+
+
+def load_outcomes(path: Path, part: str = "pre-trained") -> tuple[np.ndarray, Outcomes]:
+    """The sample keys (n,), and what became of every image.
+
+    Args:
+        path: As `save_outcomes` wrote it.
+        part: "pre-trained" or "random".
+
+    Raises:
+        CheckpointError: The file is missing or damaged.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}. Run the evaluation again to write it anew.") from None
+    own = {name.removeprefix(f"{part}."): value for name, value in tensors.items() if name.startswith(f"{part}.")}
+    pixels, labels = own.pop("pixels", None), tensors.get("labels")
+    keys = np.array([bytes(key).hex() for key in tensors["keys"].numpy()], f"S{KEY_LENGTH}")
+    outcomes = Outcomes({name: value.double() for name, value in own.items()}, None if labels is None else labels.long(), pixels)
+    return keys, outcomes
