@@ -73,7 +73,9 @@ def save_outcomes(path: Path, keys: np.ndarray, parts: dict[str, Outcomes]) -> N
         keys: (n,) sample keys as bytes.
         parts: "pre-trained" and "random", as far as there are any.
     """
-    tensors = {"keys": np.frombuffer(bytes.fromhex(b"".join(keys.tolist()).decode()), np.uint8).reshape(len(keys), KEY_LENGTH // 2)}
+    tensors: dict[str, np.ndarray] = {
+        "keys": np.frombuffer(bytes.fromhex(b"".join(keys.tolist()).decode()), np.uint8).reshape(len(keys), KEY_LENGTH // 2)
+    }
     for part, outcomes in parts.items():
         for name, value in outcomes.values.items():
             whole = bool((value == value.round()).all())

@@ -141,7 +141,7 @@ def _evaluations(results: list[dict[str, Any]]) -> Iterator[str]:
     """Every figure with the hash of its protocol."""
     rows = [_row(result) for result in results]
     if rows:
-        head = ["| Protocol | Pool | Hash | Images | Figure | At random initialisation | Gain |", "|---|---|---|---|---|---|---|"]
+        head = ["| Protocol | Hash | Images | Figure | At random initialisation | Gain | Pool |", "|---|---|---|---|---|---|---|"]
         notes = [
             "\nFigures compare only where the hash of the protocol is the same. Brackets: 95 % interval, paired over test images."
         ]
@@ -152,8 +152,8 @@ def _row(result: dict[str, Any]) -> str:
     metric = result.get("metric", "top1")
     value, random = (_percent(figures, metric) for figures in (result["figures"], result.get("random_figures")))
     pool = result.get("details", {}).get("pool", result["protocol"].get("pool")) or ""
-    cells = [_with_preset(result), pool, f"`{result['protocol_hash']}`", _last_name(result["data"]), f"{metric} {value}", random]
-    return f"| {' | '.join([*cells, _gain(result, metric)])} |"
+    cells = [_with_preset(result), f"`{result['protocol_hash']}`", _last_name(result["data"]), f"{metric} {value}", random]
+    return f"| {' | '.join([*cells, _gain(result, metric), pool])} |"
 
 
 def _gain(result: dict[str, Any], metric: str) -> str:

@@ -52,8 +52,18 @@ def verdict(results: Sequence[Result]) -> str:
     clauses = [_clause(result) for result in reversed(chosen.values())]
     return (
         f"On {first.test_images:,} test images of {first.data} ({first.classes} classes), against the same backbone at random "
-        f"initialisation, pre-training {', and '.join(clauses)}."
+        f"initialisation, pre-training {', and '.join(clauses)}.{_pooling([*reversed(chosen.values())])}"
     )
+
+
+def _pooling(results: Sequence[Result]) -> str:
+    """What was looked at in each of them; "" where there was nothing to choose."""
+    names: dict[str, list[str]] = {}
+    for result in results:
+        if result.pool in _POOLS:
+            names.setdefault(_POOLS[result.pool], []).append(protocol_name(result))
+    told = "; ".join(f"{pool} ({', '.join(protocols)})" for pool, protocols in names.items())
+    return f" Features: {told}." if told else ""
 
 
 def _plain(result: Result) -> str:
@@ -73,14 +83,12 @@ def _clause(result: Result) -> str:
     after, before = result.value, result.random_value or 0.0
     gain = 100 * (after - before)
     verb = "moves" if not _is_certain(result) else "lifts" if gain > 0 else "lowers"
-    doubt = ", not distinguishable on these test images" if verb == "moves" else ""
+    doubt = ", within the sampling error of the test images" if verb == "moves" else ""
     if result.gain_interval is not None:
         low, high = result.gain_interval
-        doubt = f", 95 % interval {100 * low:.1f} to {100 * high:.1f}{doubt}"
+        doubt = f", 95 % interval {100 * low:.1f} to {100 * high:.1f}{': not distinguishable' if verb == 'moves' else ''}"
     what = METRICS.get(result.metric, result.metric) if result.metric != "top1" else "accuracy"
-    pool = f" ({_POOLS[result.pool]})" if result.pool in _POOLS else ""
-    name = f"{protocol_name(result)}{pool}"
-    return f"{verb} the {name} {what} from {100 * before:.1f} to {100 * after:.1f} % ({gain:+.1f} points{doubt})"
+    return f"{verb} the {protocol_name(result)} {what} from {100 * before:.1f} to {100 * after:.1f} % ({gain:+.1f} points{doubt})"
 
 
 def _is_certain(result: Result) -> bool:

@@ -233,10 +233,9 @@ def test_a_checkpoint_of_another_backbone_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_loss_that_is_not_finite_stops_before_anything_moves(tmp_path: Path) -> None:
-    subject = tiny_subject(tmp_path)
+    tuning = FineTuning(tiny_subject(tmp_path), quick(), tmp_path)
     with torch.no_grad():
-        subject.backbone.pos_embed[0, 3] = math.nan
-    tuning = FineTuning(subject, quick(), tmp_path)
+        tuning.model.get_parameter("pos_embed")[0, 3] = math.nan
     before = weights_of(tuning.model.head)
     with pytest.raises(NonFiniteLossError, match="not finite at step 0 of the fine-tuning"):
         tuning.run()
