@@ -48,7 +48,8 @@ def test_features_that_are_not_finite_are_refused(title: str, value: float) -> N
     subject = tiny_subject()
     with torch.no_grad():
         subject.backbone.get_parameter("norm.weight").fill_(value)
-        subject.backbone.get_parameter("blocks.0.mlp.fc2.bias").fill_(value)
+        if not math.isfinite(value) or title == "linear:beit":  # it looks at the blocks in front of the norm
+            subject.backbone.get_parameter("blocks.0.mlp.fc2.bias").fill_(value)
     with pytest.raises(ModelError, match=r"features of \d+ of \d+ images are not finite .* the first of ") as refused:
         protocol_of(title, QUICK[title]).judge(subject)
     assert "lr" not in str(refused.value)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from mapet.errors import DataError
-from mapet.evaluation.metrics import accuracies
+from mapet.evaluation.outcomes import classified
 
 
 def test_accuracies_are_those_of_a_loop() -> None:
@@ -18,7 +18,7 @@ def test_accuracies_are_those_of_a_loop() -> None:
     scores[torch.arange(60), labels] += 1.0
     ranked = [sorted(range(8), key=lambda number, row=row: -row[number]) for row in scores.tolist()]
     right = np.array([ranks[0] == label for ranks, label in zip(ranked, labels.tolist(), strict=True)])
-    found = accuracies(scores, labels, 8)
+    found = classified(scores, labels).figures()
     assert found["top1"] == pytest.approx(right.mean())
     assert found["top5"] == pytest.approx(
         np.mean([label in ranks[:5] for ranks, label in zip(ranked, labels.tolist(), strict=True)])
@@ -28,9 +28,13 @@ def test_accuracies_are_those_of_a_loop() -> None:
 
 
 def test_of_fewer_than_five_classes_all_are_among_the_likeliest() -> None:
-    assert accuracies(torch.tensor([[0.2, 0.1, 0.0]]), torch.tensor([2]), 3) == {"top1": 0.0, "top5": 1.0, "mean_per_class": 0.0}
+    assert classified(torch.tensor([[0.2, 0.1, 0.0]]), torch.tensor([2])).figures() == {
+        "top1": 0.0,
+        "top5": 1.0,
+        "mean_per_class": 0.0,
+    }
 
 
 def test_no_image_is_refused() -> None:
     with pytest.raises(DataError, match="nothing to judge by"):
-        accuracies(torch.zeros(0, 3), torch.zeros(0, dtype=torch.int64), 3)
+        classified(torch.zeros(0, 3), torch.zeros(0, dtype=torch.int64))
