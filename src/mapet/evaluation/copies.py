@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 
@@ -78,8 +80,8 @@ class Copies:
         return copies_line(self.describe(), test_images)
 
 
-def copies_line(counts: dict[str, int], test_images: int) -> str:
-    """One line about copies, as `Copies.describe` counts them; "" where there are none."""
+def copies_line(counts: Mapping[str, Any], test_images: int) -> str:
+    """One line about copies, as `Copies.describe` counts them (what a file has in their place is passed over); "" for none."""
     facts = {
         "shared": f"{{}} of the {test_images:,} test images are also training images, so that the figures are partly of memory",
         "shared_otherwise": "{} test images have another label in the training part",
@@ -87,7 +89,8 @@ def copies_line(counts: dict[str, int], test_images: int) -> str:
         "test_labels": "{} test images also occur under another label",
         "test": "{} test images are copies of other test images",
     }
-    found = [words.format(f"{counts[name]:,}") for name, words in facts.items() if counts.get(name)]
+    known = {name: count for name, count in counts.items() if isinstance(count, int) and count > 0}
+    found = [words.format(f"{known[name]:,}") for name, words in facts.items() if name in known]
     return f"Same content: {'; '.join(found)}." if found else ""
 
 

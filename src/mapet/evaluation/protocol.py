@@ -7,7 +7,9 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
+
+from pydantic import Field
 
 from mapet.data.sources import ImageSource, absolute_location, open_splits
 from mapet.errors import SettingsError, nearest
@@ -175,12 +177,13 @@ class Result:
     preset: str = ""
     backbone: str = ""
     details: dict[str, Any] = field(default_factory=dict)
-    gain_intervals: dict[str, list[float]] = field(default_factory=dict)
+    gain_intervals: dict[str, Annotated[list[float], Field(min_length=2, max_length=2)]] = field(default_factory=dict)
 
     @property
     def pool(self) -> str | None:
         """How tokens became one vector; None where there was nothing to choose."""
-        return self.details.get("pool", self.protocol.get("pool"))
+        pool = self.details.get("pool", self.protocol.get("pool"))
+        return None if pool is None else str(pool)
 
     @property
     def gain(self) -> float | None:

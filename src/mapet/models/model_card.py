@@ -162,8 +162,8 @@ def _gain(result: dict[str, Any], metric: str) -> str:
     if after is None or before is None:
         return ""
     gain = f"{100 * (after - before):+.1f}"
-    interval = result.get("gain_intervals", {}).get(metric)
-    if interval is None:
+    interval = (result.get("gain_intervals") or {}).get(metric)
+    if not interval or len(interval) != 2:
         return gain
     low, high = interval
     return f"{gain} [{100 * low:.1f}, {100 * high:.1f}]{', not distinguishable' if low <= 0 <= high else ''}"
@@ -171,9 +171,10 @@ def _gain(result: dict[str, Any], metric: str) -> str:
 
 def _copies(results: list[dict[str, Any]]) -> Iterator[str]:
     """How many test images were learned from, for every data set where there are any."""
-    shared = {_last_name(result["data"]): result.get("details", {}).get("copies", {}).get("shared", 0) for result in results}
-    for data, count in shared.items():
-        if count:
+    found = {_last_name(result["data"]): (result.get("details") or {}).get("copies") for result in results}
+    for data, counts in found.items():
+        count = counts.get("shared") if isinstance(counts, dict) else None
+        if isinstance(count, int) and count > 0:
             yield f"\n{count:,} test images of {data} are also training images: the figures are partly of memory."
 
 

@@ -75,7 +75,8 @@ def _plain(result: Result) -> str:
 
 def copies_words(results: Sequence[Result]) -> list[str]:
     """What is to be known of images that occur more than once, a sentence for every data set where there are any."""
-    lines = {result.data: copies_line(result.details.get("copies", {}), result.test_images) for result in results}
+    found = {result.data: (result.details.get("copies"), result.test_images) for result in results}
+    lines = {data: copies_line(counts, images) if isinstance(counts, dict) else "" for data, (counts, images) in found.items()}
     return [f"{data}: {line}" for data, line in lines.items() if line]
 
 
