@@ -55,8 +55,9 @@ def measure(address: str, train: ImageSource, test: ImageSource, arguments: argp
     features = time.perf_counter() - began
     rows = {}
     full = {} if arguments.epochs is None else {"epochs": arguments.epochs}
+    pool = {"pool": "mean"}  # of the full probe, and so of all
     for title in [*CACHED, FULL]:
-        (protocol,) = protocols_of([title], full if title in OWN_VIEW else {})
+        (protocol,) = protocols_of([title], pool | (full if title in OWN_VIEW else {}))
         began = time.perf_counter()
         found = protocol.judge(subject)
         alone = time.perf_counter() - began
