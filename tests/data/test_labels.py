@@ -31,6 +31,7 @@ def test_no_labels(texts):
     [
         (["0", ""], None, r"image 1 has no label \(-1\); allowed: 0 or more\. Label all images so, or none"),
         (["cat", ""], None, r"image 1 has no label \(-1\); allowed: 0 to 0"),
+        (["0", "9" * 15], None, r"image 1 has the label 999999999999999; allowed: below 10,000,000"),
         (["0", "-2"], None, r"image 1 has the label -2; allowed: 0 or more"),
         (["0", "2"], ("cat", "dog"), r"image 1 has the label 2; allowed: 0 to 1, as there are 2 class names"),
         (["cat", "cow"], ("cat", "dog"), r"image 1 is labelled 'cow', which is none of the 2 classes known \(cat, dog\)"),

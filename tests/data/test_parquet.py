@@ -281,15 +281,17 @@ def test_names_of_classes_as_text(tmp_path):
 
 def test_a_file_rewritten_with_the_same_size_and_time_is_another_file(tmp_path):
     """R5, F14."""
-    path = tmp_path / "a.parquet"
+    path, sizes = tmp_path / "a.parquet", set()
     for first in (0, 2, 4):
-        write(path, image=images(first, 2))
+        padded = [png(seed).ljust(1000, b"\0") for seed in (first, first + 1)]
+        table = pyarrow.table({"image": pyarrow.array(padded, pyarrow.binary())})
+        parquet.write_table(table, path, compression="none", use_dictionary=False, write_statistics=False)
         os.utime(path, (1.7e9, 1.7e9))
-        (size,) = {path.stat().st_size}
+        sizes.add(path.stat().st_size)
         for _ in range(2):
             source = ParquetImages([path])
-            assert [source.read(index) for index in range(2)] == [png(first), png(first + 1)]
-    assert path.stat().st_size == size
+            assert all(source.read(index).startswith(png(first + index)) for index in range(2))
+    assert len(sizes) == 1
 
 
 def test_the_hash_of_a_settled_file_is_kept(tmp_path, monkeypatch):

@@ -17,6 +17,8 @@ from mapet.errors import DataError
 
 LISTINGS = ("labels.txt", "classes.txt")
 UNKNOWN = -1
+# Numbers without names; what is counted by class must fit into memory.
+MOST_CLASSES = 10_000_000
 # What the labels of a source are in its files: class numbers, class names, or numbers whose names are known.
 NUMBERS, NAMES, NAMED_NUMBERS = "numbers", "names", "named numbers"
 
@@ -172,7 +174,7 @@ def checked_labels(labels: np.ndarray, classes: tuple[str, ...] | None, describe
     """
     if (labels == UNKNOWN).all():
         return None
-    wrong = np.flatnonzero((labels < 0) | (labels >= len(classes) if classes else False))
+    wrong = np.flatnonzero((labels < 0) | (labels >= (len(classes) if classes else MOST_CLASSES)))
     if len(wrong):
         raise _misfit(describe(int(wrong[0])), int(labels[wrong[0]]), classes)
     return labels
@@ -194,6 +196,8 @@ def check_pairable(train: Any, part: Any) -> None:
 
 def _misfit(image: str, number: int, classes: tuple[str, ...] | None) -> DataError:
     limit = f"0 to {len(classes) - 1}, as there are {len(classes)} class names" if classes else "0 or more"
+    if number >= MOST_CLASSES and not classes:
+        limit = f"below {MOST_CLASSES:,}"
     found = "no label (-1)" if number == UNKNOWN else f"the label {number}"
     return DataError(f"{image} has {found}; allowed: {limit}. Label all images so, or none.")
 

@@ -8,6 +8,7 @@ Image or ClassLabel is taken. Every table has columns and class names of its own
 from __future__ import annotations
 
 import copy
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -226,7 +227,7 @@ class RowImages:
 
     def _find(self, index: int) -> tuple[Table, int]:
         row = index if self._rows is None else int(self._rows[index])
-        table = int(np.searchsorted(self._ends, row, side="right"))
+        table = bisect_right(self._ends, row)
         return self._tables[table], row - (self._ends[table - 1] if table else 0)
 
     def read(self, index: int) -> bytes:
