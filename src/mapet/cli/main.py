@@ -1,76 +1,89 @@
-"""`mapet`: puts the verbs together and turns errors into words and exit codes."""
+"""`mapet`: turns errors and signals into words and exit codes.
+
+Nothing heavy is imported before the handlers of Ctrl-C and SIGTERM are in place.
+"""
 
 from __future__ import annotations
 
 import io
+import os
+import signal
 import sys
+import threading
+from types import FrameType
 
-import typer
-
-from mapet.cli import (
-    codebook,
-    demo,
-    evaluate,
-    export,
-    objectives,
-    pretrain,
-    protocols,
-    recipes,
-    report,
-    tokenize,
-    tokenizer,
-    tokenizer_convert,
-    tokenizer_random,
-    tokenizer_train,
-    validate,
-)
-from mapet.errors import MapetError
-
-app = typer.Typer(
-    name="mapet",
-    help="Pre-train Vision Transformers by predicting visual tokens, and find out what the pre-training is worth.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-)
-app.command("demo")(demo.demo)
-app.command("recipes")(recipes.recipes)
-app.command("pretrain")(pretrain.pretrain)
-app.command("evaluate")(evaluate.evaluate)
-app.command("validate")(validate.validate)
-app.command("export")(export.export)
-app.command("protocols")(protocols.protocols)
-app.command("report")(report.report)
-app.command("tokenize")(tokenize.tokenize)
-app.command("codebook")(codebook.codebook)
-app.command("objectives")(objectives.objectives)
-tokenizer.app.command("train")(tokenizer_train.train)
-tokenizer.app.command("convert")(tokenizer_convert.convert)
-tokenizer.app.command("random")(tokenizer_random.random)
-app.add_typer(tokenizer.app, name="tokenizer")
+INTERRUPTED = 130
 
 
-@app.callback(invoke_without_command=True)
-def version(show: bool = typer.Option(False, "--version", help="Print the version and exit.")) -> None:
-    """Answers --version."""
-    if show:
-        from mapet import __version__
+class _Interruption:
+    """Ends the command at the first SIGINT or SIGTERM inside the block, and the process at the second.
 
-        print(f"mapet {__version__}")
-        raise typer.Exit()
+    The first raises KeyboardInterrupt, so that unfinished files are removed. While a module is imported it ends the process too:
+    many modules do not survive an exception there. Trainings have a handler of their own, which writes a checkpoint first.
+    """
+
+    def __init__(self) -> None:
+        self.number: int | None = None
+        self._before: dict[int, signal._HANDLER] = {}
+
+    def __enter__(self) -> _Interruption:
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._end) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _end(self, number: int, frame: FrameType | None) -> None:
+        if self.number is not None or _imports(frame):
+            os.write(2, f"mapet: {self._words(number)}\n".encode())
+            os._exit(INTERRUPTED)
+        self.number = number
+        raise KeyboardInterrupt
+
+    def report(self) -> None:
+        """One line to the user, behind everything that was cleaned up."""
+        print(f"mapet: {self._words(self.number or signal.SIGINT)}", file=sys.stderr)
+
+    def _words(self, number: int) -> str:
+        return f"interrupted ({signal.Signals(number).name})"
+
+
+def _imports(frame: FrameType | None) -> bool:
+    """Whether a module is being imported."""
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            return True
+        frame = frame.f_back
+    return False
 
 
 def main() -> None:
     """Entry point: exit code 2 for a request that cannot be met, 1 for a failure, 130 for an interrupted run."""
+    with _Interruption() as interruption:
+        try:
+            code = _run()
+        except BaseException as error:
+            ended = isinstance(error, KeyboardInterrupt) or (isinstance(error, SystemExit) and error.code == INTERRUPTED)
+            if interruption.number is None and not ended:
+                raise
+            interruption.report()
+            code = INTERRUPTED
+        sys.exit(code)
+
+
+def _run() -> int:
+    """Runs the command; typer ends it by SystemExit, also after Ctrl-C."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # file names need not be UTF-8
+    from mapet.cli.app import app
+    from mapet.errors import MapetError
+
     try:
         app()
     except MapetError as error:
         print(f"mapet: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
-    except SystemExit as stop:
-        if stop.code == 130:  # typer's answer to Ctrl-C
-            print("mapet: interrupted", file=sys.stderr)
-        raise
+        return error.exit_code
+    return 0

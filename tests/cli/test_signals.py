@@ -1,0 +1,110 @@
+"""F20: Ctrl-C and SIGTERM end every command with 130 and one line, at any moment."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mapet.cli import main as entry
+from mapet.errors import InterruptedRunError
+from tests.command import environment, mapet
+
+FIT = ("tokenizer", "fit", "tests.cli.signalled:images", "--image-size", "8", "--patch-size", "2", "-k", "4", "--workers", "0")
+
+START = """
+import importlib.abc, os, sys
+
+class AtImport(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name == os.environ["MOMENT"]:
+            os.kill(os.getpid(), int(os.environ["NUMBER"]))
+
+sys.meta_path.insert(0, AtImport())
+from mapet.cli.main import main
+main()
+"""
+
+
+def end(words: list[str], moment: str, number: int, folder: Path) -> tuple[int, str]:
+    done = subprocess.run(
+        [sys.executable, "-c", START, *words],
+        env=environment() | {"MOMENT": moment, "NUMBER": str(number)},
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=150,
+    )
+    return done.returncode, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("moment", "number"),
+    [
+        ("mapet.cli.app", signal.SIGINT),
+        ("typer", signal.SIGTERM),
+        ("numpy.linalg", signal.SIGINT),
+        ("torch.nn", signal.SIGTERM),
+    ],
+)
+def test_f20_while_modules_are_imported(moment: str, number: int, tmp_path: Path) -> None:
+    code, said = end([*FIT, "--out", "tokenizer"], moment, number, tmp_path)
+    assert (code, said) == (130, f"mapet: interrupted ({signal.Signals(number).name})\n")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_f20_while_a_tokenizer_is_fitted(number: int, tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.setenv("NUMBER", str(int(number)))
+    assert mapet(*FIT, "--out", tmp_path / "tokenizer") == 130
+    assert capsys.readouterr().err.splitlines()[-1] == f"mapet: interrupted ({signal.Signals(number).name})"
+    assert not (tmp_path / "tokenizer" / "tokenizer.json").exists()
+
+
+TWICE = """
+import os, signal, sys, time
+import mapet.cli.main as entry
+
+def run():
+    try:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(60)
+    finally:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(60)
+
+entry._run = run
+entry.main()
+"""
+
+
+def test_f20_a_second_signal_ends_the_process_at_once() -> None:
+    done = subprocess.run([sys.executable, "-c", TWICE], env=environment(), capture_output=True, text=True, timeout=50)
+    assert (done.returncode, done.stderr) == (130, "mapet: interrupted (SIGTERM)\n")
+
+
+def test_f20_whatever_an_interrupted_call_raises_is_an_interruption(monkeypatch, capsys) -> None:
+    def run() -> int:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        except KeyboardInterrupt:
+            raise ImportError("a module could not be initialised") from None
+        return 0
+
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    monkeypatch.setattr(entry, "_run", run)
+    assert mapet() == 130
+    assert capsys.readouterr().err == "mapet: interrupted (SIGTERM)\n"
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+def test_f20_a_run_that_was_stopped_says_so_itself(monkeypatch, capsys) -> None:
+    def app() -> None:
+        raise InterruptedRunError("Stopped after step 3. The same command continues from there.")
+
+    monkeypatch.setattr("mapet.cli.app.app", app)
+    assert mapet() == 130
+    assert capsys.readouterr().err == "mapet: Stopped after step 3. The same command continues from there.\n"
