@@ -192,3 +192,24 @@ def test_labels_that_are_names(tmp_path):
     assert open_source(tmp_path / "d", "all").classes == ("cat", "dog")
     data.class_encode_column("label").save_to_disk(tmp_path / "encoded")
     assert open_source(tmp_path / "encoded", "all").classes == ("cat", "dog")
+
+
+def test_files_of_the_hub_that_name_classes_otherwise_are_refused(tmp_path, monkeypatch):
+    """R4: `datasets` would number all by the names of the first file."""
+    files = []
+    for number, order in enumerate((["cat", "dog"], ["cat", "dog"], ["dog", "cat"])):
+        features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=order)})
+        rows = {"image": [{"bytes": png(number), "path": None}], "label": ["dog"]}
+        files.append(str(tmp_path / f"{number}.parquet"))
+        datasets.Dataset.from_dict(rows, features=features).to_parquet(files[-1])
+
+    def open_with(**splits: list[str]) -> dict:
+        builder = datasets.load_dataset_builder("parquet", data_files=splits)
+        with monkeypatch.context() as patch:
+            patch.setattr("datasets.load_dataset_builder", lambda *_, **__: builder)
+            return open_hub("hf://owner/pets")
+
+    assert open_with(train=files[:1], test=files[1:2])["test"].classes == ("cat", "dog")
+    for splits in ({"train": files}, {"train": files[:2], "test": files[2:]}):
+        with pytest.raises(DataError, match=r"2\.parquet name the classes otherwise, .*`hf download owner/pets"):
+            open_with(**splits)

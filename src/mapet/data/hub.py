@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import re
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,9 +23,10 @@ from mapet.errors import DataError, StorageError
 from mapet.runtime.progress import say
 
 if TYPE_CHECKING:
-    from datasets import Dataset, DatasetBuilder, DatasetDict
+    from datasets import Dataset, DatasetBuilder, DatasetDict, Features
 
 PREFIX = "hf://"
+_FOOTERS_AT_ONCE = 8
 _FORM = re.compile(
     r"hf://(?:datasets/)?(?P<name>(?!datasets/)[\w.-]+/[\w.-]+)"
     r"(?:@(?P<revision>refs/convert/[\w.-]+|refs/pr/\d+|[^/@]+))?(?:/(?P<config>[\w.-]+))?/?"
@@ -70,6 +72,7 @@ def open_hub(location: str) -> dict[str, RowImages]:
     address = HubAddress.parse(location)
     try:
         builder = _builder(address)
+        _refuse_files_that_differ(builder, address)
         builder.download_and_prepare()
         splits = builder.as_dataset()
     except DataError:
@@ -193,21 +196,45 @@ def _rows(dataset: Dataset, title: str, location: str, classes: tuple[str, ...] 
     return RowImages([Table(dataset, find_columns(dataset.features.arrow_schema, title), title, None)], location, classes=classes)
 
 
+def _refuse_files_that_differ(builder: DatasetBuilder, address: HubAddress) -> None:
+    """Refuses Parquet files whose class names differ: `datasets` takes those of the first file for all."""
+    import fsspec
+    from datasets import Features
+    from pyarrow import parquet
+
+    def names(file: str) -> dict[str, list[str]]:
+        with fsspec.open(file, "rb") as opened:
+            return _class_names(Features.from_arrow_schema(parquet.read_schema(opened)))
+
+    splits = getattr(builder.config, "data_files", None) or {}
+    files = [str(file) for listed in splits.values() for file in listed if str(file).lower().endswith(".parquet")]
+    with ThreadPoolExecutor(_FOOTERS_AT_ONCE) as pool:
+        found = [*pool.map(names, files)]
+    if differ := [file for file, own in zip(files, found, strict=True) if own != found[0]]:
+        raise DataError(
+            f"{files[0]} and {differ[0]} name the classes otherwise, and `datasets` reads both by the names of the first. Run "
+            f"`hf download {address.name} --repo-type dataset --local-dir FOLDER` and give FOLDER: there labels are paired by name."
+        )
+
+
+def _class_names(features: Features) -> dict[str, list[str]]:
+    from datasets import ClassLabel
+
+    return {name: feature.names for name, feature in features.items() if isinstance(feature, ClassLabel)}
+
+
 def _refuse_other_features(dataset: Dataset, title: str) -> None:
     """Refuses Arrow files whose own class names are not those of the whole, which `datasets` does not compare."""
     import pyarrow
-    from datasets import ClassLabel, Features
-
-    def names(features: Features) -> dict[str, list[str]]:
-        return {name: feature.names for name, feature in features.items() if isinstance(feature, ClassLabel)}
+    from datasets import Features
 
     for file in dataset.cache_files:
         try:
             with pyarrow.memory_map(file["filename"]) as mapped:
-                own = names(Features.from_arrow_schema(pyarrow.ipc.open_stream(mapped).schema))
+                own = _class_names(Features.from_arrow_schema(pyarrow.ipc.open_stream(mapped).schema))
         except (pyarrow.ArrowException, OSError, ValueError, TypeError, KeyError) as error:
             raise DataError(f"{file['filename']} of {title} cannot be read: {error}. Save the data set anew.") from error
-        whole = names(dataset.features)
+        whole = _class_names(dataset.features)
         if differ := [name for name in own if name in whole and own[name] != whole[name]]:
             raise DataError(
                 f"{file['filename']} names the classes of '{differ[0]}' otherwise than the rest of {title} does. "
