@@ -131,6 +131,29 @@ def test_a_signal_stops_behind_a_checkpoint(tmp_path: Path, store, number: int) 
     assert steps_logged(again) == list(range(1, 13))
 
 
+@pytest.mark.parametrize("stops", [[1], [7], [2, 3, 8]], ids=str)
+def test_f21_an_interrupted_log_has_the_lines_of_one_that_was_not(tmp_path: Path, store, stops: list[int]) -> None:
+    settings = tiny_settings(mechanics__log_every=5, mechanics__checkpoint_every=6)
+    whole = tiny_trainer(tmp_path / "whole", store, settings)
+    whole.run()
+    for step in stops:
+        stopped = tiny_trainer(tmp_path / "stopped", store, settings)
+        at_step(stopped, step, lambda: os.kill(os.getpid(), signal.SIGINT))
+        with pytest.raises(InterruptedRunError):
+            stopped.run()
+    again = tiny_trainer(tmp_path / "stopped", store, settings)
+    again.run()
+    one, other = (
+        [{name: value for name, value in entry.items() if name not in TIMES} for entry in trainer.run_directory.read_metrics()]
+        for trainer in (whole, again)
+    )
+    assert [entry["step"] for entry in one] == [5, 6, 10, 12]
+    assert one == other
+
+
+TIMES = ("images_per_second", "waiting", "seconds")
+
+
 def test_a_signal_between_looking_and_stopping_still_gets_its_checkpoint(tmp_path: Path, store, monkeypatch) -> None:
     class Late:
         """Is requested from the second time that anybody looks in a step on."""

@@ -2,7 +2,8 @@
 
     checkpoints/step-00001500/model.safetensors       the objective: backbone, mask token, head
                               optimizer.safetensors   AdamW's moments and step counts, by parameter name
-                              checkpoint.json         step, hash of the science, SHA-256 of both files and of itself
+                              window.safetensors      sums over the steps since the last line of the log, if there are any
+                              checkpoint.json         step, hash of the science, SHA-256 of all files and of itself
 
 Nothing else is needed to continue exactly: order, corruption, jitter and drop path are functions of the step. A folder is written
 beside its place and renamed when everything in it is on disk; a damaged one is passed over for the one before it.
@@ -13,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +31,7 @@ from mapet.runtime.run_directory import read_json
 from mapet.runtime.tensors import write_tensors
 
 _FILES = ("model.safetensors", "optimizer.safetensors")
-_HEADER = "checkpoint.json"
+_WINDOW, _HEADER = "window.safetensors", "checkpoint.json"
 
 
 @dataclass(frozen=True)
@@ -46,9 +48,19 @@ class Checkpoint:
     step: int
     science_hash: str
 
+    def window(self) -> dict[str, Tensor]:
+        """What the log has summed up since its last line; see `TrainingLog.window`."""
+        return load_file(self.path / _WINDOW) if (self.path / _WINDOW).is_file() else {}
+
 
 def save_checkpoint(
-    folder: Path, step: int, science_hash: str, objective: nn.Module, optimizer: torch.optim.Optimizer, keep: int
+    folder: Path,
+    step: int,
+    science_hash: str,
+    objective: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    keep: int,
+    window: Mapping[str, Tensor] | None = None,
 ) -> Checkpoint:
     """Writes the state after `step` steps below `folder`, then removes all others but the `keep` - 1 before it.
 
@@ -64,7 +76,9 @@ def save_checkpoint(
     with atomic_directory(path) as partial:
         write_tensors(partial / _FILES[0], objective.state_dict())
         write_tensors(partial / _FILES[1], _optimizer_tensors(objective, optimizer))
-        checksums = {name: sha256(partial / name) for name in _FILES}
+        if window:
+            write_tensors(partial / _WINDOW, window)
+        checksums = {name: sha256(partial / name) for name in (*_FILES, *([_WINDOW] if window else []))}
         header = {"step": step, "science_hash": science_hash, "sha256": checksums}
         write_json(partial / _HEADER, {**header, "own_sha256": _digest(header)})
     others = sorted(folder.glob("step-*"))

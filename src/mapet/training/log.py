@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TypeVar
 
@@ -13,6 +13,7 @@ import torch
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]
 from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
 from tensorboard.summary.writer.record_writer import RecordWriter
+from torch import Tensor
 
 from mapet.runtime.files import storage_errors
 from mapet.runtime.progress import ProgressBar
@@ -53,6 +54,24 @@ class TrainingLog:
         """Adds one step."""
         self.steps.append(sums)
         self.images += images
+
+    def window(self) -> dict[str, Tensor]:
+        """The sums of every step since the last entry, each (steps,), for a checkpoint; nothing where there is no such step."""
+        if not self.steps:
+            return {}
+        columns = {"loss": [sums.loss for sums in self.steps], "targets": [sums.targets for sums in self.steps]}
+        columns |= {f"metrics.{name}": [sums.metrics[name] for sums in self.steps] for name in self.steps[0].metrics}
+        return {name: torch.stack(column) for name, column in columns.items()}
+
+    def restore(self, window: Mapping[str, Tensor], device: torch.device) -> None:
+        """Goes on where a checkpoint has left off, so that an interrupted log has the lines of one that was not."""
+        if not window:
+            return
+        columns = {name: column.to(device) for name, column in window.items()}
+        for row in range(len(columns["loss"])):
+            metrics = {name.removeprefix("metrics."): column[row] for name, column in columns.items() if "." in name}
+            loss = columns["loss"][row]
+            self.steps.append(StepSums(loss, columns["targets"][row], metrics, torch.full_like(loss, float("nan"))))
 
     def write(self, step: int, rate: float, bar: ProgressBar, watch: Watch) -> None:
         """Writes one entry about the steps since the last one, up to number `step`, with what `watch` sees; starts the next."""

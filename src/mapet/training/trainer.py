@@ -83,6 +83,7 @@ class Trainer:
             return
         mechanics = self.settings.mechanics
         log = TrainingLog(self.run_directory, self.first_step, self.steps_per_epoch)
+        log.restore(self._window, self.device)
         self.objective.train()
         watch = Watch(self.monitors, self)
         with StopRequest() as stop, progress("Pre-training", self.total_steps, self.first_step) as bar:
@@ -91,14 +92,14 @@ class Trainer:
                 watch.before_step(step, token_ids)
                 log.add(self.training_step(images, token_ids, step, rate), len(images))
                 done, stopping = step + 1, stop.requested
-                save = done % mechanics.checkpoint_every == 0 or done == self.total_steps or stopping
-                write = save or done % mechanics.log_every == 0
-                if write or self.device.type == "cpu":
+                planned = done % mechanics.checkpoint_every == 0 or done == self.total_steps
+                write, save = planned or done % mechanics.log_every == 0, planned or stopping
+                if write or save or self.device.type == "cpu":
                     self._check_finite()
                 if write:
                     log.write(done, rate, bar, watch)
                 if save:
-                    self._save(done)
+                    self._save(done, log.window())
                 bar.advance()
                 if stopping and done < self.total_steps:
                     raise InterruptedRunError(f"Stopped after step {done}. The same command continues from there.")
@@ -139,6 +140,7 @@ class Trainer:
     def _resume(self) -> int:
         """Loads the newest checkpoint, if there is one, and returns the step to go on with."""
         checkpoint = newest_checkpoint(self.run_directory.checkpoints)
+        self._window: dict[str, Tensor] = {} if checkpoint is None else checkpoint.window()
         if checkpoint is None:
             self.run_directory.forget_metrics_after(0)
             return 0
@@ -150,9 +152,9 @@ class Trainer:
             say(f"Continuing from step {checkpoint.step} of {self.total_steps}.")
         return checkpoint.step
 
-    def _save(self, step: int) -> None:
+    def _save(self, step: int, window: dict[str, Tensor]) -> None:
         folder, keep = self.run_directory.checkpoints, self.settings.mechanics.keep_checkpoints
-        save_checkpoint(folder, step, self.settings.science_hash, self.objective, self.optimizer, keep)
+        save_checkpoint(folder, step, self.settings.science_hash, self.objective, self.optimizer, keep, window)
 
     def _check_finite(self) -> None:
         step = int(self.training_step.halted_at)

@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import ClassVar
 
-from torch import nn
+from torch import Tensor, nn
 
 from mapet.data.loader import LoadedBatch, UnreadableImage
 from mapet.errors import CheckpointError, InterruptedRunError, NonFiniteLossError
@@ -63,6 +63,7 @@ class SupervisedTraining(ABC):
         self.subject = subject
         self.run_directory, self.keeps = RunDirectory(folder), subject.folder is not None
         self._skipped = folder / "unreadable.json"
+        self._window: dict[str, Tensor] = {}
         self._recent: deque[tuple[int, list[str]]] = deque(maxlen=LOG_EVERY)
 
     @abstractmethod
@@ -93,6 +94,7 @@ class SupervisedTraining(ABC):
             InterruptedRunError: SIGINT or SIGTERM came; a checkpoint was written if there is a folder.
         """
         log = SupervisedLog(self.run_directory, self.first_step, self.steps_per_epoch)
+        log.restore(self._window, self.subject.device)
         title = f"{self.called.capitalize()}, {self.subject.title}"
         saved = time.monotonic()
         if self.uses_backbone and self.first_step == 0:
@@ -104,15 +106,15 @@ class SupervisedTraining(ABC):
                 done, stopping = step + 1, stop.requested
                 last, look = done == self.total_steps, self.is_look(done)
                 save = last or stopping or time.monotonic() - saved >= CHECKPOINT_SECONDS
-                write = save or look or done % LOG_EVERY == 0
-                if write or self.subject.device.type == "cpu":
+                write = last or look or done % LOG_EVERY == 0
+                if write or save or self.subject.device.type == "cpu":
                     self._check_finite()
                 if write:
                     log.record(done, self.rate(step), bar)
                 if look:
                     log.record_figures(done, self.look())
                 if save:
-                    self._save(done)
+                    self._save(done, log.window())
                     saved = time.monotonic()
                 bar.advance()
                 if stopping and not last:
@@ -136,10 +138,9 @@ class SupervisedTraining(ABC):
             load_checkpoint(checkpoint, self.state, self.step.optimizer)
             if self._skipped.is_file():
                 self.subject.unreadable.record(UnreadableImage(**image) for image in read_json(self._skipped))
-            step = checkpoint.step
+            step, self._window = checkpoint.step, checkpoint.window()
             begun = f"Continuing the {self.called} from step {step} of {self.total_steps}."
             say(begun if step < self.total_steps else f"The {self.called} is done already, all {step} steps of it.")
-        self.run_directory.path.mkdir(parents=True, exist_ok=True)
         self.run_directory.forget_metrics_after(step)
         return step
 
@@ -150,10 +151,10 @@ class SupervisedTraining(ABC):
         if sums is not None:
             log.add(sums, len(batch.images))
 
-    def _save(self, done: int) -> None:
+    def _save(self, done: int, window: dict[str, Tensor]) -> None:
         if self.keeps:
             write_json(self._skipped, [asdict(image) for image in self.subject.unreadable.images])
-            save_checkpoint(self.run_directory.checkpoints, done, self.hash, self.state, self.step.optimizer, keep=1)
+            save_checkpoint(self.run_directory.checkpoints, done, self.hash, self.state, self.step.optimizer, keep=1, window=window)
 
     def _check_finite(self) -> None:
         step = int(self.step.halted_at)

@@ -22,12 +22,18 @@ class TrainingLog:
     Args:
         directory: Where metrics.jsonl is.
         model: In training.
+        window: (n, 3) sums of the steps since the last line, as `window` gave them before an interruption.
     """
 
-    def __init__(self, directory: RunDirectory, model: Distillation) -> None:
+    def __init__(self, directory: RunDirectory, model: Distillation, window: Tensor) -> None:
         self.directory, self.model = directory, model
         self.warned = False
         self._clear()
+        self.sums += window.unbind()
+
+    def window(self) -> Tensor:
+        """(n, 3) what was added since the last line."""
+        return torch.stack(self.sums) if self.sums else torch.empty(0, 3)
 
     def add(self, sums: Tensor) -> None:
         """Adds what one step gave: sums of commitment, reconstruction, patches."""

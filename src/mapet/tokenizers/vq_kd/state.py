@@ -13,11 +13,11 @@ from mapet.models.weights import load_strictly
 from mapet.runtime.files import atomic_file
 from mapet.runtime.tensors import write_tensors
 
-_MODEL, _MOMENTS = "model.", "optimizer."
+_MODEL, _MOMENTS, _WINDOW = "model.", "optimizer.", "window"
 
 
-def save_state(path: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Writes weights and the optimizer's state after `step` steps.
+def save_state(path: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, window: Tensor) -> None:
+    """Writes weights and the optimizer's state after `step` steps, and the sums (n, 3) of the steps since the last line of the log.
 
     Raises:
         StorageError: The disk is full or not writable; the file before it is untouched.
@@ -26,18 +26,19 @@ def save_state(path: Path, step: int, model: nn.Module, optimizer: torch.optim.O
     names = _parameter_names(model, optimizer)
     for index, entry in optimizer.state_dict()["state"].items():
         tensors |= {f"{_MOMENTS}{names[index]}:{quantity}": value for quantity, value in entry.items()}
+    tensors[_WINDOW] = window
     with atomic_file(path) as partial:
         write_tensors(partial, tensors, {"step": str(step)})
 
 
-def load_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
-    """Puts both back, strictly, and returns the number of steps taken; 0 where there is no such file.
+def load_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[int, Tensor]:
+    """Puts both back, strictly, and returns the number of steps taken and the sums; 0 and none where there is no such file.
 
     Raises:
         CheckpointError: The file is damaged, or of another training.
     """
     if not path.is_file():
-        return 0
+        return 0, torch.empty(0, 3)
     try:
         with safe_open(path, "pt") as file:
             step, tensors = int(file.metadata()["step"]), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -45,7 +46,7 @@ def load_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -
         _load_moments(model, optimizer, tensors)
     except (SafetensorError, ModelError, KeyError, TypeError, ValueError, OSError) as error:
         raise CheckpointError(f"{path} is damaged: {error}. Delete {path.parent} to start again from step 0.") from error
-    return step
+    return step, tensors.get(_WINDOW, torch.empty(0, 3))
 
 
 def _load_moments(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:

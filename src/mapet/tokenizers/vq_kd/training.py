@@ -124,7 +124,7 @@ class VQKDTraining:
             self.model = Distillation(tokenizer, self.teacher.dim, settings.decoder_depth).to(device)
         self.optimizer = make_optimizer(self.model, settings)
         self.distil = DistillationStep(self.model, self.optimizer, self.teacher, settings.precision)
-        self.step = load_state(self.state, self.model, self.optimizer)
+        self.step, self._window = load_state(self.state, self.model, self.optimizer)
         if self.first:
             self.directory.forget_metrics_after(self.step)
 
@@ -134,7 +134,7 @@ class VQKDTraining:
             return
         if self.step and self.first:
             say(f"Continuing from step {self.step} of {self.total_steps}.")
-        log = TrainingLog(self.directory, self.model)
+        log = TrainingLog(self.directory, self.model, self._window.to(self.device))
         with StopRequest() as stop, self._progress() as bar:
             for images, seen, keys in self._load():
                 if self.step == 0:
@@ -143,14 +143,14 @@ class VQKDTraining:
                 sums, stopping = self.distil(images, seen, keys, self.step, rate, stop.requested)
                 self.step += 1
                 finished = self.step == self.total_steps
-                save = stopping or finished or self.step % save_every == 0
+                planned = finished or self.step % save_every == 0
                 if bar is not None:
                     log.add(sums)
-                    if save or self.step % log_every == 0:
+                    if planned or self.step % log_every == 0:
                         log.write(self.step, rate, bar)
                     bar.advance()
-                if save:
-                    self._save()
+                if planned or stopping:
+                    self._save(log.window())
                 if stopping and not finished:
                     raise InterruptedRunError(f"Stopped after step {self.step}. The same command continues from there.")
 
@@ -192,9 +192,9 @@ class VQKDTraining:
         """A bar in the first process, nothing in the others."""
         return progress("Training VQ-KD", self.total_steps, self.step) if self.first else nullcontext()
 
-    def _save(self) -> None:
+    def _save(self, window: Tensor) -> None:
         if self.first:
-            save_state(self.state, self.step, self.model, self.optimizer)
+            save_state(self.state, self.step, self.model, self.optimizer, window)
 
     def _prepared_teacher(self, grid_size: tuple[int, int]) -> FeatureExtractor:
         """The teacher that was kept or, where nothing is begun, a new one; then writes down what this training is."""
