@@ -267,7 +267,7 @@ MUTANTS = [
     ),
     (
         "decay-groups/names-with-their-prefix",
-        "training/optim.py",
+        "models/weights.py",
         'name.rpartition(".")[2] in UNDECAYED',
         "name in UNDECAYED",
         "training/test_optim.py::test_decay_follows_the_paper",

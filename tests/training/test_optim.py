@@ -6,6 +6,8 @@ import pytest
 import torch
 
 from mapet.compat import timm
+from mapet.evaluation.supervised.optim import parameter_groups
+from mapet.models.weights import decay_groups
 from mapet.training.optim import learning_rate, make_optimizer
 from tests.training.tiny import tiny_objective, tiny_settings
 
@@ -61,6 +63,17 @@ def test_decay_follows_the_paper(name: str) -> None:
     for parameter_name, parameter in objective.named_parameters():
         special = parameter_name in ("mask_token", "backbone.pos_embed", "backbone.cls_token")
         assert special or (parameter_name in decayed) == (parameter.ndim > 1), parameter_name
+
+
+def test_registers_are_not_decayed_anywhere() -> None:
+    """R20: pre-training, fine-tuning, and all that builds on them, go by one list."""
+    backbone = timm.create_model(
+        "vit_tiny_patch16_224", img_size=32, patch_size=8, embed_dim=64, depth=1, num_heads=1, num_classes=3, reg_tokens=2
+    )
+    expected = {"pos_embed", "cls_token", "reg_token"} | {name for name, value in backbone.named_parameters() if value.ndim < 2}
+    for groups in (decay_groups(backbone, 0.05), parameter_groups(backbone, 1, 0.75, 0.05)):
+        decay = {id(value): group["weight_decay"] for group in groups for value in group["params"]}
+        assert {name for name, value in backbone.named_parameters() if decay[id(value)] == 0.0} == expected
 
 
 def test_settings_reach_the_optimizer() -> None:

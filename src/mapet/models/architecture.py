@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from mapet.compat import timm
+from mapet.compat import Beit, VisionTransformer, timm
 from mapet.errors import ModelError
+from mapet.models.backbone import build_by_timm
 from mapet.models.judged import create_judged, is_beit
 from mapet.models.published import Family
 
@@ -41,6 +42,10 @@ class Architecture:
         relative: Relative positions, "shared" by all blocks, of each ("own"), or None.
         absolute: There are absolute positions.
         gated: The MLP is a SwiGLU.
+        channels: Of an image.
+        norms: Names of the norms behind the blocks: "norm", "fc_norm", both or none.
+        pre_norm: There is a norm in front of the blocks.
+        proj_bias: Projections behind attention have a bias.
     """
 
     width: int
@@ -59,26 +64,35 @@ class Architecture:
     relative: str | None
     absolute: bool
     gated: bool
+    channels: int
+    norms: tuple[str, ...]
+    pre_norm: bool
+    proj_bias: bool
 
     @classmethod
-    def of(cls, tensors: Mapping[str, Tensor]) -> Architecture:
+    def of(cls, tensors: Mapping[str, Tensor], apart: bool | None = None) -> Architecture:
         """Of a state dict under timm's names, of which only shapes are looked at.
 
+        Args:
+            tensors: The state dict.
+            apart: Class token and registers have no places among the positions; None where only shapes tell.
+
         Raises:
-            ModelError: A part that every ViT has is missing, or has another form.
+            ModelError: A part that every ViT has is missing, or has another form; or two readings fit.
         """
         patches, hidden = _shape(tensors, "patch_embed.proj.weight", 4), _shape(tensors, "blocks.0.mlp.fc1.weight", 2)
         back = _shape(tensors, "blocks.0.mlp.fc2.weight", 2)
         registers, token = _count(tensors, "reg_token"), _count(tensors, "cls_token")
         own, shared = (_table(tensors, f"{stem}.relative_position_bias_table") for stem in ("blocks.0.attn", "rel_pos_bias"))
         absolute = "pos_embed" in tensors
+        if not (absolute or own or shared):
+            raise ModelError("The weights have neither pos_embed nor relative positions, one of which every ViT here has.")
         rows = _shape(tensors, "pos_embed", 3)[1] if absolute else 0
-        separate = absolute and registers > 0 and _is_square(rows)
-        prefix = 0 if separate or (token and _is_square(rows)) else registers + token
+        prefix = _prefix(rows, token, registers, patches[2:], apart) if absolute else registers + token
         num_patches = rows - prefix if absolute else _patches_of(own or shared)
         return cls(
             width=patches[0],
-            depth=len({match[1] for name in tensors if (match := re.match(r"blocks\.(\d+)\.", name))}),
+            depth=_depth(tensors),
             patch=(patches[2], patches[3]),
             hidden=hidden[0],
             heads=(own or shared or (0, None))[1],
@@ -93,6 +107,10 @@ class Architecture:
             relative="own" if own else "shared" if shared else None,
             absolute=absolute,
             gated=hidden[0] == 2 * back[1],
+            channels=patches[1],
+            norms=tuple(name for name in ("norm", "fc_norm") if f"{name}.weight" in tensors),
+            pre_norm="norm_pre.weight" in tensors,
+            proj_bias="blocks.0.attn.proj.bias" in tensors,
         )
 
     def grid(self, asked: Any = None) -> tuple[int, int]:
@@ -101,10 +119,9 @@ class Architecture:
         Raises:
             ModelError: The patches make no square, and the image size that was asked for does not fit.
         """
-        if isinstance(asked, list | tuple):
-            rows, columns = asked[0] // self.patch[0], asked[1] // self.patch[1]
-            if rows * columns == self.num_patches:
-                return rows, columns
+        rows, columns = cells(asked, self.patch)
+        if rows * columns == self.num_patches:
+            return rows, columns
         side = math.isqrt(max(self.num_patches, 0))
         if side == 0 or side * side != self.num_patches:
             raise ModelError(
@@ -140,16 +157,103 @@ def timm_options(name: str, found: Architecture, family: Family, asked: Mapping[
     Raises:
         ModelError: Says what the model expects and what the weights have.
     """
-    with torch.device("meta"):
-        model = create_judged(name, **dict(asked))
-    usual = Architecture.of(model.state_dict())
+    model = skeleton(name, asked)
+    usual = Architecture.of(model.state_dict(), apart=getattr(model, "no_embed_class", False))
     sizes = _sizes(found, model, asked)
     if strictly:
         _check_sizes(name, usual, found)
         sizes = {key: value for key, value in sizes.items() if key == "img_size"}
     classes = {} if found.classes == usual.classes else {"num_classes": found.classes}
     options = sizes | classes | _parts(found, usual, family, is_beit(name))
+    if not is_beit(name):
+        options |= _last_norm(found, usual, family, asked)
     return {**options, **asked}
+
+
+def skeleton(name: str, options: Mapping[str, Any]) -> Any:
+    """The model without memory for its weights, at its usual image size.
+
+    Raises:
+        ModelError: timm has no such model or refuses the options, or it is no ViT that is known here.
+    """
+    with torch.device("meta"):
+        model = build_by_timm(name, **{key: value for key, value in options.items() if key != "img_size"})
+        return model if isinstance(model, VisionTransformer | Beit) else create_judged(name)
+
+
+def told_apart(tensors: Mapping[str, Tensor], options: Mapping[str, Any]) -> bool | None:
+    """Whether the positions of `tensors` are those of patches only, where the options that a user gave tell it.
+
+    `no_embed_class` does, and so does an image size that one reading fits.
+    """
+    if "no_embed_class" in options:
+        return bool(options["no_embed_class"])
+    if "img_size" not in options or "pos_embed" not in tensors:
+        return None
+    rows, patch = _shape(tensors, "pos_embed", 3)[1], _shape(tensors, "patch_embed.proj.weight", 4)[2:]
+    patches = math.prod(cells(options["img_size"], patch))
+    return {rows: True, rows - _count(tensors, "cls_token") - _count(tensors, "reg_token"): False}.get(patches)
+
+
+def cells(image_size: Any, patch: Sequence[int]) -> tuple[int, int]:
+    """Rows and columns of patches in an image of a size that a user gave; (0, 0) without one.
+
+    Raises:
+        ModelError: It is not one or two positive whole numbers.
+    """
+    if image_size is None:
+        return 0, 0
+    sides = image_size if isinstance(image_size, list | tuple) else (image_size, image_size)
+    if len(sides) != 2 or not all(isinstance(side, int) and not isinstance(side, bool) and side > 0 for side in sides):
+        raise ModelError(f"img_size is {image_size!r}; give one whole number of pixels, or [HEIGHT, WIDTH].")
+    return sides[0] // patch[0], sides[1] // patch[1]
+
+
+def _last_norm(found: Architecture, usual: Architecture, family: Family, asked: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that keep the one trained norm behind the blocks where timm would put another in its place."""
+    if len(found.norms) != 1:
+        return {"final_norm": False} if not found.norms and family.apart is None else {}
+    pool, averaged = asked.get("global_pool", found.pool), found.norms == ("fc_norm",)
+    if "global_pool" in asked and not averaged:  # fine-tuning on the mean of the patches begins with a norm of its own
+        return {}
+    overridden = (usual.norms == ("fc_norm",)) != (usual.pool == "avg")
+    return {"fc_norm": averaged} if overridden or averaged != (pool in ("avg", "avgmax", "max")) else {}
+
+
+def _prefix(rows: int, token: int, registers: int, patch: Sequence[int], apart: bool | None) -> int:
+    """Positions in front of those of the patches.
+
+    timm's models with registers have positions for patches only, others have one for the class token too; a square of patches that
+    this leaves is taken. A square without the class token's place is one reading of two: such a number of positions is also that of
+    a rectangle, one row less and one column more, and the class token.
+    """
+    places = token + registers
+    if apart is not None or not places:
+        return 0 if apart or not places else places
+    if registers:
+        return places if not _is_square(rows) and _is_square(rows - places) else 0
+    side = math.isqrt(rows)
+    if not _is_square(rows) or side < 3:  # one row of patches is no reading
+        return 0 if _is_square(rows) else token
+    raise ModelError(
+        f"The weights have {rows} positions, which can be read in two ways: {side} x {side} patches, none for the class token "
+        f"(options img_size={side * patch[0]}), or {side - 1} x {side + 1} patches and one for the class token "
+        f"(img_size=[{(side - 1) * patch[0]}, {(side + 1) * patch[1]}]; images are square here, so that such weights have to be "
+        "resized first). Give the image size of its training, or timm's name for the model (--model NAME)."
+    )
+
+
+def _depth(tensors: Mapping[str, Tensor]) -> int:
+    """Number of blocks, all of which have the entries of the first."""
+    blocks: dict[str, set[str]] = {}
+    for name in tensors:
+        if match := re.match(r"blocks\.(\d+)\.(.+)", name):
+            blocks.setdefault(match[1], set()).add(match[2])
+    for number in map(str, range(len(blocks))):
+        lacking = blocks["0"] - blocks.get(number, set())
+        if lacking:
+            raise ModelError(f"The weights lack blocks.{number}.{min(lacking)}, which their first block has.")
+    return len(blocks)
 
 
 def _sizes(found: Architecture, model: Any, asked: Mapping[str, Any]) -> dict[str, Any]:
@@ -194,11 +298,14 @@ def _parts(found: Architecture, usual: Architecture, family: Family, beit: bool)
             "use_shared_rel_pos_bias": (found.relative == "shared", usual.relative == "shared", found.relative == "shared"),
         }
     else:
-        apart = found.class_token and found.prefix_positions == 0
+        apart, usually_apart = (bool(one.class_token or one.registers) and not one.prefix_positions for one in (found, usual))
         parts |= {
+            "in_chans": (found.channels, usual.channels, found.channels),
+            "pre_norm": (found.pre_norm, usual.pre_norm, found.pre_norm),
+            "proj_bias": (found.proj_bias, usual.proj_bias, found.proj_bias),
             "class_token": (found.class_token, usual.class_token, found.class_token),
             "reg_tokens": (found.registers, usual.registers, found.registers),
-            "no_embed_class": (apart, usual.class_token and usual.prefix_positions == 0, apart),
+            "no_embed_class": (apart, usually_apart, apart),
         }
     return {name: value for name, (here, there, value) in parts.items() if here != there}
 

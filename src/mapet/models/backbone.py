@@ -39,11 +39,13 @@ def build_by_timm(name: str, **timm_kwargs: Any) -> nn.Module:
         raise ModelError(f"timm {timm.__version__} has no model '{name}'. {nearest(name, timm.list_models('vit_*'))}")
     try:
         return timm.create_model(name, **timm_kwargs)
-    except Exception as error:  # what the network and the Hub's cache raise comes through timm as it is
-        if isinstance(error, _REFUSED_BY_TIMM) and not isinstance(error, OSError):
-            raise ModelError(f"timm cannot build '{name}' with {timm_kwargs}: {error}") from error
-        if not timm_kwargs.get("pretrained"):
-            raise
+    except (
+        Exception
+    ) as error:  # what options of a wrong type raise, and the network and the Hub's cache, comes through timm as it is
+        refused = isinstance(error, _REFUSED_BY_TIMM) and not isinstance(error, OSError)
+        if refused or not timm_kwargs.get("pretrained"):
+            reason = " ".join(str(error).split())[:300].rstrip(".") or type(error).__name__
+            raise ModelError(f"timm cannot build '{name}' with {timm_kwargs}: {reason}.") from error
         words = " ".join(str(error).split())[:300].rstrip(".") or type(error).__name__
         raise ModelError(
             f"Cannot fetch timm's weights for '{name}': {words}. Try again with a connection to the Hugging Face Hub, give a file "
@@ -65,8 +67,7 @@ def check_backbone(backbone: nn.Module) -> VisionTransformer:
         raise ModelError("The backbone needs learned position embeddings of one fixed size (not dynamic_img_size).")
     if not isinstance(backbone.patch_drop, nn.Identity):
         raise ModelError("The backbone drops patches (patch_drop_rate); what is hidden is the objective's business. Leave it at 0.")
-    check_grid(backbone.patch_embed)
-    for block in blocks_of(backbone):
+    for block in blocks_of(check_parts(backbone)):
         attention = getattr(block, "attn", None)
         plain = type(block) is Block and type(attention) is Attention and getattr(attention, "gate", None) is None
         if not plain:
@@ -74,6 +75,18 @@ def check_backbone(backbone: nn.Module) -> VisionTransformer:
                 f"The backbone has {type(block).__name__} blocks with {type(attention).__name__}; two-stream attention "
                 "runs timm's plain Block with its plain Attention. Use a plain ViT such as 'vit_small_patch16_224'."
             )
+    return backbone
+
+
+def check_parts(backbone: VisionTransformer) -> VisionTransformer:
+    """Returns the model it is given, and refuses one without blocks, or whose patches leave a remainder.
+
+    Raises:
+        ModelError: Names the numbers.
+    """
+    check_grid(backbone.patch_embed)
+    if not list(blocks_of(backbone)):
+        raise ModelError("The backbone has no blocks (depth). Give a depth of 1 or more.")
     return backbone
 
 

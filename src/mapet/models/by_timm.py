@@ -43,7 +43,7 @@ def translated_by_timm(tensors: Mapping[str, Tensor], model: str, options: Mappi
     used = {source for entry in entries.values() for source in entry.sources}
     config = timm.get_pretrained_cfg(model)
     data: dict[str, Any] = {"mean": config.mean, "std": config.std} if config else {}
-    family = Family(f"checkpoint that timm translates for '{model}'", (), **data)
+    family = Family(f"checkpoint that timm translates for '{model}'", (), **data, apart=getattr(network, "no_embed_class", False))
     return Published(family, entries, tuple(name for name in tensors if name not in used))
 
 

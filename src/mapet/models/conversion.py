@@ -11,11 +11,12 @@ from torch import Tensor, nn
 
 from mapet.compat import VisionTransformer, resample_abs_pos_embed, timm
 from mapet.errors import ModelError
-from mapet.models.architecture import Architecture, timm_name, timm_options
+from mapet.models.architecture import Architecture, skeleton, timm_name, timm_options, told_apart
 from mapet.models.backbone import grid_size, image_size
 from mapet.models.by_timm import translated_by_timm
 from mapet.models.contents import listing
 from mapet.models.entries import Entries, Entry
+from mapet.models.judged import is_beit
 from mapet.models.published import Published, recognise
 from mapet.models.relative_positions import resize_relative_positions
 from mapet.models.saved import BackboneRecipe
@@ -81,8 +82,8 @@ def convert(
         if title in str(error):
             raise
         raise ModelError(f"{title} cannot be used: {error}") from error
-    except (RuntimeError, IndexError, ValueError, ArithmeticError) as error:  # shapes that cannot be joined, in a damaged file
-        words = str(error).strip().partition("\n")[0].rstrip(".")
+    except (RuntimeError, IndexError, ValueError, TypeError, ArithmeticError) as error:  # shapes that cannot be joined, if damaged
+        words = " ".join(str(error).split())[:300].rstrip(".")
         raise ModelError(
             f"{title} cannot be converted: {words}. If the model and its options are right, the file is damaged: get it again."
         ) from error
@@ -103,12 +104,19 @@ def _convert(
             f"{title} is no checkpoint that is known here. If timm can read it, give timm's name for it (--model NAME). "
             f"It contains {listing(tensors)}"
         )
-    found = Architecture.of(published.entries.tensors)
+    inside, apart = published.entries.tensors, published.family.apart
+    if apart is None:
+        apart = told_apart(inside, options)
+    if apart is None and model is not None:
+        apart = getattr(skeleton(str(_named(model)), {}), "no_embed_class", None)
+    found = Architecture.of(inside, apart)
     name = _named(model) or timm_name(found, published.family)
     all_options = timm_options(name, found, published.family, options, strictly=model is not None)
     told = normalisation or _normalisation(model)
     mean, std = told or (published.family.mean, published.family.std)
     recipe = BackboneRecipe(name, all_options, 0, mean, std, seed=0)
+    own = skeleton(name, all_options).state_dict()  # before memory is spent on what does not fit
+    _check_names("Beit" if is_beit(name) else "VisionTransformer", published.entries, own, found)
     backbone = recipe.build()
     recipe = replace(recipe, image_size=image_size(backbone)[0])
     conversion = _load(backbone, published, found, tuple(tensors), all_options)
@@ -134,7 +142,6 @@ def _load(
 ) -> Conversion:
     own, notes = backbone.state_dict(), []
     entries = _without_unused_ends(published.entries, own, found, options)
-    _check_names(type(backbone).__name__, entries, own, found)
     for name, entry in entries.items():
         if entry.value.shape != own[name].shape:
             resized = _resized(name, entry.value, backbone, found, options)
@@ -144,6 +151,7 @@ def _load(
     backbone.load_state_dict(entries.tensors, strict=False)
     changed = {source for entry in entries.values() if entry.changed for source in entry.sources}
     used = {source for entry in entries.values() for source in entry.sources}
+    notes += _remarks(published, found, backbone)
     return Conversion(
         published.family.title,
         kept=tuple(name for name in names if name in used - changed),
@@ -152,6 +160,17 @@ def _load(
         new=tuple(name for name in own if name not in entries),
         notes=tuple(notes),
     )
+
+
+def _remarks(published: Published, found: Architecture, backbone: nn.Module) -> list[str]:
+    """What was taken for granted, and what is wrong with the numbers."""
+    notes = []
+    if not found.norms and isinstance(getattr(backbone, "norm", None), nn.Identity):
+        notes.append("The file has no norm behind the blocks, and the model has none.")
+    broken = next((entry.sources[0] for entry in published.entries.values() if not bool(entry.value.isfinite().all())), None)
+    if broken is not None:
+        notes.append(f"{broken} holds numbers that are not finite: what the model computes will not be either.")
+    return notes
 
 
 def _without_unused_ends(entries: Entries, own: Mapping[str, Tensor], found: Architecture, options: Mapping[str, Any]) -> Entries:
@@ -167,7 +186,7 @@ def _without_unused_ends(entries: Entries, own: Mapping[str, Tensor], found: Arc
 
 def _check_names(kind: str, entries: Entries, own: Mapping[str, Tensor], found: Architecture) -> None:
     """Refuses weights some of which a ViT of their shape has no place for, or which lack some."""
-    unknown = [entry.sources[0] for name, entry in entries.items() if name not in own]
+    unknown = [entry.sources[0] for name, entry in entries.items() if name not in own and not _FRESH.fullmatch(name)]
     absent = [name for name in own if name not in entries and not _FRESH.fullmatch(name)]
     for title, names in (("The model has no place for", unknown), ("Its weights lack", absent)):
         if names:

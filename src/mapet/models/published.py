@@ -58,6 +58,7 @@ class Family:
         models: timm's names for its usual sizes, by width; other widths take those of a plain ViT.
         init_values: LayerScale's initial value, where it has LayerScale.
         spare: Names, under timm's, of what is no part of a backbone.
+        apart: Class token and registers have no places among the positions; None where checkpoints differ in that.
     """
 
     title: str
@@ -67,6 +68,7 @@ class Family:
     models: dict[int, str] = field(default_factory=dict)
     init_values: float = 0.1
     spare: str = "mask_token"
+    apart: bool | None = False
 
 
 _BEIT = {768: "beit_base_patch16_224", 1024: "beit_large_patch16_224"}
@@ -79,7 +81,11 @@ _MAE_SPARE = r"mask_token|decoder.*"
 
 # The first that fits is taken: those with more marks come before their kin.
 FAMILIES = (
-    Family("training checkpoint of mapet", (r"backbone\.blocks\.0\.attn\.qkv\.weight", r"backbone\.patch_embed\.proj\.weight")),
+    Family(
+        "training checkpoint of mapet",
+        (r"backbone\.blocks\.0\.attn\.qkv\.weight", r"backbone\.patch_embed\.proj\.weight"),
+        apart=None,
+    ),
     Family(
         "MaPeT pre-training checkpoint",
         (r"blocks\.0\.attn\.kv\.weight", "mask_positional_token"),
@@ -101,6 +107,7 @@ FAMILIES = (
         (r"(?:teacher\.backbone\.)?register_tokens",),
         models=_DINO2_REGISTERS,
         init_values=1e-5,
+        apart=True,
     ),
     Family(
         "DINOv2 checkpoint",
@@ -108,9 +115,17 @@ FAMILIES = (
         models=_DINO2,
         init_values=1e-5,
     ),
-    Family("ViT with timm's names (timm, MAE, DINO, DeiT)", (r".*blocks\.0\.attn\.qkv\.weight", r".*patch_embed\.proj\.weight")),
     Family(
-        "Hugging Face Dinov2 with registers", (r"(?:.*\.)?embeddings\.register_tokens",), models=_DINO2_REGISTERS, init_values=1e-5
+        "ViT with timm's names (timm, MAE, DINO, DeiT)",
+        (r".*blocks\.0\.attn\.qkv\.weight", r".*patch_embed\.proj\.weight"),
+        apart=None,
+    ),
+    Family(
+        "Hugging Face Dinov2 with registers",
+        (r"(?:.*\.)?embeddings\.register_tokens",),
+        models=_DINO2_REGISTERS,
+        init_values=1e-5,
+        apart=True,
     ),
     Family(
         "Hugging Face Dinov2",

@@ -6,20 +6,18 @@ import math
 
 import torch
 
-from mapet.compat import param_groups_weight_decay  # pyright: ignore[reportPrivateImportUsage]
 from mapet.config.settings import TrainingSettings
+from mapet.models.weights import decay_groups
 from mapet.objectives.base import Objective
-
-UNDECAYED = ("pos_embed", "cls_token")
 
 
 def make_optimizer(objective: Objective, settings: TrainingSettings) -> torch.optim.AdamW:
     """Fused AdamW over the parameters that the objective trains.
 
-    No weight decay on vectors, biases, position embeddings and the class token; the mask token is decayed, as in MaPeT's release.
+    No weight decay on vectors, biases, position embeddings, the class token and registers. The mask token is decayed, as in MaPeT's
+    release.
     """
-    undecayed = [name for name, _ in objective.named_parameters() if name.rpartition(".")[2] in UNDECAYED]
-    groups = param_groups_weight_decay(objective, settings.weight_decay, no_weight_decay_list=undecayed)
+    groups = decay_groups(objective, settings.weight_decay)
     return torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, eps=settings.eps, fused=True)
 
 

@@ -12,8 +12,9 @@ from typing import Any
 
 from torch import nn
 
-UNDECAYED = ("pos_embed", "cls_token", "reg_token", "mask_token")
-_EMBEDDINGS = (*UNDECAYED, "patch_embed.", "norm_pre.")
+from mapet.models.weights import UNDECAYED
+
+_EMBEDDINGS = (*UNDECAYED, "mask_token", "patch_embed.", "norm_pre.")
 
 
 def layer_of(name: str, depth: int) -> int:

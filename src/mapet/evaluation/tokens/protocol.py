@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from mapet.compat import param_groups_weight_decay  # pyright: ignore[reportPrivateImportUsage]
 from mapet.config.settings import TrainingSettings
 from mapet.data.loader import UnreadableImages, step_batches
 from mapet.errors import NonFiniteLossError, SettingsError, nearest
@@ -28,12 +27,13 @@ from mapet.evaluation.subject import Subject
 from mapet.evaluation.supervised.length import note_if_longer
 from mapet.evaluation.tokens.data import TokenMaker, TokenSplit
 from mapet.evaluation.tokens.heads import HEADS, TokenMLP, count_parameters, init_head, is_finite, token_vit
+from mapet.models.weights import decay_groups
 from mapet.runtime.device import autocast
 from mapet.runtime.files import write_json
 from mapet.runtime.lock import only_writer
 from mapet.runtime.progress import progress, say
 from mapet.runtime.seeding import derive_seed, seeded_globally
-from mapet.training.optim import UNDECAYED, learning_rate
+from mapet.training.optim import learning_rate
 
 _CHUNK = 1024
 _PRECISIONS = ("fp32", "bf16")
@@ -228,7 +228,7 @@ def token_line(result: Result) -> str:
 def _train(protocol: TokenClassification, model: nn.Module, train: TokenSplit, device: torch.device) -> float:
     """Trains in place; the mean loss of the last hundred steps."""
     settings, steps, warmup = protocol.schedule(len(train.labels))
-    groups = param_groups_weight_decay(model, protocol.weight_decay, no_weight_decay_list=_undecayed(model))
+    groups = decay_groups(model, protocol.weight_decay)
     optimizer = torch.optim.AdamW(groups, lr=protocol.lr)
     losses: list[Tensor] = []
     accelerators = [device] if device.type == "cuda" else []
@@ -250,10 +250,6 @@ def _train(protocol: TokenClassification, model: nn.Module, train: TokenSplit, d
             bar.advance()
     model.eval().requires_grad_(False)
     return mean
-
-
-def _undecayed(model: nn.Module) -> list[str]:
-    return [name for name, _ in model.named_parameters() if name.rpartition(".")[2] in UNDECAYED]
 
 
 def _batches(protocol: TokenClassification, train: TokenSplit, steps: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:

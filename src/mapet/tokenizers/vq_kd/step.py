@@ -5,20 +5,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from mapet.compat import param_groups_weight_decay  # pyright: ignore[reportPrivateImportUsage]
 from mapet.errors import NonFiniteLossError
+from mapet.models.weights import decay_groups
 from mapet.runtime.device import autocast
 from mapet.runtime.processes import all_sum_, this_process
 from mapet.tokenizers.vq_kd.distillation import Distillation
 from mapet.tokenizers.vq_kd.settings import VQKDSettings
 
-UNDECAYED = ("pos_embed", "cls_token")
-
 
 def make_optimizer(model: Distillation, settings: VQKDSettings) -> torch.optim.AdamW:
     """Fused AdamW; no weight decay on vectors, biases, positions and class tokens."""
-    undecayed = [name for name, _ in model.named_parameters() if name.rpartition(".")[2] in UNDECAYED]
-    groups = param_groups_weight_decay(model, settings.weight_decay, no_weight_decay_list=undecayed)
+    groups = decay_groups(model, settings.weight_decay)
     return torch.optim.AdamW(groups, betas=settings.betas, fused=True)
 
 
