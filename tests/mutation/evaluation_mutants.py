@@ -298,4 +298,32 @@ MUTANTS = [
         "settings.seed, 0, self.total_steps - self.first_step)",
         f"{_TUNING}::test_a_continued_fine_tuning_is_the_uninterrupted_one",
     ),
+    (
+        "mean-and-deviation/vital-signs-by-imagenet",
+        "training/vital_batch.py",
+        "/ 255, settings.training.mean, settings.training.std)",
+        "/ 255)",
+        "training/test_vital_signs.py::test_ranks_are_those_of_the_features_of_timm",
+    ),
+    (
+        "mean-and-deviation/features-for-tokens-not-at-all",
+        "tokenizers/features/network.py",
+        "(images - self.mean) / self.std",
+        "images",
+        "tokenizers/features/test_timm_model.py::test_timm_models_of_both_kinds",
+    ),
+    (
+        "log/loss-of-the-last-step-for-the-window",
+        "training/log.py",
+        '"loss": float(torch.stack([sums.loss for sums in self.steps]).sum()) / max(1, targets)',
+        '"loss": float(self.steps[-1].loss / self.steps[-1].targets.clamp(min=1))',
+        "training/test_trainer.py::test_an_entry_is_the_mean_over_its_window",
+    ),
+    (
+        "vital-signs/gain-with-each-image-among-the-others",
+        "training/vital_batch.py",
+        "(self.costs.sum() - np.trace(self.costs)) / (images * (images - 1)) - own",
+        "self.costs.mean() - own",
+        "training/test_vital_signs.py::test_the_gain_is_none_without_a_tie_between_predictions_and_image",
+    ),
 ]

@@ -278,7 +278,7 @@ def test_effective_rank_of_known_spectra() -> None:
 
 
 def test_ranks_are_those_of_the_features_of_timm(store, tmp_path: Path) -> None:
-    settings = tiny_settings()
+    settings = tiny_settings(training__mean=[0.1, 0.2, 0.3], training__std=[0.5, 0.6, 0.7])
     trainer = tiny_trainer(tmp_path, store, settings)
     shown = vital_batch.FixedBatch.load(trainer)
     backbone = trainer.objective.backbone.eval()
@@ -355,6 +355,7 @@ def test_the_gain_is_none_without_a_tie_between_predictions_and_image() -> None:
     assert scores.std() == pytest.approx(1, abs=0.15)
     related = TokenSigns(5 + effects + generator.normal(0, 0.1, (images, images)) - 0.5 * tied, None)
     assert related.gain == pytest.approx(0.5, abs=0.1)
+    assert TokenSigns(5 + effects - 0.5 * tied, None).gain == pytest.approx(0.5, rel=1e-9)
     assert related.gain_error == pytest.approx(0.1 / images**0.5, rel=0.1)
 
 
