@@ -179,6 +179,16 @@ def test_the_interval_of_miou_is_over_images() -> None:
     assert [*found] == ["miou", "pixel_accuracy", "mean_class_accuracy"]
 
 
+def test_the_interval_of_miou_is_narrow_where_every_image_gains_alike() -> None:
+    shares = torch.rand(40, 1, 1, generator=torch.Generator().manual_seed(2)) * 0.6 + 0.2  # images differ far more than backbones
+    truth = torch.full((40, 1, 3), 1000)
+    after, before = (
+        Outcomes({}, pixels=torch.cat([(truth * (shares + gain)).long(), truth, truth], dim=1)) for gain in (0.02, 0.0)
+    )
+    low, high = gain_intervals(after, before)["miou"]
+    assert 0 < low < high < low + 0.01
+
+
 def test_a_doubtful_gain_is_said_in_words() -> None:
     assert describe(0.118, [0.096, 0.139]) == "+11.8 points [9.6, 13.9]"
     assert describe(-0.002, [-0.02, 0.016]) == "-0.2 points [-2.0, 1.6], not distinguishable"

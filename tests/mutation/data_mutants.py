@@ -202,4 +202,18 @@ MUTANTS = [
         "(status.st_dev, status.st_size, status.st_mtime_ns)",
         "data/test_parquet.py::test_r5_f14_a_kept_hash_is_not_believed_for_another_content_of_the_same_size_and_time",
     ),
+    (
+        "splits/one-name-for-the-held-out-part-is-missing",
+        "data/splits.py",
+        '"val": ("val", "valid", "validation",',
+        '"val": ("val", "validation",',
+        "data/test_splits.py",
+    ),
+    (
+        "splits/test-goes-before-val",
+        "data/splits.py",
+        "return {split: found[split] for split in SPLIT_NAMES if split in found}",
+        "return {split: found[split] for split in sorted(SPLIT_NAMES) if split in found}",
+        "data/test_sources.py::test_validation_goes_before_test_and_both_belong_to_all",
+    ),
 ]

@@ -24,6 +24,20 @@ MUTANTS = [
         "evaluation/test_truth.py::test_the_interval_agrees_with_the_exact_test",
     ),
     (
+        "interval/paired-by-place",
+        "evaluation/intervals.py",
+        "[own[key] for key in sorted(shared)]",
+        "[*range(len(shared))]",
+        "evaluation/test_truth.py::test_other_runs_are_paired_by_content",
+    ),
+    (
+        "interval/images-drawn-for-each-alone",
+        "evaluation/intervals.py",
+        "one, other = figures(drawn)\n",
+        "one, other = figures(drawn)[0], figures(drawn[::-1])[1]\n",
+        "evaluation/test_truth.py::test_the_interval_of_miou_is_narrow_where_every_image_gains_alike",
+    ),
+    (
         "features/not-finite-passes",
         "evaluation/subject.py",
         "(~norms.isfinite())",
@@ -176,6 +190,13 @@ MUTANTS = [
         "loss = pixel_loss(logits.float(), classes, published)",
         "loss = pixel_loss(logits, classes, published)",
         "evaluation/segmentation/test_training.py::test_bf16_ends_with_the_logits",
+    ),
+    (
+        "pooling/mean-twice-for-both",
+        "evaluation/subject.py",
+        "torch.cat([self.cls, self.mean], dim=1)",
+        "torch.cat([self.mean, self.mean], dim=1)",
+        "evaluation/test_evaluate.py::test_features_are_the_mean_of_the_patches_and_the_class_token",
     ),
     (
         "pooling/registers-for-the-class-token",
