@@ -202,7 +202,11 @@ def _split_folders(path: Path, classes_allowed: bool) -> list[Path]:
 
 
 def _holds_anything(folder: Path) -> bool:
-    return holds_images(folder) or bool(_packed(folder))
+    """Whether a folder is worth a word; one that cannot be read is."""
+    try:
+        return holds_images(folder) or bool(_packed(folder))
+    except DataError:
+        return True
 
 
 def _folder_of_packed(path: Path) -> Path | None:

@@ -11,6 +11,8 @@ from mapet.errors import DataError, UnreadableImageError
 from mapet.runtime.regular import read_regular
 
 MOST_BYTES = 2**30
+# What file systems and other programs put beside images; ignored like hidden folders.
+_SYSTEM_FOLDERS = ("lost+found", "__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information")
 
 
 def read_file(path: Path) -> bytes:
@@ -33,7 +35,7 @@ def entries(folder: Path | str) -> tuple[list[str], list[str]]:
     try:
         with os.scandir(folder) as found:
             for entry in found:
-                if not entry.name.startswith("."):
+                if not entry.name.startswith(".") and entry.name not in _SYSTEM_FOLDERS:
                     (folders if _is_folder(entry) else files).append(entry.name)
     except OSError as error:
         raise DataError(f"The folder {folder} cannot be read: {error.strerror}. Make it readable, or move it away.") from error
