@@ -273,6 +273,20 @@ MUTANTS = [
         "training/test_optim.py::test_decay_follows_the_paper",
     ),
     (
+        "decay-groups/registers-decay",
+        "models/weights.py",
+        '("pos_embed", "cls_token", "reg_token")',
+        '("pos_embed", "cls_token")',
+        "training/test_optim.py::test_registers_are_not_decayed_anywhere",
+    ),
+    (
+        "decay-groups/the-mask-token-is-spared",
+        "models/weights.py",
+        '("pos_embed", "cls_token", "reg_token")',
+        '("pos_embed", "cls_token", "reg_token", "mask_token")',
+        "training/test_optim.py::test_decay_follows_the_paper",
+    ),
+    (
         "layer-decay/one-layer-too-much",
         "evaluation/supervised/optim.py",
         "decay ** (depth + 1 - layer)",
