@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from mapet.data.sources import open_source
     from mapet.models.backbone import create_backbone
     from mapet.objectives import create_objective
+    from mapet.registry import allow
     from mapet.token_store.read import TokenStore
     from mapet.tokenizers.load import load_tokenizer
 
@@ -18,13 +19,14 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "Batch": "mapet.data.batch",
     "TokenStore": "mapet.token_store.read",
+    "allow": "mapet.registry",
     "create_backbone": "mapet.models.backbone",
     "create_objective": "mapet.objectives",
     "load_tokenizer": "mapet.tokenizers.load",
     "open_source": "mapet.data.sources",
 }
 
-__all__ = ["Batch", "TokenStore", "__version__", "create_backbone", "create_objective", "load_tokenizer", "open_source"]
+__all__ = ["Batch", "TokenStore", "__version__", "allow", "create_backbone", "create_objective", "load_tokenizer", "open_source"]
 
 
 def __getattr__(name: str) -> Any:

@@ -3,6 +3,7 @@
 MapetError
 ├── UsageError              the request cannot be met as given          (exit code 2)
 │   ├── SettingsError       a recipe, a setting or an option
+│   │   └── NotAllowedError  a file names code or an address that the user did not type
 │   ├── DataError           images, folders, labels
 │   │   └── UnreadableImageError  one image, which may be skipped
 │   ├── ModelError          a backbone or an objective, or weights that do not fit it
@@ -39,6 +40,10 @@ class UsageError(MapetError):
 
 class SettingsError(UsageError):
     """A recipe, a setting or an option is wrong."""
+
+
+class NotAllowedError(SettingsError):
+    """A file names code, an address or another file, and the user did not type the name."""
 
 
 class DataError(UsageError):

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import re
+from contextvars import copy_context
 from pathlib import Path
 
 import pytest
 
 from mapet.config import load_recipe, recipe_names, recipe_text
 from mapet.config.recipes import parse_options
-from mapet.errors import SettingsError
+from mapet.errors import NotAllowedError, SettingsError
+from mapet.registry import allow
 
 HEADER = ("# Source:", "# Command:", "# Cost:", "# Expect:")
 
@@ -66,10 +69,93 @@ def test_entries_of_options_can_be_set_alone(recipe: str) -> None:
 def test_steps_replace_epochs_and_the_other_way_round(recipe: str) -> None:
     training = load_recipe(recipe, ["steps=7"]).training
     assert (training.steps, training.epochs) == (7, None)
-    training = load_recipe(recipe, ["training.steps=7", "training.epochs=1.5"]).training
-    assert (training.steps, training.epochs) == (None, 1.5)
-    training = load_recipe(recipe, ["training.warmup_epochs=1", "training.warmup_steps=5"]).training
+    training = load_recipe(recipe, ["training.warmup_epochs=0", "training.warmup_steps=5"]).training
     assert (training.warmup_steps, training.warmup_epochs) == (5, 0)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"), [("steps=7", "epochs=1.5"), ("warmup_epochs=1", "warmup_steps=5"), ("epochs=1.5", "steps=7")]
+)
+def test_two_lengths_of_one_thing_are_refused(recipe: str, one: str, other: str) -> None:
+    """Settings: neither of two lengths wins silently."""
+    with pytest.raises(SettingsError, match=rf"Both training\.{one.replace('=', '.')[:5]}.* are given; give one of them"):
+        load_recipe(recipe, [f"training.{one}", f"training.{other}"])
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("backbone.options={patch_size:8,embed_dim:96}", r"'patch_size:8' has no value; write a blank behind the colon"),
+        ("objective.options={num_context}", r"'num_context' has no value"),
+        ("tokenizer.options={'stride:4': 1}", r"is no name of an option\. YAML needs a blank"),
+        ("backbone.options={patch_size: null}", r"patch_size = None"),
+        ("backbone.options={depth: 2, depth: 3}", r"'depth' is given twice"),
+        ("backbone.options.patch_size=8.5", r"patch_size = 8\.5"),
+        ("backbone.options.checkpoint_path=x.pth", r"no option 'checkpoint_path' that may be set"),
+        ("backbone.options.pretrained=true", r"no option 'pretrained' that may be set"),
+        ("backbone.options.pretrained_cfg={url: 'http://127.0.0.1/x'}", r"no option 'pretrained_cfg' that may be set"),
+        ("backbone.options.block_fn=x", r"no option 'block_fn' that may be set"),
+        ("backbone.options=&all {depth: *all}", r"aliases \(\*name\) are not read"),
+        ("backbone.options={<<: {depth: 1}}", r"merges with << are not read"),
+        ("tokenizer.vocab_size=100000000000", r"vocab_size = 100000000000"),
+        (f"seed={'1' * 5000}", r"a number of 5,000 digits"),
+        (f"backbone.options={'[' * 3000}", r"more than 50 levels"),
+        ("seed=!!python/object/apply:os.getpid []", r"could not determine a constructor"),
+        ("recipe\0.x=1", r"given as key=value"),
+        ("seed=\0", r"not valid YAML"),
+    ],
+)
+def test_odd_values_end_in_words(recipe: str, override: str, message: str) -> None:
+    """F4, F17, F18 and the missing blank behind a colon."""
+    with pytest.raises(SettingsError, match=message):
+        load_recipe(recipe, [override])
+
+
+OWN = "training: {steps: 3}\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [
+        ("objective: {name: 'own.code:Objective'}", "own.code:Objective"),
+        ("tokenizer: {features: 'own.code:Features'}", "own.code:Features"),
+        ("tokenizer: {features: 'timm:resnet18'}", "timm:resnet18"),
+        ("tokenizer: {features: timm, options: {model: resnet18}}", "timm"),
+        ("tokenizer: {features: pixels, options: {checkpoint: c.pth}}", "c.pth"),
+        ("objective: {name: mvp, options: {teacher: resnet18}}", "resnet18"),
+        ("objective: {name: mvp, options: {teacher: pixels, teacher_options: {run: elsewhere}}}", "pixels"),
+    ],
+)
+def test_a_recipe_file_names_no_code_and_fetches_nothing(tmp_path: Path, text: str, word: str) -> None:
+    """F1, F4: what a file names is the user's choice only where the user typed it too."""
+    file = tmp_path / "own.yaml"
+    file.write_text(OWN + text, encoding="utf-8")
+    with pytest.raises(NotAllowedError, match=rf"add --allow {re.escape(word)} "):
+        load_recipe(str(file))
+
+
+def test_what_the_user_typed_is_allowed(tmp_path: Path) -> None:
+    """F1: `--set objective.name=...` is a word of the user, and so is --allow."""
+    file = tmp_path / "own.yaml"
+    file.write_text(OWN + "tokenizer: {features: 'timm:resnet26'}", encoding="utf-8")
+
+    def typed() -> None:
+        assert load_recipe(str(file), ["objective.name=typed.code:Objective", "tokenizer.features=pixels"]).seed == 0
+        allow("timm:resnet26")
+        assert load_recipe(str(file)).tokenizer.features == "timm:resnet26"
+
+    copy_context().run(typed)
+    with pytest.raises(NotAllowedError):
+        load_recipe(str(file))
+
+
+def test_aliases_that_expand_without_end_are_refused_at_once(tmp_path: Path) -> None:
+    """F18."""
+    lines = ["a0: &a0 [x, x]", *(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 30))]
+    file = tmp_path / "own.yaml"
+    file.write_text("\n".join(lines), encoding="utf-8")
+    with pytest.raises(SettingsError, match="aliases"):
+        load_recipe(str(file))
 
 
 @pytest.mark.parametrize(

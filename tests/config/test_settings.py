@@ -104,7 +104,7 @@ def test_the_hash_of_the_science_changes_with_every_science_setting(name: str) -
         bool: lambda: not value,
         str: lambda: {"fp32": "bf16", "fixed": "online"}.get(value, value + "x"),
         tuple: lambda: [entry * 0.5 for entry in value],
-        dict: lambda: {**value, "more": 1},
+        dict: lambda: {**value, "depth": 1},
         type(None): lambda: 2.0,
     }[type(value)]()
     values = with_value(name, changed)

@@ -157,3 +157,13 @@ def test_files_of_different_kinds(tmp_path):
 def write_text(path: Path) -> Path:
     path.write_text("cat")
     return path
+
+
+@pytest.mark.parametrize(
+    "pattern", ["x-{0..99999999999}.tar", "{a,b}" * 40, "{0..9999}{0..9999}", "{" * 3000 + "a,b" + "}" * 3000 + "{1..2}" * 40]
+)
+def test_braces_that_expand_without_end_are_refused_at_once(pattern):
+    """F18."""
+    with pytest.raises(DataError, match="stands for more than 1,000,000 files"):
+        expand_braces(pattern)
+    assert expand_braces("{" * 3000 + "a" + "}" * 3000) == ["a"]

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from mapet.registry import allow
 from tests.contracts import objective_suite as suite
 from tests.data_root import CHECKOUT
 
@@ -16,6 +17,7 @@ NAME = "own_objective:Rotation"
 @pytest.fixture(autouse=True)
 def importable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(EXAMPLES)
+    allow(NAME)
 
 
 @pytest.mark.parametrize("check", suite.OF_ALL, ids=lambda check: check.__name__)

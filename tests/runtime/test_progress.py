@@ -7,7 +7,8 @@ import pytest
 from rich.console import Console
 
 from mapet.runtime import progress as module
-from mapet.runtime.progress import format_seconds, progress, say
+from mapet.runtime.progress import format_seconds, printable, progress, say
+from tests.command import mapet
 
 
 @pytest.mark.parametrize(
@@ -54,3 +55,27 @@ def test_a_bar_waits_until_it_is_worth_showing(monkeypatch) -> None:
 def test_brackets_in_messages_are_no_markup(capsys) -> None:
     say("[red]paths[/red] like [0]")
     assert "[red]paths[/red] like [0]" in capsys.readouterr().err
+
+
+HOSTILE = "a\x1b]0;owned\x07\x1b[2J\rb\x9b31m\u202egnp.\u2028c\x7f"
+
+
+def test_control_characters_are_escaped(capsys) -> None:
+    """F25."""
+    shown = "a\\x1b]0;owned\\x07\\x1b[2J\\rb\\x9b31m\\u202egnp.\\u2028c\\x7f"
+    assert printable(HOSTILE) == shown
+    assert printable("two\nlines\tof text, caf\u00e9, \u6771\u4eac") == "two\nlines\tof text, caf\u00e9, \u6771\u4eac"
+    say(HOSTILE)
+    assert shown in capsys.readouterr().err
+
+
+def test_a_command_prints_no_control_characters(tmp_path, capsys) -> None:
+    """F25: names of files come back in results, errors and progress."""
+    folder = tmp_path / "a\x1b[31mb"
+    assert mapet("tokenizer", "random", "--out", folder, "-k", "8", "--image-size", "16", "--patch-size", "8") == 0
+    assert mapet("evaluate", "tokens", folder) == 2
+    assert mapet("codebook", folder / "none", "digits") == 2
+    found = capsys.readouterr()
+    assert "\x1b" not in found.out + found.err
+    assert "a\\x1b[31mb" in found.out
+    assert "a\\x1b[31mb" in found.err

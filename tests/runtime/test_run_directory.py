@@ -9,7 +9,8 @@ import pytest
 
 from mapet.errors import CheckpointError, StorageError
 from mapet.runtime import run_directory
-from mapet.runtime.run_directory import RunDirectory, describe_environment, read_json
+from mapet.runtime.json_files import read_json
+from mapet.runtime.run_directory import RunDirectory, describe_environment
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from mapet.registry import allow
 from mapet.tokenizers.base import Tokenizer
 from tests.data.images import encoded
 
@@ -107,3 +108,6 @@ class Listed:
 
     def describe(self, index: int) -> str:
         return f"image {index}"
+
+
+allow(Planted.kind)  # saved ones are loaded again

@@ -30,6 +30,7 @@ from mapet.tokenizers.random_projection import RandomProjection
 from mapet.training import pretrain as module
 from mapet.training.checkpoint import newest_checkpoint
 from mapet.training.pretrain import pretrain
+from mapet.training.record import RunRecord
 from tests.data.images import write_images
 from tests.training.tiny import LOCATION, TinyImages, assert_equal_weights, tiny_settings, tiny_store, tiny_tokenizer, tiny_values
 
@@ -152,6 +153,17 @@ def test_other_images_are_refused(tmp_path: Path, tokenizer: Path, count: int, m
     monkeypatch.setattr(module, "open_source", lambda data, _: TinyImages(data, count, seed=0))
     with pytest.raises(CheckpointError, match=rf"was begun on 40 images.*now they are {count}.*cannot be continued exactly"):
         start(run.path, tokenizer=tokenizer)
+
+
+def test_the_place_of_then_is_named_beside_the_place_of_now(tmp_path: Path) -> None:
+    """A run that was begun elsewhere names where, and not where its images are looked for now."""
+    record = RunRecord(RunDirectory(tmp_path), "digits", tiny_settings(), None, None)
+    record.begin()
+    record.fix_inputs(None, ["a", "b"])
+    RunDirectory(tmp_path).tokens.mkdir()
+    moved = RunRecord(RunDirectory(tmp_path), str(tmp_path / "elsewhere"), tiny_settings(), None, None)
+    with pytest.raises(CheckpointError, match=rf"was begun on 2 images of digits; now they are 1 of {tmp_path / 'elsewhere'}\."):
+        moved.fix_inputs(None, ["a"])
 
 
 def test_images_in_another_order_are_refused(tmp_path: Path, tokenizer: Path, monkeypatch) -> None:

@@ -8,6 +8,8 @@ import pytest
 import torch
 
 from mapet.runtime.run_directory import RunDirectory
+from mapet.training import vital_signs
+from mapet.training.monitor import read_warnings
 from mapet.training.trainer import Trainer
 from mapet.training.vital_band import AccuracyBand, band_of, stored_band
 from tests.training.tiny import tiny_objective, tiny_settings, tiny_source
@@ -73,6 +75,19 @@ def test_what_is_usual_leaking_and_said() -> None:
     assert AccuracyBand(0.6, 0.7).usual == pytest.approx((0.6, 0.97))
     assert AccuracyBand(0.6, 0.7).verdict(0.98).endswith("(above it).")
     assert AccuracyBand(1.0, 1.0).leaking == 1.0
+
+
+def test_a_run_that_ends_below_its_band_is_warned_of(tmp_path: Path, store, capsys, monkeypatch) -> None:
+    """The report of such a run does not say "No warnings"."""
+    band = AccuracyBand(0.5, 0.9)
+    monkeypatch.setattr(vital_signs, "stored_band", lambda *_: band)
+    settings, run = tiny_settings(training__steps=1, training__warmup_steps=0), RunDirectory(tmp_path)
+    Trainer(tiny_objective(settings), tiny_source(), store, settings, run, CPU).run()
+    words = band.verdict(run.read_metrics()[-1]["token_accuracy"])
+    assert "below it" in words
+    (warning,) = [line for line in read_warnings(run) if line["name"] == "below_band"]
+    assert warning["message"] == words
+    assert f"WARNING at step 1: {words}" in " ".join(capsys.readouterr().err.split())
 
 
 def test_a_run_says_what_to_expect_and_how_it_ended(tmp_path: Path, store, capsys) -> None:

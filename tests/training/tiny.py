@@ -13,6 +13,7 @@ from mapet.config.settings import PretrainSettings, parse_settings
 from mapet.data.loader import UnreadableImages
 from mapet.data.sources import ImageSource, open_source
 from mapet.objectives.base import Objective
+from mapet.registry import allow
 from mapet.runtime.run_directory import RunDirectory
 from mapet.token_store.build import build_store
 from mapet.token_store.read import TokenStore
@@ -21,6 +22,7 @@ from mapet.training.pretrain import backbone_recipe, build_objective
 from mapet.training.trainer import Trainer
 
 LOCATION = "tests.training.tiny:open_tiny"
+allow(LOCATION)  # runs record it, and reports and evaluations of them open it
 VOCAB, IMAGES, BATCH = 20, 40, 8
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mapet.cli.options import Data, Device, MaxUnreadable, Seed, Workers
+from mapet.cli.options import Allow, Data, Device, MaxUnreadable, Seed, Workers
 
 if TYPE_CHECKING:
     from mapet.tokenizers.judging.judge import Judged
@@ -28,6 +28,7 @@ def codebook(
     device: Device = "auto",
     workers: Workers = 2,
     max_unreadable: MaxUnreadable = 0,
+    allow: Allow = None,
 ) -> None:
     """Judge tokenizers on the same images: which codes are used, which survive small changes, what they tell and show."""
     from mapet.data.loader import UnreadableImages

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from mapet.cli.options import ClassDepth, Device, MaxUnreadable, Split, Workers, located
+from mapet.cli.options import Allow, ClassDepth, Device, MaxUnreadable, Split, Workers, located
 
 
 def evaluate(
@@ -43,6 +43,7 @@ def evaluate(
     device: Device = "auto",
     workers: Workers = 2,
     max_unreadable: MaxUnreadable = 0,
+    allow: Allow = None,
 ) -> None:
     """Judge a backbone on labelled images, next to the same backbone at random initialisation."""
     from mapet.cli.evaluate_tokens import evaluate_tokenizer, is_about_tokens

@@ -51,12 +51,13 @@ def _location(address: str, data: str | None, folder: Any) -> tuple[str, Any]:
     """Where the images are, and where results are kept: a run has both."""
     from pathlib import Path
 
+    from mapet.data.sources import recorded_location
     from mapet.errors import SettingsError
     from mapet.evaluation.tokens.data import run_at
 
     run = run_at(Path(address))
     if run is not None:
-        return data or run.read_config()["data"], folder or run.evaluations
+        return data or recorded_location(run.read_config().get("data"), run.config), folder or run.evaluations
     if data is None:
         raise SettingsError(f"{address} has no images of its own. Give labelled ones: mapet evaluate {NAME} {address} DATA")
     return data, folder

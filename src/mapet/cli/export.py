@@ -36,7 +36,7 @@ def export(
     from mapet.models.hub_push import push as run_push
     from mapet.models.opened import open_backbone
 
-    FORMATS.get(to)
+    FORMATS.get_or_import(to)
     opened = open_backbone(backbone, model=model, options=parse_options(option or []))
     written = run_export(opened, to, out)
     difference = "not compared" if written.difference is None else f"within {written.difference:.1e} of the original"

@@ -10,7 +10,10 @@ import os
 import signal
 import sys
 import threading
+from contextlib import redirect_stdout
+from contextvars import copy_context
 from types import FrameType
+from typing import TextIO, cast
 
 INTERRUPTED = 130
 
@@ -80,10 +83,12 @@ def _run() -> int:
             stream.reconfigure(errors="backslashreplace")  # file names need not be UTF-8
     from mapet.cli.app import app
     from mapet.errors import MapetError
+    from mapet.runtime.progress import PrintableText, printable
 
     try:
-        app()
+        with redirect_stdout(cast(TextIO, PrintableText(sys.stdout))):
+            copy_context().run(app)  # what one command allows is not allowed to the next one of the same process
     except MapetError as error:
-        print(f"mapet: {error}", file=sys.stderr)
+        print(printable(f"mapet: {error}"), file=sys.stderr)
         return error.exit_code
     return 0

@@ -68,7 +68,7 @@ def _explain(name: str) -> None:
     """The idea as its file tells it, and all options."""
     from mapet.objectives import OBJECTIVES
 
-    kind = OBJECTIVES.get(name)
+    kind = OBJECTIVES.get_or_import(name)
     print(inspect.getdoc(sys.modules[kind.__module__]) or kind.summary)
     print(f"\nNeeds: {', '.join(kind.needs) or 'nothing but images'}.\n\nOptions (--set objective.options.NAME=VALUE):\n")
     meanings = _meanings(kind)
@@ -116,7 +116,7 @@ def _create(name: str, **options: Any) -> Objective[Any]:
     from mapet.models import create_backbone
     from mapet.objectives import OBJECTIVES, create_objective
 
-    given = TEACHER if "teacher" in OBJECTIVES.get(name).needs and "teacher" not in options else {}
+    given = TEACHER if "teacher" in OBJECTIVES.get_or_import(name).needs and "teacher" not in options else {}
     backbone = create_backbone("vit_tiny_patch16_224", num_classes=0, depth=2)
     return create_objective(name, backbone=backbone, vocab_size=VOCAB, **given, **options)
 

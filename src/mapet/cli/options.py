@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from mapet.registry import allow
+
 Data = Annotated[
     str,
     typer.Argument(
@@ -26,6 +28,24 @@ Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory: the -
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
 Workers = Annotated[int, typer.Option(min=0, help="Processes that load images.")]
 MaxUnreadable = Annotated[int, typer.Option(min=0, help="Unreadable images that may be skipped; they are named either way.")]
+
+
+def _allow(names: list[str] | None) -> list[str]:
+    """Permits files to name these, for as long as the command runs."""
+    allow(*(names or ()))
+    return names or []
+
+
+Allow = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--allow",
+        metavar="NAME",
+        callback=_allow,
+        help="Code, data or weights that a file which is read may name, such as package.module:Class or hf://datasets/OWNER/NAME; "
+        "by default none; repeatable.",
+    ),
+]
 Seed = Annotated[int, typer.Option(help="Determines every random draw.")]
 
 
@@ -36,6 +56,7 @@ def located(data: str | None, address: str, split: str | None, class_depth: int 
         SettingsError: There is neither data nor a run.
     """
     from mapet.data.address import with_options
+    from mapet.data.sources import recorded_location
     from mapet.errors import SettingsError
     from mapet.evaluation.tokens.data import run_at
 
@@ -44,4 +65,6 @@ def located(data: str | None, address: str, split: str | None, class_depth: int 
     run = run_at(Path(address)) if data is None else None
     if data is None and run is None:
         raise SettingsError("--split and --class-depth are about DATA, and there is none. Give DATA.")
-    return with_options(data or (run.read_config()["data"] if run else ""), split, class_depth)
+    if data is None and run is not None:
+        data = recorded_location(run.read_config().get("data"), run.config)
+    return with_options(data or "", split, class_depth)

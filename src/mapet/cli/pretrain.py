@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from mapet.cli.options import Data
+from mapet.cli.options import Allow, Data
 
 
 def pretrain(
@@ -24,6 +24,7 @@ def pretrain(
         typer.Option(help="Epochs between online probes (k-NN, linear) on a part of the training images; needs labels."),
     ] = None,
     max_unreadable: Annotated[int | None, typer.Option(min=0, help="Unreadable images that may be skipped (0).")] = None,
+    allow: Allow = None,
 ) -> None:
     """Pre-train a backbone on the images in DATA.
 

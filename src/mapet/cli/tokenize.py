@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mapet.cli.options import Data, Device, MaxUnreadable, Seed, Workers
+from mapet.cli.options import Allow, Data, Device, MaxUnreadable, Seed, Workers
 
 if TYPE_CHECKING:
     from mapet.data.crops import Crops
@@ -36,6 +36,7 @@ def tokenize(
     device: Device = "auto",
     workers: Workers = 2,
     max_unreadable: MaxUnreadable = 0,
+    allow: Allow = None,
 ) -> None:
     """Store the visual tokens of every image in DATA, found again by what an image contains.
 

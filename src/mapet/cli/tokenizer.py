@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from mapet.cli.options import Data, Device, MaxUnreadable, Seed, Workers
+from mapet.cli.options import Allow, Data, Device, MaxUnreadable, Seed, Workers
 
 app = typer.Typer(help="Make visual vocabularies.", no_args_is_help=True)
 
@@ -59,6 +59,7 @@ def fit(
     device: Device = "auto",
     workers: Workers = 2,
     max_unreadable: MaxUnreadable = 0,
+    allow: Allow = None,
 ) -> None:
     """Fit a k-means tokenizer on features of the patches of DATA.
 
@@ -67,11 +68,13 @@ def fit(
     from mapet.config.recipes import parse_options
     from mapet.data.loader import UnreadableImages
     from mapet.data.sources import open_source
+    from mapet.registry import allow as typed
     from mapet.runtime.device import choose_device
     from mapet.runtime.processes import this_process
     from mapet.tokenizers.fit import fit_tokenizer
     from mapet.tokenizers.fit_settings import preset_settings
 
+    typed(features or "")
     options = parse_options(option or []) | ({} if layer is None else {"layer": layer})
     settings = preset_settings(
         preset,

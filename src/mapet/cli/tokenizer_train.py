@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from mapet.cli.options import Data, Device, MaxUnreadable, Seed, Workers
+from mapet.cli.options import Allow, Data, Device, MaxUnreadable, Seed, Workers
 
 
 def train(
@@ -44,6 +44,7 @@ def train(
     device: Device = "auto",
     workers: Workers = 2,
     max_unreadable: MaxUnreadable = 0,
+    allow: Allow = None,
 ) -> None:
     """Train a VQ-KD tokenizer: codes of a ViT from which a decoder can tell a teacher's features of DATA.
 
@@ -52,11 +53,13 @@ def train(
     from mapet.config.recipes import parse_options
     from mapet.data.loader import UnreadableImages
     from mapet.data.sources import open_source
+    from mapet.registry import allow as typed
     from mapet.runtime.device import choose_device
     from mapet.runtime.processes import this_process
     from mapet.tokenizers.vq_kd.settings import VQKDSettings
     from mapet.tokenizers.vq_kd.training import train_vq_kd
 
+    typed(teacher)
     settings = VQKDSettings(
         teacher=teacher,
         teacher_options=parse_options(teacher_option or []),

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from mapet.config.settings import PretrainSettings, parse_settings, setting_names
+from mapet.config.plain_yaml import parse_yaml
+from mapet.config.settings import LOCAL_FEATURES, PretrainSettings, parse_settings, setting_names
 from mapet.errors import SettingsError, nearest
+from mapet.registry import allow, is_path, refuse_unless_allowed
 
 
 def recipe_names() -> list[str]:
@@ -38,16 +38,66 @@ def recipe_text(recipe: str) -> str:
 def load_recipe(recipe: str, overrides: Sequence[str] = ()) -> PretrainSettings:
     """Settings of a recipe, with `key=value` overrides such as "training.lr=1e-3".
 
+    What the overrides name is the user's choice (`mapet.allow`). A recipe that is a file names no code, weights or other files.
+
     Raises:
-        SettingsError: The recipe, a key or a value is wrong.
+        SettingsError: The recipe, a key or a value is wrong, or two lengths of one thing are given.
+        NotAllowedError: The file names what only the user may choose.
     """
     values = parse_yaml(recipe_text(recipe), f"The recipe '{recipe}'")
     if not isinstance(values, dict):
         raise SettingsError(f"The recipe '{recipe}' holds no settings. `mapet recipes digits` prints one that does.")
     values = {name: value for name, value in values.items() if value is not None}  # a section with every line commented out
+    given: dict[str, Any] = {}
     for override in overrides:
-        _apply(values, override)
-    return parse_settings(values)
+        name, value = _apply(values, override)
+        other = f"training.{_INSTEAD_OF[name]}" if name in _INSTEAD_OF else ""
+        if value and given.get(other):
+            raise SettingsError(f"Both {other} ({given[other]}) and {name} ({value}) are given; give one of them.")
+        given[name] = value
+        allow(*_texts(value))
+    settings = parse_settings(values)
+    if recipe not in recipe_names():
+        refuse_foreign_names(settings)
+    return settings
+
+
+def refuse_foreign_names(settings: PretrainSettings) -> None:
+    """Refuses settings out of a file that name code, weights to fetch, or files to open, unless the user typed the same names.
+
+    Raises:
+        NotAllowedError: Ends with the word to add.
+    """
+    if is_path(settings.objective.name):
+        refuse_unless_allowed(settings.objective.name, "It is code that is not part of mapet, meant as the objective.")
+    if settings.tokenizer.features not in LOCAL_FEATURES:
+        refuse_unless_allowed(settings.tokenizer.features, "Features of this name take weights or code from elsewhere.")
+    for options in (settings.objective.options, settings.tokenizer.options):
+        for name in _texts([_entries(options, key) for key in _OPENED]):
+            if name not in _OF_ITSELF:
+                refuse_unless_allowed(name, "It is a file, a folder or a model that would be opened or fetched.")
+
+
+# Options whose values are opened or fetched, and the teachers that are the encoder itself.
+_OPENED = ("teacher", "checkpoint", "run")
+_OF_ITSELF = ("self", "lagging")
+
+
+def _entries(options: Any, key: str) -> list[Any]:
+    """The values under `key`, at any depth."""
+    if not isinstance(options, Mapping):
+        return []
+    return [value for name, value in options.items() if name == key] + [
+        found for value in options.values() for found in _entries(value, key)
+    ]
+
+
+def _texts(value: Any) -> list[str]:
+    """The texts in a plain value."""
+    if isinstance(value, str):
+        return [value]
+    inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()
+    return [text for one in inner for text in _texts(one)]
 
 
 def parse_options(pairs: Sequence[str]) -> dict[str, Any]:
@@ -55,26 +105,13 @@ def parse_options(pairs: Sequence[str]) -> dict[str, Any]:
     options = {}
     for pair in pairs:
         key, equals, text = pair.partition("=")
-        if not equals:
+        if not equals or not _KEY.fullmatch(key):
             raise SettingsError(f"An option is given as key=value, not '{pair}'.")
         options[key] = parse_yaml(text, f"The value of '{key}'")
     return options
 
 
-class _Loader(yaml.SafeLoader):
-    """Takes 1e-3 for a number, as YAML 1.2 does; PyYAML would take it for text."""
-
-
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789"))
-
-
-def parse_yaml(text: str, what: str) -> Any:
-    """The plain values in a YAML text; `what` names it where it is none (SettingsError)."""
-    try:
-        return yaml.load(text, _Loader)
-    except yaml.YAMLError as error:
-        raise SettingsError(f"{what} is not valid YAML: {error}") from None
-
+_KEY = re.compile(r"[A-Za-z_][\w.]*")
 
 # A length in steps takes the place of one in epochs, and the other way round.
 _INSTEAD_OF = {
@@ -85,7 +122,8 @@ _INSTEAD_OF = {
 }
 
 
-def _apply(values: dict[str, Any], override: str) -> None:
+def _apply(values: dict[str, Any], override: str) -> tuple[str, Any]:
+    """Sets what an override says; returns the full name of the setting and the value."""
     ((key, value),) = parse_options([override]).items()
     names = setting_names()
     full = key if _is_setting(key, names) else _by_last_part(key, names)
@@ -98,6 +136,7 @@ def _apply(values: dict[str, Any], override: str) -> None:
             raise SettingsError(f"'{section}' holds {values!r} instead of settings, so that '{full}' cannot be set in it.")
     values[last] = value
     values.pop(_INSTEAD_OF.get(full, ""), None)
+    return full, value
 
 
 def _is_setting(key: str, names: list[str]) -> bool:

@@ -12,11 +12,17 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from mapet.config.architecture import LARGEST_IMAGE, LARGEST_VOCABULARY, check_architecture, check_names
 from mapet.errors import SettingsError, nearest
 
 _Beta = Annotated[float, Field(ge=0, lt=1)]
 _Positive = Annotated[float, Field(gt=0)]
 _Share = Annotated[float, Field(gt=0, le=1)]
+_Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
+# No run comes near these; what exceeds them is a slip, and ends in words rather than in a lack of memory.
+_MANY, _MOST = 2**20, 2**40
+# Features that need no file, no network and no code from elsewhere.
+LOCAL_FEATURES = ("coates", "pixels")
 
 
 class Section(BaseModel):
@@ -37,6 +43,7 @@ class BackboneSettings(Section):
         for name, setting in (("img_size", "image_size"), ("drop_path_rate", "training.drop_path")):
             if name in options:
                 raise ValueError(f"{name} is the setting {setting}; set that one instead")
+        check_architecture(options, where="backbone.options")
         return options
 
 
@@ -46,6 +53,12 @@ class ObjectiveSettings(Section):
     name: str = "mapet"
     options: dict[str, Any] = {}
 
+    @field_validator("options")
+    @classmethod
+    def _identifiers(cls, options: dict[str, Any]) -> dict[str, Any]:
+        check_names(options, where="objective.options")
+        return options
+
 
 class ViewSettings(Section):
     """Which part of an image is seen, by tokenizer and backbone alike; a view ignores what it does not have."""
@@ -54,10 +67,10 @@ class ViewSettings(Section):
         default="fixed",
         description="fixed: the central square; stored: random crops whose tokens are stored; online: a new crop in every epoch",
     )
-    count: int = Field(default=4, ge=1, description="stored crops an image, shown in turn")
+    count: int = Field(default=4, ge=1, le=_MANY, description="stored crops an image, shown in turn")
     scale: tuple[_Share, _Share] = Field(default=(0.2, 1.0), description="smallest and largest share of the area of a random crop")
     flip: bool = Field(default=True, description="mirror half of the random crops")
-    seed: int = Field(default=0, description="of the stored crops, which several runs can share; others follow the run's")
+    seed: _Seed = Field(default=0, description="of the stored crops, which several runs can share; others follow the run's")
 
     @field_validator("scale")
     @classmethod
@@ -71,28 +84,34 @@ class TokenizerSettings(Section):
     """How visual tokens are made where no tokenizer is given: k-means over features of patches."""
 
     image_size: int | None = Field(
-        default=None, ge=1, description="pixels at which images are tokenised; by default the image size"
+        default=None, ge=1, le=LARGEST_IMAGE, description="pixels at which images are tokenised; by default the image size"
     )
     features: str = "coates"
     options: dict[str, Any] = {}
-    vocab_size: int = Field(default=512, ge=2)
-    num_points: int = Field(default=200_000, ge=1, description="patches whose features are clustered, about")
-    max_images: int | None = Field(default=20_000, ge=1, description="images that they are taken from; null takes all")
-    iterations: int = Field(default=20, ge=1)
-    restarts: int = Field(default=3, ge=1)
+    vocab_size: int = Field(default=512, ge=2, le=LARGEST_VOCABULARY)
+    num_points: int = Field(default=200_000, ge=1, le=_MOST, description="patches whose features are clustered, about")
+    max_images: int | None = Field(default=20_000, ge=1, le=_MOST, description="images that they are taken from; null takes all")
+    iterations: int = Field(default=20, ge=1, le=_MANY)
+    restarts: int = Field(default=3, ge=1, le=_MANY)
+
+    @field_validator("options")
+    @classmethod
+    def _identifiers(cls, options: dict[str, Any]) -> dict[str, Any]:
+        check_names(options, where="tokenizer.options")
+        return options
 
 
 class TrainingSettings(Section):
     """Optimisation. Learning rates are per step, absolute, not scaled by the batch size."""
 
-    epochs: float | None = Field(default=None, gt=0, description="passes over the images; give this or `steps`")
-    steps: int | None = Field(default=None, ge=1)
-    batch_size: int = Field(default=256, ge=1, description="images per optimizer step, over all processes")
+    epochs: float | None = Field(default=None, gt=0, le=_MOST, description="passes over the images; give this or `steps`")
+    steps: int | None = Field(default=None, ge=1, le=_MOST)
+    batch_size: int = Field(default=256, ge=1, le=_MANY, description="images per optimizer step, over all processes")
     lr: float = Field(default=1.5e-3, gt=0)
     min_lr: float = Field(default=1e-5, ge=0)
     warmup_lr: float = Field(default=1e-6, ge=0)
-    warmup_epochs: float = Field(default=0, ge=0)
-    warmup_steps: int = Field(default=0, ge=0)
+    warmup_epochs: float = Field(default=0, ge=0, le=_MOST)
+    warmup_steps: int = Field(default=0, ge=0, le=_MOST)
     betas: tuple[_Beta, _Beta] = (0.9, 0.999)
     eps: float = Field(default=1e-8, gt=0)
     weight_decay: float = Field(default=0.05, ge=0)
@@ -116,30 +135,36 @@ class Mechanics(Section):
     """How the work is done; never what is learned."""
 
     device: str = Field(default="auto", description="auto, cpu, cuda, cuda:1, mps")
-    workers: int = Field(default=2, ge=0, description="data loading processes")
+    workers: int = Field(default=2, ge=0, le=1024, description="data loading processes")
     micro_batch: int | None = Field(
         default=None,
         ge=1,
+        le=_MANY,
         description="images per forward pass; the rest of the batch is accumulated (drop path then draws otherwise)",
     )
     activation_checkpointing: bool = False
-    checkpoint_every: int = Field(default=500, ge=1, description="optimizer steps between checkpoints")
-    keep_checkpoints: int = Field(default=2, ge=1)
-    log_every: int = Field(default=10, ge=1, description="optimizer steps between entries of metrics.jsonl")
+    checkpoint_every: int = Field(default=500, ge=1, le=_MOST, description="optimizer steps between checkpoints")
+    keep_checkpoints: int = Field(default=2, ge=1, le=_MANY)
+    log_every: int = Field(default=10, ge=1, le=_MOST, description="optimizer steps between entries of metrics.jsonl")
     probe_every: float | None = Field(
         default=None, gt=0, description="epochs between online probes on labelled training images; null for none"
     )
     memory: float = Field(
-        default=4.0, ge=0, description="GiB of main memory for features that are clustered; more are read from disk in every pass"
+        default=4.0,
+        ge=0,
+        le=_MANY,
+        description="GiB of main memory for features that are clustered; more are read from disk in every pass",
     )
-    max_unreadable: int = Field(default=0, ge=0, description="unreadable images that are skipped before the run is refused")
+    max_unreadable: int = Field(
+        default=0, ge=0, le=_MOST, description="unreadable images that are skipped before the run is refused"
+    )
 
 
 class PretrainSettings(Section):
     """A complete pre-training run."""
 
-    seed: int = 0
-    image_size: int = Field(default=224, ge=1)
+    seed: _Seed = 0
+    image_size: int = Field(default=224, ge=1, le=LARGEST_IMAGE)
     backbone: BackboneSettings = BackboneSettings()
     objective: ObjectiveSettings = ObjectiveSettings()
     view: ViewSettings = ViewSettings()

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from mapet.data.sources import ImageSource
 
 _BRACES = re.compile(r"\{([^{}]*)\}")
-_RANGE = re.compile(r"(\d+)\.\.(\d+)")
+_RANGE = re.compile(r"(\d{1,15})\.\.(\d{1,15})")
+MOST_FILES = 1_000_000
 # With more folders, they are taken for class folders without a glance at what they hold.
 _MOST_FOLDERS = 20
 # The parts of a collection by their names, the training part first; one part called "" where it is not split.
@@ -76,18 +77,33 @@ def matching_files(pattern: str) -> list[Path]:
 
 
 def expand_braces(pattern: str) -> list[str]:
-    """`x-{08..10}.tar` is x-08.tar, x-09.tar and x-10.tar; `{a,b}` is a and b; also within one another, and every name once."""
-    inner = _BRACES.search(pattern)
-    if inner is None:
-        return [pattern]
-    chosen = (pattern[: inner.start()] + choice + pattern[inner.end() :] for choice in _choices(inner[1]))
-    return [*dict.fromkeys(name for one in chosen for name in expand_braces(one))]
+    """`x-{08..10}.tar` is x-08.tar, x-09.tar and x-10.tar; `{a,b}` is a and b; also within one another, and every name once.
+
+    Raises:
+        DataError: These are more than `MOST_FILES` names.
+    """
+    names = [pattern]
+    while any(map(_BRACES.search, names)):
+        expanded: dict[str, None] = {}
+        for name in names:
+            inner = _BRACES.search(name)
+            choices = [""] if inner is None else _choices(inner[1])
+            if len(expanded) + len(choices) > MOST_FILES:
+                raise DataError(f"{pattern:.200} stands for more than {MOST_FILES:,} files. Give the folder that holds them.")
+            for choice in choices:
+                expanded[name if inner is None else name[: inner.start()] + choice + name[inner.end() :]] = None
+        names = [*expanded]
+    return names
 
 
-def _choices(inside: str) -> list[str]:
-    if ends := _RANGE.fullmatch(inside):
-        return [f"{number:0{len(ends[1])}}" for number in range(int(ends[1]), int(ends[2]) + 1)]
-    return inside.split(",")
+def _choices(inside: str) -> Sequence[str]:
+    ends = _RANGE.fullmatch(inside)
+    if ends is None:
+        return inside.split(",")
+    first, last = int(ends[1]), int(ends[2])
+    if last - first >= MOST_FILES:
+        return [inside] * (MOST_FILES + 1)
+    return [f"{number:0{len(ends[1])}}" for number in range(first, last + 1)]
 
 
 def _open_groups(groups: dict[str, list[Path]], address: DataAddress) -> Parts:

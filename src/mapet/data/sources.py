@@ -28,8 +28,8 @@ from mapet.data.labels import renumber
 from mapet.data.locations import Parts, open_location
 from mapet.data.named_sets import absolute_named, is_named_set
 from mapet.data.splits import held_out_part, part_named
-from mapet.errors import DataError, UnreadableImageError, nearest
-from mapet.registry import Registry
+from mapet.errors import DataError, NotAllowedError, UnreadableImageError, nearest
+from mapet.registry import Registry, refuse_unless_allowed
 from mapet.runtime.progress import progress, say
 
 SPLITS = ("train", "test", "all")
@@ -111,7 +111,8 @@ def open_source(location: str | Path, split: str = "train") -> ImageSource:
     labels to evaluate with (`hold_out`); images without labels are all for training.
 
     Args:
-        location: What the user gave; see the top of this module. Names of SOURCES go before folders: write ./digits for a folder.
+        location: What the user gave, and nothing out of a file, for which there is `recorded_location`; see the top of this
+            module. Names of SOURCES go before folders: write ./digits for a folder.
         split: "train", "test" or "all".
 
     Raises:
@@ -120,7 +121,7 @@ def open_source(location: str | Path, split: str = "train") -> ImageSource:
     if split not in SPLITS:
         raise DataError(f"There is no split '{split}'. {nearest(split, SPLITS)}")
     if _is_factory(location):
-        return SOURCES.get(str(location))(str(location), split)
+        return SOURCES.get_or_import(str(location))(str(location), split)
     parts = _open_location(location)
     train, *others = parts.values()
     if split == "train" and (others or train.labels is None):
@@ -140,6 +141,27 @@ def open_splits(location: str | Path) -> tuple[ImageSource, ImageSource]:
         return open_source(location, "train"), open_source(location, "test")
     both = _train_and_test(_open_location(location), location)
     return _part(both, "train"), _part(both, "test")
+
+
+def recorded_location(location: object, where: Path) -> str:
+    """A location out of a run's config.json, if it is images on this machine: a file runs no code and uses no network.
+
+    Args:
+        location: What the file names.
+        where: The file.
+
+    Raises:
+        DataError: It is no location.
+        NotAllowedError: It is an address or code, and the user did not type it.
+    """
+    if not isinstance(location, str) or not location or "\0" in location:
+        raise DataError(f"{where} names {location!r:.80} as its images. Give DATA, the place where they are.")
+    if location.startswith(PREFIX) or _is_factory(DataAddress.parse(location).place):
+        try:
+            refuse_unless_allowed(location, "It would be fetched, or is code, and was not used.")
+        except NotAllowedError as error:
+            raise NotAllowedError(f"{where}: {error} Or give DATA, where the command takes it.") from None
+    return location
 
 
 def absolute_location(location: str | Path) -> str:

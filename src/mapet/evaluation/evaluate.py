@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from mapet.data.loader import UnreadableImages
-from mapet.data.sources import ImageSource
+from mapet.data.sources import ImageSource, recorded_location
 from mapet.errors import SettingsError
 from mapet.evaluation.copies import Copies, SeenKeys, count_copies
 from mapet.evaluation.intervals import gain_intervals
@@ -21,9 +21,10 @@ from mapet.evaluation.protocol import Findings, Protocol, Result
 from mapet.evaluation.subject import Subject
 from mapet.models.opened import OpenedBackbone, open_backbone
 from mapet.runtime.files import write_json
+from mapet.runtime.json_files import read_json
 from mapet.runtime.lock import only_writer
 from mapet.runtime.progress import say
-from mapet.runtime.run_directory import RunDirectory, read_json
+from mapet.runtime.run_directory import RunDirectory
 
 
 def evaluate(
@@ -98,7 +99,7 @@ def _refuse_others(folder: Path, stems: Sequence[str], title: str) -> None:
 def _own_data(opened: OpenedBackbone) -> str:
     if opened.run is None:
         raise SettingsError(f"{opened.title} was not pre-trained here, so that there are no images of its own. Give DATA.")
-    return opened.run.read_config()["data"]
+    return recorded_location(opened.run.read_config().get("data"), opened.run.config)
 
 
 def say_note(protocol: Protocol, train_images: int) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from pydantic import TypeAdapter, ValidationError
 
-from mapet.config.recipes import parse_yaml
+from mapet.config.plain_yaml import parse_own_yaml
 from mapet.errors import SettingsError, nearest
 from mapet.registry import Registry
 
@@ -33,6 +33,7 @@ PROTOCOLS: Registry[type[Protocol]] = Registry(
         "segment": "mapet.evaluation.segmentation.protocol:Segment",
         "tokens": "mapet.evaluation.tokens.protocol:TokenClassification",
     },
+    base="mapet.evaluation.protocol:Protocol",
 )
 
 
@@ -64,7 +65,7 @@ def preset_source(name: str, preset: str) -> str:
 
 def presets_of(name: str) -> dict[str, dict[str, Any]]:
     """Preset to settings, none without a YAML file; the first is what is meant unasked."""
-    presets = parse_yaml(preset_text(name), f"protocols/{name}.yaml") or {}
+    presets = parse_own_yaml(preset_text(name), f"protocols/{name}.yaml") or {}
     return {str(preset): settings or {} for preset, settings in presets.items()}
 
 
@@ -79,7 +80,7 @@ def protocol_of(title: str, overrides: Mapping[str, Any] | None = None) -> Proto
         SettingsError: The name, a setting or its value is wrong.
     """
     name, settings = settings_of(title)
-    return _build(PROTOCOLS.get(name), settings, overrides or {})
+    return _build(PROTOCOLS.get_or_import(name), settings, overrides or {})
 
 
 def settings_of(title: str) -> tuple[str, dict[str, Any]]:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from mapet.compat import Attention, Block, VisionTransformer, timm
 from mapet.errors import ModelError, nearest
 
-_REFUSED_BY_TIMM = (TypeError, AssertionError, ValueError, ArithmeticError, RuntimeError)
+_REFUSED_BY_TIMM = (TypeError, AssertionError, ValueError, ArithmeticError, RuntimeError, LookupError)
 
 
 def create_backbone(name: str, **timm_kwargs: Any) -> VisionTransformer:

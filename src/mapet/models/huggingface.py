@@ -9,18 +9,17 @@ from typing import Any
 
 from torch import Tensor
 
+from mapet.config.architecture import check_architecture
 from mapet.errors import ModelError, nearest
 from mapet.models.archive import read_tensors
+from mapet.runtime.json_files import read_json
 from mapet.runtime.progress import say
-from mapet.runtime.run_directory import read_json
 
 PREFIX = "hf://"
 MODEL_TYPES = ("vit", "vit_mae", "dinov2", "dinov2_with_registers", "beit")
 _ADDRESS = re.compile(r"hf://(?P<name>[\w.-]+/[\w.-]+)(?:@(?P<revision>[^@\s]+))?/?")
 _SMALL = ["config.json", "preprocessor_config.json", "model.safetensors.index.json", "pytorch_model.bin.index.json"]
 _EPS = 1e-6
-# Arguments of timm.create_model that fetch or load something, which a folder from anybody must not ask for.
-_NOT_ARCHITECTURE = ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir", "scriptable")
 
 Triple = tuple[float, float, float]
 
@@ -48,7 +47,7 @@ def is_hugging_face(folder: Path) -> bool:
     """Whether a folder is a model of transformers or timm."""
     if not (folder / "config.json").is_file():
         return False
-    config = read_json(folder / "config.json")
+    config = read_json(folder / "config.json", object, ModelError)
     return isinstance(config, dict) and ("model_type" in config or "architecture" in config)
 
 
@@ -58,7 +57,7 @@ def read_model(folder: Path) -> HuggingFaceModel:
     Raises:
         ModelError: It is no ViT that is known here, or a file is missing or damaged.
     """
-    config = read_json(folder / "config.json")
+    config = read_json(folder / "config.json", dict, ModelError)
     if "architecture" in config:
         return _of_timm(folder, config)
     if config["model_type"] not in MODEL_TYPES:
@@ -71,6 +70,7 @@ def read_model(folder: Path) -> HuggingFaceModel:
     eps = config.get("layer_norm_eps", 1e-12)
     notes = () if eps == _EPS else (f"Its LayerNorms add {eps} to the variance, timm's {_EPS}.",)
     heads = {"num_heads": config["num_attention_heads"]} if "num_attention_heads" in config else {}
+    check_architecture(heads, ModelError, f"num_attention_heads in {folder / 'config.json'}")
     return HuggingFaceModel(_weights(folder), None, heads, _processor(folder), notes)
 
 
@@ -106,10 +106,15 @@ def fetch(address: str) -> Path:
 
 
 def _of_timm(folder: Path, config: dict[str, Any]) -> HuggingFaceModel:
-    data = config.get("pretrained_cfg", {})
+    data = _section(folder, config, "pretrained_cfg")
     normalisation = (_triple(data["mean"]), _triple(data["std"])) if "mean" in data and "std" in data else None
-    options = {name: value for name, value in dict(config.get("model_args") or {}).items() if name not in _NOT_ARCHITECTURE}
+    options = {name: value for name, value in _section(folder, config, "model_args").items() if value is not None}
     options |= {name: config[name] for name in ("num_classes", "global_pool") if name in config}
+    check_architecture(options, ModelError, f"model_args in {folder / 'config.json'}")
+    if not isinstance(config["architecture"], str) or not config["architecture"].isidentifier():
+        raise ModelError(
+            f"{folder / 'config.json'} names the architecture {config['architecture']!r:.80}, which timm does not have."
+        )
     return HuggingFaceModel(_weights(folder), config["architecture"], options, normalisation)
 
 
@@ -118,7 +123,8 @@ def _weights(folder: Path) -> dict[str, Tensor]:
         if (folder / name).is_file():
             return read_tensors(folder / name)
         if (folder / f"{name}.index.json").is_file():
-            shards = sorted({str(shard) for shard in read_json(folder / f"{name}.index.json").get("weight_map", {}).values()})
+            index = read_json(folder / f"{name}.index.json", dict, ModelError)
+            shards = sorted({str(shard) for shard in _section(folder, index, "weight_map").values()})
             # only names of files beside the index: it may come from anybody
             return {key: value for shard in shards for key, value in read_tensors(folder / Path(shard).name).items()}
     raise ModelError(f"{folder} has config.json but no weights: model.safetensors or pytorch_model.bin is missing.")
@@ -126,12 +132,23 @@ def _weights(folder: Path) -> dict[str, Tensor]:
 
 def _processor(folder: Path) -> tuple[Triple, Triple] | None:
     path = folder / "preprocessor_config.json"
-    values = read_json(path) if path.is_file() else {}
+    values = read_json(path, dict, ModelError) if path.is_file() else {}
     if not values.get("image_mean") or not values.get("image_std"):
         return None
     return _triple(values["image_mean"]), _triple(values["image_std"])
 
 
-def _triple(values: list[float]) -> Triple:
-    red, green, blue = map(float, values)
+def _section(folder: Path, values: dict[str, Any], name: str) -> dict[str, Any]:
+    """An object in a configuration; empty where there is none."""
+    section = values.get(name) or {}
+    if not isinstance(section, dict):
+        raise ModelError(f"'{name}' in {folder} is {section!r:.80}, and must be names with values. Get the folder again.")
+    return section
+
+
+def _triple(values: Any) -> Triple:
+    try:
+        red, green, blue = map(float, values)
+    except (TypeError, ValueError, OverflowError):
+        raise ModelError(f"Mean and standard deviation are three numbers, not {values!r:.80}. Get the folder again.") from None
     return red, green, blue

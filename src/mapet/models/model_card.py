@@ -9,7 +9,8 @@ from typing import Any
 
 from mapet.errors import CheckpointError
 from mapet.models.opened import OpenedBackbone
-from mapet.runtime.run_directory import RunDirectory, read_json
+from mapet.runtime.json_files import read_json
+from mapet.runtime.run_directory import RunDirectory
 
 _MOST_CLASSES = 100
 
@@ -62,19 +63,19 @@ def _pre_training(run: RunDirectory | None) -> Iterator[str]:
         return
     config = run.read_config()
     science = config.get("science", {})
-    training, objective = science.get("training", {}), science.get("objective", {})
-    images = config.get("images") or {}
-    steps = [entry["step"] for entry in run.read_metrics() if "step" in entry]
+    training, objective, view = (_object(science.get(name)) for name in ("training", "objective", "view"))
+    images = _object(config.get("images"))
+    steps = [entry["step"] for entry in run.read_metrics() if isinstance(entry, dict) and isinstance(entry.get("step"), int)]
     facts = {
         "Objective": _with_options(objective),
         "Data": _last_name(config["data"]) if "data" in config else None,
-        "Images": f"{images['count']:,}" if images else None,
+        "Images": _count(images, "count"),
         "Optimizer steps": f"{max(steps):,}" if steps else None,
         "Images per step": training.get("batch_size"),
         "Learning rate": training.get("lr"),
         "Weight decay": training.get("weight_decay"),
         "Image size": science.get("image_size"),
-        "View": science.get("view", {}).get("name"),
+        "View": view.get("name"),
         "Seed": science.get("seed"),
         "Tokenizer": f"fingerprint `{config['tokenizer_fingerprint']}`" if config.get("tokenizer_fingerprint") else None,
         "Settings": f"hash `{config['science_hash']}`" if config.get("science_hash") else None,
@@ -110,7 +111,7 @@ def _start(result: dict[str, Any]) -> str | None:
     """Whose weights the training began with."""
     if result["protocol"].get("scratch"):
         return "random initialisation"
-    return _last_name(result["backbone"]) if result.get("backbone") else None
+    return _last_name(str(result["backbone"])) if result.get("backbone") else None
 
 
 def _own_result(opened: OpenedBackbone) -> dict[str, Any] | None:
@@ -134,7 +135,8 @@ def _results(opened: OpenedBackbone) -> list[dict[str, Any]]:
 
 
 def _is_result(result: Any) -> bool:
-    return isinstance(result, dict) and {"protocol", "protocol_hash", "data", "figures"} <= result.keys()
+    kinds = {"protocol": dict, "protocol_hash": str, "data": str, "figures": dict}
+    return isinstance(result, dict) and all(isinstance(result.get(name), kind) for name, kind in kinds.items())
 
 
 def _evaluations(results: list[dict[str, Any]]) -> Iterator[str]:
@@ -149,7 +151,7 @@ def _evaluations(results: list[dict[str, Any]]) -> Iterator[str]:
 
 
 def _row(result: dict[str, Any]) -> str:
-    metric = result.get("metric", "top1")
+    metric = str(result.get("metric", "top1"))
     value, random = (_percent(figures, metric) for figures in (result["figures"], result.get("random_figures")))
     pool = result.get("details", {}).get("pool", result["protocol"].get("pool")) or ""
     cells = [_with_preset(result), f"`{result['protocol_hash']}`", _last_name(result["data"]), f"{metric} {value}", random]
@@ -179,15 +181,20 @@ def _copies(results: list[dict[str, Any]]) -> Iterator[str]:
 
 
 def _with_preset(result: dict[str, Any]) -> str:
-    return result["protocol"].get("name", "?") + (f":{result['preset']}" if result.get("preset") else "")
+    return str(result["protocol"].get("name", "?")) + (f":{result['preset']}" if result.get("preset") else "")
 
 
 def _count(result: dict[str, Any], name: str) -> str | None:
-    return f"{result[name]:,}" if name in result else None
+    return f"{result[name]:,}" if isinstance(result.get(name), int) else None
 
 
-def _percent(figures: dict[str, float] | None, metric: str) -> str:
-    return "" if figures is None or metric not in figures else f"{100 * figures[metric]:.2f} %"
+def _object(value: Any) -> dict[str, Any]:
+    """`value` where it is an object, as it is in a run that nobody changed."""
+    return value if isinstance(value, dict) else {}
+
+
+def _percent(figures: Any, metric: str) -> str:
+    return f"{100 * figures[metric]:.2f} %" if isinstance(_object(figures).get(metric), float | int) else ""
 
 
 def _export(notes: tuple[str, ...], difference: float | None) -> str:
@@ -197,7 +204,7 @@ def _export(notes: tuple[str, ...], difference: float | None) -> str:
 
 def _with_options(section: dict[str, Any]) -> str | None:
     options = section.get("options")
-    return None if not section else section.get("name", "?") + (f" with {json.dumps(options)}" if options else "")
+    return None if not section else str(section.get("name", "?")) + (f" with {json.dumps(options)}" if options else "")
 
 
 def _software(run: RunDirectory) -> str | None:
@@ -205,7 +212,7 @@ def _software(run: RunDirectory) -> str | None:
         starts = run.read_environments()
     except CheckpointError:
         return None
-    packages = starts[-1].get("packages", {}) if starts else {}
+    packages = _object(starts[-1].get("packages")) if starts else {}
     return ", ".join(f"{name} {version}" for name, version in packages.items() if version) or None
 
 

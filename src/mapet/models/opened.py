@@ -17,8 +17,9 @@ from mapet.models.conversion import Conversion, convert
 from mapet.models.huggingface import PREFIX, fetch, is_hugging_face, read_model
 from mapet.models.judged import create_judged
 from mapet.models.saved import BackboneRecipe, load_backbone
+from mapet.runtime.json_files import read_json
 from mapet.runtime.progress import say
-from mapet.runtime.run_directory import RunDirectory, read_json
+from mapet.runtime.run_directory import RunDirectory
 
 RANDOM, TIMM = "random:", "timm:"
 CLASSES = "classes.json"
@@ -90,7 +91,7 @@ def open_backbone(address: str | Path, *, model: str | None = None, options: Map
 def _classes(folder: Path, count: int) -> tuple[str, ...] | None:
     """As fine-tuning leaves them beside the model, or an export in it."""
     for path in (folder / CLASSES, folder.parent / CLASSES):
-        names = read_json(path) if count and path.is_file() else None
+        names = read_json(path, list, ModelError) if count and path.is_file() else None
         if isinstance(names, list) and len(names) == count:
             return tuple(map(str, names))
     return None

@@ -1,6 +1,6 @@
 """A backbone on disk: weights, and what timm needs to build the model that they belong to.
 
-backbone/model.json            timm's name and keyword arguments, image size, normalisation, seed, SHA-256 of the weights
+backbone/model.json            timm's name and keyword arguments, image size, normalisation, seed; checksums of weights and itself
 backbone/weights.safetensors   the state_dict of that timm model, strict
 """
 
@@ -10,14 +10,20 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 from mapet.compat import VisionTransformer
+from mapet.config.architecture import LARGEST_IMAGE, check_architecture
 from mapet.errors import ModelError
+from mapet.models.backbone import image_size
 from mapet.models.judged import create_judged
 from mapet.models.weights import load_strictly
 from mapet.runtime.files import atomic_directory, recover, sha256, write_json
-from mapet.runtime.run_directory import RunDirectory, read_json
+from mapet.runtime.json_files import read_json, sealed, unsealed
+from mapet.runtime.run_directory import RunDirectory
 from mapet.runtime.seeding import seeded_globally
 from mapet.runtime.tensors import write_tensors
 
@@ -37,7 +43,12 @@ class BackboneRecipe:
         std: Per channel, divided by.
         seed: Of the run, from which its random initialisation was drawn.
         crop_fraction: Share of the shorter side that it is judged on: the central square of an image, or less of it.
+
+    Raises:
+        ModelError: An option is none of a ViT's architecture; see `mapet.config.architecture`.
     """
+
+    __pydantic_config__ = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     name: str
     options: dict[str, Any]
@@ -46,6 +57,14 @@ class BackboneRecipe:
     std: tuple[float, float, float]
     seed: int
     crop_fraction: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_architecture(self.options, ModelError, f"The options of '{self.name}'")
+        if not 0 <= self.image_size <= LARGEST_IMAGE or not 0 < self.crop_fraction <= 1 or not all(value > 0 for value in self.std):
+            raise ModelError(
+                f"'{self.name}' cannot take images of {self.image_size} px, of which {self.crop_fraction:g} is seen, divided by "
+                f"{self.std}."
+            )
 
     def build(self, **options: Any) -> VisionTransformer:
         """The backbone at its random initialisation, a function of `seed` alone."""
@@ -57,7 +76,8 @@ def save_backbone(folder: Path, recipe: BackboneRecipe, backbone: VisionTransfor
     """Writes the folder atomically."""
     with atomic_directory(folder) as partial:
         write_tensors(partial / "weights.safetensors", backbone.state_dict())
-        write_json(partial / "model.json", {**asdict(recipe), "weights_sha256": sha256(partial / "weights.safetensors")})
+        description = {**asdict(recipe), "weights_sha256": sha256(partial / "weights.safetensors")}
+        write_json(partial / "model.json", sealed(description))
 
 
 def load_backbone(folder: Path) -> tuple[VisionTransformer, BackboneRecipe]:
@@ -70,13 +90,37 @@ def load_backbone(folder: Path) -> tuple[VisionTransformer, BackboneRecipe]:
     description, weights = folder / "model.json", folder / "weights.safetensors"
     if not description.is_file() or not weights.is_file():
         raise ModelError(what_lies_in(folder))
-    values = read_json(description)
-    if values.pop("weights_sha256", None) != sha256(weights):
+    recipe, digest = _read_recipe(description)
+    if digest != sha256(weights):
         raise ModelError(f"{weights} is not what was written (cut off or changed). Run `mapet pretrain` with the same --out again.")
-    recipe = BackboneRecipe(**(values | {"mean": tuple(values["mean"]), "std": tuple(values["std"])}))
+    _compare_shapes(recipe, weights)
     backbone = create_judged(recipe.name, **recipe.options)
     load_strictly(backbone, load_file(weights), file=weights, way_out=_ANOTHER_VERSION)
     return backbone.eval(), recipe
+
+
+def _read_recipe(path: Path) -> tuple[BackboneRecipe, str]:
+    """The content of model.json, every value of the right type, and the SHA-256 of the weights."""
+    values = unsealed(read_json(path, dict, ModelError), path, ModelError)
+    digest = values.pop("weights_sha256", None)
+    try:
+        return TypeAdapter(BackboneRecipe).validate_python(values), digest
+    except (ValidationError, ModelError) as error:
+        reason = error.errors()[0] if isinstance(error, ValidationError) else str(error)
+        if isinstance(reason, dict):
+            reason = f"{'.'.join(map(str, reason['loc']))}: {reason['msg']}."
+        raise ModelError(f"{path} is damaged, or no description of a backbone: {reason} Get or write the folder again.") from None
+
+
+def _compare_shapes(recipe: BackboneRecipe, weights: Path) -> None:
+    """Refuses a description of other tensors than the file holds, before any memory is taken for them."""
+    with torch.device("meta"):
+        network = create_judged(recipe.name, **recipe.options)
+    with safe_open(weights, "pt") as file:
+        shapes = {name: torch.empty(file.get_slice(name).get_shape(), device="meta") for name in file.keys()}  # noqa: SIM118
+    load_strictly(network, shapes, file=weights, way_out=_ANOTHER_VERSION)
+    if recipe.image_size not in image_size(network):
+        raise ModelError(f"{weights.parent} is for images of {image_size(network)} px, and model.json names {recipe.image_size}.")
 
 
 def what_lies_in(folder: Path) -> str:

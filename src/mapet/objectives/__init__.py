@@ -28,6 +28,7 @@ OBJECTIVES: Registry[type[Objective]] = Registry(
         "blurred": "mapet.objectives.blurred:Blurred",
         "decolorized": "mapet.objectives.decolorized:Decolorized",
     },
+    base="mapet.objectives.base:Objective",
 )
 
 
@@ -35,7 +36,7 @@ def create_objective(name: str, *, backbone: VisionTransformer, vocab_size: int 
     """The objective called `name` on `backbone`.
 
     Args:
-        name: An entry of `OBJECTIVES`, or `package.module:Class`.
+        name: An entry of `OBJECTIVES`, or `package.module:Class`; nothing out of a file that was not checked by `OBJECTIVES.get`.
         backbone: A plain timm ViT; it becomes the objective's `backbone`, is trained in place, and gives device and dtype.
         vocab_size: Number of visual tokens, for objectives that need tokens; others are not given it.
         **options: Options of the objective, such as `num_context`, the number of visible patches.
@@ -44,7 +45,7 @@ def create_objective(name: str, *, backbone: VisionTransformer, vocab_size: int 
         SettingsError: There is no such objective, it has no such option, or it needs tokens and `vocab_size` is not given.
         ModelError: The options do not fit the backbone.
     """
-    objective = OBJECTIVES.get(name)
+    objective = OBJECTIVES.get_or_import(name)
     if "tokens" in objective.needs:
         if vocab_size is None:
             raise SettingsError(

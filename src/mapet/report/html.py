@@ -27,6 +27,8 @@ from mapet.runtime.progress import format_seconds, progress
 from mapet.runtime.run_directory import RunDirectory
 
 _OVERVIEW = "Overview"
+# What values of another kind than mapet writes end in, where they are used.
+_DAMAGE = (LookupError, TypeError, AttributeError, ValueError, ArithmeticError, MemoryError, RuntimeError)
 
 
 def write_report(runs: Sequence[RunDirectory], out: Path | None = None) -> Path:
@@ -133,6 +135,8 @@ class _Report:
                 shown = self._show(draw(run))
             except (MapetError, OSError) as error:
                 shown = page.left_out(error)
+            except _DAMAGE as error:
+                shown = page.left_out(f"a file of {run.run.path} holds what no run writes ({type(error).__name__}: {error}).")
             parts.append((page.heading(run.title, 3) if len(self.runs) > 1 else "") + words(run) + shown)
         return "".join(parts)
 

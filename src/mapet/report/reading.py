@@ -15,14 +15,17 @@ from typing import Any
 import numpy as np
 from pydantic import TypeAdapter
 
+from mapet.config.recipes import refuse_foreign_names
 from mapet.config.settings import PretrainSettings, parse_settings
+from mapet.data.sources import recorded_location
 from mapet.errors import CheckpointError, NotThereError
 from mapet.evaluation.outcomes import SUFFIX, Outcomes, load_outcomes
 from mapet.evaluation.protocol import Result
 from mapet.objectives import OBJECTIVES
 from mapet.objectives.base import Objective
 from mapet.report.sample import Sample, draw_sample
-from mapet.runtime.run_directory import RunDirectory, read_json
+from mapet.runtime.json_files import read_json
+from mapet.runtime.run_directory import RunDirectory
 from mapet.token_store.read import TokenStore
 from mapet.tokenizers.base import Tokenizer
 from mapet.tokenizers.judging import information
@@ -82,7 +85,8 @@ class ReportedRun:
     @property
     def images_seen(self) -> int:
         """Steps times batch size."""
-        return self.steps * int(self.science.get("training.batch_size", 0))
+        size = self.science.get("training.batch_size", 0)
+        return self.steps * size if isinstance(size, int) else 0
 
     @property
     def training_seconds(self) -> float:
@@ -130,8 +134,14 @@ class ReportedRun:
 
     @cached_property
     def settings(self) -> PretrainSettings:
-        """The settings, checked by this version of mapet."""
-        return parse_settings({**self.config.get("science", {}), "mechanics": self.config.get("mechanics", {})})
+        """The settings, checked by this version of mapet.
+
+        Raises:
+            SettingsError: They are not allowed, or name code, weights or files that the user did not type.
+        """
+        settings = parse_settings({**self.config.get("science", {}), "mechanics": self.config.get("mechanics", {})})
+        refuse_foreign_names(settings)
+        return settings
 
     @cached_property
     def tokens(self) -> TokenStore | Tokenizer:
@@ -207,16 +217,22 @@ class ReportedRun:
     @cached_property
     def sample(self) -> Sample:
         """Up to `SAMPLED_IMAGES` images with their tokens; raises like `tokens`, and DataError without images."""
-        return draw_sample(self.data, self.settings, self.tokens)
+        return draw_sample(recorded_location(self.config.get("data"), self.run.config), self.settings, self.tokens)
 
 
 def _read_result(path: Path) -> Result:
-    """One evaluation; a KeyError, ValueError or CheckpointError where the file is none."""
-    result = _RESULT.validate_python(read_json(path))
-    random_figures = result.figures if result.random_figures is None else result.random_figures
-    for name, values in (("name", result.protocol), (result.metric, result.figures), (result.metric, random_figures)):
-        if name not in values:
-            raise KeyError(name)
+    """An evaluation that a file holds, with a name, figures that are shares, and what it was measured on.
+
+    Raises:
+        CheckpointError: The file cannot be read.
+        ValueError: It is no evaluation.
+    """
+    result = _RESULT.validate_python(read_json(path, dict))
+    shares = [*result.figures.values(), *(result.random_figures or {}).values()]
+    named = isinstance(result.protocol.get("name"), str) and isinstance(result.protocol.get("pool", ""), str)
+    compared = result.metric in result.figures and result.metric in (result.random_figures or result.figures)
+    if not (named and compared and all(0 <= share <= 1 for share in shares) and result.test_images > 0):
+        raise ValueError("no evaluation")
     return result
 
 

@@ -14,6 +14,7 @@ report.html
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import platform
@@ -27,11 +28,20 @@ from typing import Any
 
 from mapet.errors import CheckpointError
 from mapet.runtime.files import storage_errors, write_json, write_text
+from mapet.runtime.json_files import read_json
 from mapet.runtime.jsonl import Lines, is_number, is_step, read_lines
 from mapet.runtime.progress import say
 
-# What every reader of config.json relies on, where it is there.
-_SECTIONS = {"data": str, "science": dict, "mechanics": dict, "science_hash": str}
+# The types of what config.json holds; all of it may be missing.
+_CONFIG = {
+    "data": str,
+    "tokenizer": str | None,
+    "tokens": str | None,
+    "tokenizer_fingerprint": str | None,
+    "science_hash": str,
+    "science": dict,
+    "mechanics": dict,
+}
 _PACKAGES = ("mapet", "torch", "torchvision", "timm", "numpy", "pillow", "datasets")
 
 
@@ -69,15 +79,21 @@ class RunDirectory:
         """The content of config.json.
 
         Raises:
-            CheckpointError: It is missing or damaged; the message names the way out.
+            CheckpointError: It is missing or damaged, or the science is not what was hashed; the message names the way out.
         """
         way_out = "Restore it from a copy; without it, nobody knows what was run here, and a new run needs another --out."
         try:
-            config = read_json(self.config)
+            config = read_json(self.config, dict)
         except CheckpointError as error:
             raise CheckpointError(f"{error} {way_out}") from None
-        if not isinstance(config, dict) or any(not isinstance(config.get(name, kind()), kind) for name, kind in _SECTIONS.items()):
-            raise CheckpointError(f"{self.config} is not what a run writes: the file is damaged. {way_out}")
+        for name, kind in _CONFIG.items():
+            if name in config and not isinstance(config[name], kind):
+                damage = f"'{name}' is {config[name]!r:.80}"
+                raise CheckpointError(f"{self.config} is not what a run writes: the file is damaged ({damage}). {way_out}")
+        science = config.get("science")
+        digest = hashlib.sha256(json.dumps(science, sort_keys=True).encode()).hexdigest()[:16]
+        if science and config.get("science_hash") not in (None, digest):
+            raise CheckpointError(f"{self.config} was changed: its science has another hash than was recorded. {way_out}")
         return config
 
     def read_environments(self) -> list[dict[str, Any]]:
@@ -86,8 +102,8 @@ class RunDirectory:
         Raises:
             CheckpointError: The file is damaged.
         """
-        starts = read_json(self.environment) if self.environment.is_file() else []
-        if not isinstance(starts, list) or not all(isinstance(start, dict) for start in starts):
+        starts = read_json(self.environment, list) if self.environment.is_file() else []
+        if not all(isinstance(start, dict) for start in starts):
             raise CheckpointError(f"{self.environment} does not hold a list of starts: the file is damaged.")
         return starts
 
@@ -121,14 +137,6 @@ class RunDirectory:
         if remark := lines.remark():
             say(remark)
         write_text(self.metrics, "".join(json.dumps(entry) + "\n" for entry in lines.entries if entry["step"] <= step))
-
-
-def read_json(path: Path) -> Any:
-    """A JSON file's content, or a CheckpointError that names the file."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}. The file is damaged or missing.") from None
 
 
 def describe_environment() -> dict[str, Any]:

@@ -14,8 +14,8 @@ import numpy as np
 
 from mapet.errors import CheckpointError, StorageError
 from mapet.runtime.files import sha256, write_json
+from mapet.runtime.json_files import read_json
 from mapet.runtime.progress import progress
-from mapet.runtime.run_directory import read_json
 from mapet.token_store.format import HEADER, IDS, KEYS, Header, damaged
 
 _RECORD = ".verified.json"

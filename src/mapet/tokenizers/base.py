@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
+from mapet.config.architecture import LARGEST_IMAGE, LARGEST_VOCABULARY
 from mapet.errors import TokenizerError
 from mapet.models.weights import fingerprint
 from mapet.registry import Registry
@@ -35,11 +36,15 @@ class Tokenizer(nn.Module, ABC):
 
     kind: ClassVar[str]
     code_version: ClassVar[int] = 1
+    # Whether it has tensors that are saved.
+    has_weights: ClassVar[bool] = True
     # How images are brought to `image_size`: "bicubic" or "lanczos", both Pillow's.
     interpolation: ClassVar[str] = "bicubic"
 
     def __init__(self, vocab_size: int, grid_size: tuple[int, int], image_size: int) -> None:
         super().__init__()
+        check_size("vocab_size", vocab_size, LARGEST_VOCABULARY)
+        check_size("image_size", image_size, LARGEST_IMAGE)
         self.vocab_size, self.grid_size, self.image_size = vocab_size, grid_size, image_size
         self.fit_report: dict[str, Any] = {}
 
@@ -128,7 +133,14 @@ TOKENIZERS: Registry[type[Tokenizer]] = Registry(
         "dall_e": "mapet.tokenizers.dall_e:DallE",
         "random_projection": "mapet.tokenizers.random_projection:RandomProjection",
     },
+    base="mapet.tokenizers.base:Tokenizer",
 )
+
+
+def check_size(name: str, value: Any, largest: int) -> None:
+    """Refuses what is no whole number from 1 to `largest`, before anything of that size is made."""
+    if type(value) is not int or not 1 <= value <= largest:
+        raise TokenizerError(f"{name} is {value!r:.80}. Allowed: 1 to {largest:,}.")
 
 
 def refuse_other_content(directory: Path) -> None:

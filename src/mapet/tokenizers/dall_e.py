@@ -13,12 +13,14 @@ from torch import Tensor
 from mapet import compat  # noqa: F401  (repairs torchvision before transformers imports it)
 from mapet.errors import ModelError, TokenizerError
 from mapet.models.weights import load_strictly
-from mapet.tokenizers.base import Tokenizer
+from mapet.registry import check_options
+from mapet.tokenizers.base import Tokenizer, check_size
 
 HUB_NAME = "facebook/flava-image-codebook"
 _HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 _INPUTS = ("blocks.input.w", "blocks.input.weight")  # OpenAI's name and Hugging Face's
 _GROUPS, _STRIDE = 4, 8  # three poolings by two
+_WIDEST, _DEEPEST = 4096, 64
 
 
 class DallE(Tokenizer):
@@ -38,6 +40,8 @@ class DallE(Tokenizer):
     interpolation = "lanczos"
 
     def __init__(self, hidden_size: int = 256, blocks_per_group: int = 2, vocab_size: int = 8192, image_size: int = 112) -> None:
+        check_size("hidden_size", hidden_size, _WIDEST)
+        check_size("blocks_per_group", blocks_per_group, _DEEPEST)
         if min(hidden_size // 4, blocks_per_group, vocab_size, image_size) < 1 or image_size % _STRIDE:
             raise TokenizerError(
                 f"DALL-E's encoder cannot have hidden size {hidden_size}, {blocks_per_group} blocks, vocabulary {vocab_size} and "
@@ -65,6 +69,7 @@ class DallE(Tokenizer):
     @classmethod
     def from_settings(cls, settings: dict[str, Any]) -> Self:
         """Builds it from `settings`, with weights that are NaN until they are loaded."""
+        check_options("the settings of DALL-E's encoder", cls, settings, TokenizerError)
         return cls(**settings)
 
     @classmethod
@@ -148,7 +153,7 @@ def _empty_encoder(hidden_size: int, blocks_per_group: int, vocab_size: int) -> 
     )
     with torch.device("meta"):
         encoder = FlavaImageCodebook(config)
-    encoder = encoder.to_empty(device="cpu")
+    encoder = encoder.to_empty(device=torch.get_default_device())
     for parameter in encoder.parameters():
         torch.nn.init.constant_(parameter, float("nan"))
     return encoder

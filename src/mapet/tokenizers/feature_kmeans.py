@@ -7,10 +7,11 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from mapet.config.architecture import LARGEST_VOCABULARY
 from mapet.errors import TokenizerError
-from mapet.tokenizers.base import Tokenizer
+from mapet.tokenizers.base import Tokenizer, check_size
 from mapet.tokenizers.clustering.nearest import nearest_centroid
-from mapet.tokenizers.features.base import FeatureExtractor, create_features
+from mapet.tokenizers.features.base import FeatureExtractor, restore_features
 
 
 class FeatureKMeans(Tokenizer):
@@ -51,5 +52,6 @@ class FeatureKMeans(Tokenizer):
     @classmethod
     def from_settings(cls, settings: dict[str, Any]) -> Self:
         """Builds it from `settings`, with centroids that are NaN until they are loaded."""
-        features = create_features(**settings["features"])
+        features = restore_features(settings["features"])
+        check_size("vocab_size", settings["vocab_size"], LARGEST_VOCABULARY)
         return cls(features, torch.full((settings["vocab_size"], features.dim), float("nan")))

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
+import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
-from mapet.errors import SettingsError, TokenizerError, nearest
+from mapet.errors import NotAllowedError, TokenizerError, UsageError, nearest
 from mapet.runtime.files import recover
+from mapet.runtime.json_files import read_json
 from mapet.tokenizers.base import DESCRIPTION_FILE, FORMAT, TOKENIZERS, WEIGHTS_FILE, Tokenizer
 
 # What makes a tokenizer of each name; {folder} is where the name is looked for.
@@ -31,6 +32,7 @@ def load_tokenizer(tokenizer: Path | str) -> Tokenizer:
 
     Raises:
         TokenizerError: There is none, it is damaged or incomplete, or it was written by another version.
+        NotAllowedError: It is of a class that is not part of mapet and that the user did not type (`mapet.allow`).
     """
     path = recover(tokenizer)
     if path.is_file():
@@ -60,15 +62,18 @@ def _load_folder(path: Path) -> Tokenizer:
     description = _read_description(path)
     try:
         kind = TOKENIZERS.get(description["kind"])
-        if not issubclass(kind, Tokenizer):
-            raise TokenizerError(f"{path} names '{description['kind']}', which is not a tokenizer.")
+        if kind.kind in TOKENIZERS and kind.has_weights:
+            _compare_shapes(kind, description["settings"], path / WEIGHTS_FILE)
         tokenizer = kind.from_settings(description["settings"])
         if tokenizer.state_dict():
             tokenizer.load_state_dict(load_file(path / WEIGHTS_FILE))
-    except (SettingsError, KeyError, TypeError, ValueError, RuntimeError, OSError, SafetensorError) as error:
-        reason = str(error).strip().partition("\n")[0].rstrip(":.")
+    except NotAllowedError as error:
+        raise NotAllowedError(f"The tokenizer at {path}: {error}") from None
+    except _DAMAGE as error:
+        reason = str(error).strip().partition("\n")[0].rstrip(":.") or type(error).__name__
         raise TokenizerError(f"The tokenizer at {path} is damaged or incomplete: {reason}. Fit or copy it again.") from error
-    tokenizer.fit_report = description.get("fit_report", {})
+    report = description.get("fit_report")
+    tokenizer.fit_report = report if isinstance(report, dict) else {}
     tokenizer.eval().requires_grad_(False)
     if tokenizer.fingerprint != description.get("fingerprint"):
         raise TokenizerError(
@@ -77,6 +82,21 @@ def _load_folder(path: Path) -> Tokenizer:
             "or this version computes other tokens. Fit it again."
         )
     return tokenizer
+
+
+# What building from settings and weights that do not belong together ends in.
+_DAMAGE = (UsageError, LookupError, TypeError, AttributeError, ArithmeticError, ValueError, RuntimeError, OSError, SafetensorError)
+
+
+def _compare_shapes(kind: type[Tokenizer], settings: Any, weights: Path) -> None:
+    """Refuses settings that ask for other tensors than the file holds, before any memory is taken for them."""
+    with torch.device("meta"):
+        wanted = {name: tuple(value.shape) for name, value in kind.from_settings(settings).state_dict().items()}
+    with safe_open(weights, "pt") as file:
+        found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    if wanted != found:
+        name = next(name for name in [*wanted, *found] if wanted.get(name) != found.get(name))
+        raise TokenizerError(f"{name} is {found.get(name, 'not')} in {weights.name}, and {wanted.get(name, 'not')} in the settings")
 
 
 def _read_description(path: Path) -> dict[str, Any]:
@@ -91,11 +111,10 @@ def _read_description(path: Path) -> dict[str, Any]:
         raise TokenizerError(
             f"{path} is not a tokenizer: it holds no {DESCRIPTION_FILE}. Give a folder made by `mapet tokenizer fit`."
         )
-    try:
-        description = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise TokenizerError(f"{file} is damaged: {error}. Fit or copy the tokenizer again.") from error
-    if not isinstance(description, dict) or description.get("format") != FORMAT:
-        found = description.get("format") if isinstance(description, dict) else None
-        raise TokenizerError(f"{file} has format {found}; this version of mapet reads format {FORMAT}. Fit the tokenizer again.")
+    description = read_json(file, dict, TokenizerError)
+    if description.get("format") != FORMAT:
+        raise TokenizerError(
+            f"{file} has format {description.get('format')!r:.40}; this version of mapet reads format {FORMAT}. Fit the tokenizer "
+            "again."
+        )
     return description

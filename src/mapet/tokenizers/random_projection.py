@@ -9,11 +9,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mapet.errors import TokenizerError
+from mapet.registry import check_options
 from mapet.runtime.seeding import seeded_generator
-from mapet.tokenizers.base import Tokenizer
+from mapet.tokenizers.base import Tokenizer, check_size
 from mapet.tokenizers.clustering.nearest import nearest_centroid
 
 PROJECTED_DIM = 16
+LARGEST_PATCH = 1024
 
 
 class RandomProjection(Tokenizer):
@@ -27,10 +29,12 @@ class RandomProjection(Tokenizer):
     """
 
     kind = "random_projection"
+    has_weights = False
     projection: Tensor
     directions: Tensor
 
     def __init__(self, image_size: int, patch_size: int, vocab_size: int, seed: int = 0) -> None:
+        check_size("patch_size", patch_size, LARGEST_PATCH)
         if min(image_size, patch_size, vocab_size) < 1 or image_size % patch_size:
             raise TokenizerError(
                 f"Image size {image_size} must be a multiple of patch size {patch_size}, and the vocabulary ({vocab_size}) at "
@@ -60,4 +64,5 @@ class RandomProjection(Tokenizer):
     @classmethod
     def from_settings(cls, settings: dict[str, Any]) -> Self:
         """Builds it from `settings`."""
+        check_options("the settings of random projections", cls, settings, TokenizerError)
         return cls(**settings)

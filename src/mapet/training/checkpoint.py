@@ -26,8 +26,8 @@ from torch import Tensor, nn
 from mapet.errors import CheckpointError
 from mapet.models.weights import load_strictly
 from mapet.runtime.files import atomic_directory, remove_leftovers, sha256, storage_errors, write_json
+from mapet.runtime.json_files import read_json
 from mapet.runtime.progress import say
-from mapet.runtime.run_directory import read_json
 from mapet.runtime.tensors import write_tensors
 
 _FILES = ("model.safetensors", "optimizer.safetensors")

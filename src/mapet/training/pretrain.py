@@ -118,7 +118,8 @@ def backbone_recipe(settings: PretrainSettings) -> BackboneRecipe:
 def build_objective(settings: PretrainSettings, backbone: VisionTransformer) -> Objective:
     """The objective of a run on `backbone`, its own parameters drawn from the seed; one that looks at pixels learns their scale."""
     name, training = settings.objective.name, settings.training
-    scale = {"mean": training.mean, "std": training.std} if "pixels" in OBJECTIVES.get(name).needs else {}
+    kind = OBJECTIVES.get(name)  # refuses code that a file names
+    scale = {"mean": training.mean, "std": training.std} if "pixels" in kind.needs else {}
     with seeded_globally(settings.seed, "objective"):
         options = scale | settings.objective.options
         objective = create_objective(name, backbone=backbone, vocab_size=settings.tokenizer.vocab_size, **options)

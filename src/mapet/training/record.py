@@ -44,6 +44,7 @@ class RunRecord:
         self._run = run
         self._begun = _is_begun(run)
         before = run.read_config() if self._begun else {}
+        self._data_before = before.get("data")
         if self._begun:
             _refuse_other_science(run, before, settings)
         self.config: dict[str, Any] = {
@@ -91,10 +92,14 @@ class RunRecord:
             )
         images = {"count": len(sample_keys), "sha256": hashlib.sha256("\n".join(sample_keys).encode()).hexdigest()}
         before = self.config["images"]
+        if before is not None and not (isinstance(before, dict) and isinstance(before.get("count"), int)):
+            raise CheckpointError(f"{self._run.config} is damaged: 'images' is {before!r:.80}. Bring the file back.")
         if before not in (None, images):
-            other = "other ones, or in another order" if before["count"] == images["count"] else f"now they are {images['count']}"
+            now = f" of {self.config['data']}" if self.config["data"] != self._data_before else ""
+            same = before["count"] == images["count"]
+            other = f"now they are other ones{now}, or in another order" if same else f"now they are {images['count']}{now}"
             raise CheckpointError(
-                f"{self._run.path} was begun on {before['count']} images of {self.config['data']}; {other}. It cannot be continued "
+                f"{self._run.path} was begun on {before['count']} images of {self._data_before}; {other}. It cannot be continued "
                 "exactly. Bring back the images that it was begun on, or give another --out."
             )
         self.config |= {"tokenizer_fingerprint": tokenizer_fingerprint, "images": images}
@@ -112,9 +117,9 @@ def _absolute(path: str | Path | None) -> str | None:
 
 
 def _refuse_other_science(run: RunDirectory, before: dict[str, Any], settings: PretrainSettings) -> None:
-    if before["science_hash"] == settings.science_hash:
+    if before.get("science_hash") == settings.science_hash:
         return
-    old, new = _flat(before["science"]), _flat(settings.science)
+    old, new = _flat(before.get("science", {})), _flat(settings.science)
     changed = [f"{key} was {old.get(key)}, is {new.get(key)}" for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
     raise CheckpointError(
         f"{run.path} holds a run with other settings: {'; '.join(changed[:_NAMED])}{' ...' if len(changed) > _NAMED else ''}. "

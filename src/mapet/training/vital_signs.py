@@ -81,9 +81,19 @@ class VitalSigns(Monitor):
         if floor is not None:
             scalars["bits_gained"] = floor.bits_gained(moment.entry["loss"])
             scalars["accuracy_gained"] = moment.entry["token_accuracy"] - floor.accuracy
+        verdicts = self._rules.judge(moment, scalars, norms, signs, floor, self._band)
         if self._band is not None and moment.step == self.trainer.total_steps and "token_accuracy" in moment.entry:
-            say(self._band.verdict(moment.entry["token_accuracy"]))
-        return Observation(scalars, self._rules.judge(moment, scalars, norms, signs, floor, self._band))
+            verdicts |= self._at_the_end(moment.entry["token_accuracy"])
+        return Observation(scalars, verdicts)
+
+    def _at_the_end(self, accuracy: float) -> dict[str, str | None]:
+        """What the last accuracy means: words for the terminal, and a warning where it lies below the band."""
+        assert self._band is not None
+        words = self._band.verdict(accuracy)
+        if accuracy < self._band.usual[0]:
+            return {"below_band": words}
+        say(words)
+        return {"below_band": None}
 
     def _is_looked_at(self, step: int) -> bool:
         """Twice early on, then as seldom as the batch size demands for it to cost at most one hundredth of the time."""

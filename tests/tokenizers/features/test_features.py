@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+from contextvars import copy_context
+
 import pytest
 import torch
 from torch.nn import functional as F
 
-from mapet.errors import SettingsError, TokenizerError
+from mapet.errors import NotAllowedError, SettingsError, TokenizerError
+from mapet.registry import allow
 from mapet.tokenizers.features.base import CONTRAST_FLOOR, Whitening, create_features
 
 
@@ -145,10 +148,13 @@ def test_wrong_requests(name, options, message):
 
 
 def test_a_class_of_the_users_own():
-    extractor = create_features("mapet.tokenizers.features.pixels:PixelFeatures", image_size=8, patch_size=4)
-    assert extractor.grid_size == (2, 2)
+    name, context = "mapet.tokenizers.features.pixels:PixelFeatures", copy_context()
+    with pytest.raises(NotAllowedError, match=f"add --allow {name}"):
+        create_features(name, image_size=8, patch_size=4)
+    context.run(allow, name, "mapet.nowhere:Features")
+    assert context.run(create_features, name, image_size=8, patch_size=4).grid_size == (2, 2)
     with pytest.raises(SettingsError, match="cannot be imported"):
-        create_features("mapet.nowhere:Features", image_size=8, patch_size=4)
+        context.run(create_features, "mapet.nowhere:Features", image_size=8, patch_size=4)
 
 
 def test_fingerprints_cover_settings_and_tensors(fitted):

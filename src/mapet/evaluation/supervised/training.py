@@ -18,8 +18,9 @@ from mapet.evaluation.subject import Subject
 from mapet.evaluation.supervised.log import SupervisedLog
 from mapet.runtime.files import write_json
 from mapet.runtime.interrupt import StopRequest
+from mapet.runtime.json_files import read_json
 from mapet.runtime.progress import progress, say
-from mapet.runtime.run_directory import RunDirectory, read_json
+from mapet.runtime.run_directory import RunDirectory
 from mapet.training.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
 from mapet.training.guard import GuardedStep
 from mapet.training.step import StepSums

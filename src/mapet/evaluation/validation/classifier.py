@@ -28,7 +28,8 @@ from mapet.models.huggingface import is_hugging_face
 from mapet.models.saved import load_backbone, what_lies_in
 from mapet.models.weights import join_qkv, load_strictly
 from mapet.runtime.files import sha256
-from mapet.runtime.run_directory import RunDirectory, read_json
+from mapet.runtime.json_files import read_json
+from mapet.runtime.run_directory import RunDirectory
 
 POOLS = {"avg": "fc_norm", "token": "norm"}  # --gp, and the norm that its checkpoints have in front of the head
 _MISFIT = "If --model and --model-kwargs are those that it was saved from, the file is damaged or cut down: get it again."

@@ -6,19 +6,18 @@
 
 from __future__ import annotations
 
-import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, get_type_hints
+from typing import Any, ClassVar
 
 import torch
-from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 
-from mapet.errors import TokenizerError, nearest
+from mapet.config.architecture import LARGEST_IMAGE
+from mapet.errors import TokenizerError
 from mapet.models.weights import fingerprint
-from mapet.registry import Registry
+from mapet.registry import Registry, check_options
 
 
 class FeatureExtractor(nn.Module, ABC):
@@ -74,7 +73,10 @@ FEATURES: Registry[type[FeatureExtractor]] = Registry(
         "timm": "mapet.tokenizers.features.timm_model:TimmFeatures",
         "run": "mapet.tokenizers.features.run:RunFeatures",
     },
+    base="mapet.tokenizers.features.base:FeatureExtractor",
 )
+# Options by which features are made anew, and which saved ones do not have.
+FETCHING_OPTIONS = ("checkpoint", "run")
 
 
 def create_features(name: str, *, image_size: int, patch_size: int, **options: Any) -> FeatureExtractor:
@@ -82,7 +84,7 @@ def create_features(name: str, *, image_size: int, patch_size: int, **options: A
 
     Args:
         name: "pixels", "coates", a timm model's name, "timm:NAME", "timm:NAME@FILE", the folder of a run, "run:FOLDER" or
-            "package.module:Class".
+            "package.module:Class" (after `mapet.allow`).
         image_size: Height and width of its images in pixels, a multiple of `patch_size`.
         patch_size: Height and width of a patch, so that the grid has image_size / patch_size patches a side.
         options: Settings of that kind of features.
@@ -90,31 +92,39 @@ def create_features(name: str, *, image_size: int, patch_size: int, **options: A
     Raises:
         TokenizerError: Unknown name or option, an option's value of another type, or sizes that do not fit.
     """
-    if min(image_size, patch_size) < 1 or image_size % patch_size:
-        raise TokenizerError(
-            f"Image size {image_size} is not a multiple of the patch size {patch_size}. "
-            f"Give an image size such as {max(1, image_size // max(1, patch_size)) * patch_size}."
-        )
     kind, options = _resolve(name, options)
     extractor = FEATURES.get(kind)
-    _check_options(name, extractor, options)
+    check_options(f"features '{name}'", extractor, options, TokenizerError, skip=2)
+    return _build(extractor, image_size, patch_size, **options)
+
+
+def restore_features(settings: Any) -> FeatureExtractor:
+    """The extractor that `settings()` described, as a file keeps it; its parameters are loaded afterwards.
+
+    Nothing is fetched and no other file is opened: a model's weights are beside the settings.
+
+    Raises:
+        TokenizerError: Unknown kind or option, or a value of another type.
+        NotAllowedError: The kind is a class that the user did not type.
+    """
+    if not isinstance(settings, Mapping) or not isinstance(settings.get("name"), str):
+        raise TokenizerError(f"The settings of the features are {settings!r:.80}, without a name.")
+    options = {name: value for name, value in settings.items() if name != "name"}
+    for name in FETCHING_OPTIONS:
+        if options.get(name) is not None:
+            raise TokenizerError(f"Settings of saved features name a file ({name}): their weights lie beside them.")
+    extractor = FEATURES.get(settings["name"])
+    check_options(f"features '{settings['name']}'", extractor, options, TokenizerError)
+    return _build(extractor, **options)
+
+
+def _build(extractor: type[FeatureExtractor], image_size: int, patch_size: int, **options: Any) -> FeatureExtractor:
+    if min(image_size, patch_size) < 1 or max(image_size, patch_size) > LARGEST_IMAGE or image_size % patch_size:
+        raise TokenizerError(
+            f"Image size {image_size} is not a multiple of the patch size {patch_size}. "
+            f"Give an image size such as {min(LARGEST_IMAGE, max(1, image_size // max(1, patch_size)) * patch_size)}."
+        )
     return extractor(image_size, patch_size, **options)  # pyright: ignore[reportCallIssue, reportArgumentType]
-
-
-def _check_options(name: str, extractor: type[FeatureExtractor], options: dict[str, Any]) -> None:
-    """Compares `options` with what the class takes behind image_size and patch_size."""
-    parameters = dict(list(inspect.signature(extractor).parameters.items())[2:])
-    types = get_type_hints(extractor.__init__)
-    for option, value in options.items():
-        if option not in parameters:
-            raise TokenizerError(f"Features '{name}' have no option '{option}'. {nearest(option, parameters)}")
-        try:
-            TypeAdapter(types.get(option, Any)).validate_python(value, strict=True)
-        except ValidationError as error:
-            raise TokenizerError(f"The option {option} of features '{name}' is {value!r}. {error.errors()[0]['msg']}.") from None
-    for option, parameter in parameters.items():
-        if parameter.default is parameter.empty and option not in options:
-            raise TokenizerError(f"Features '{name}' need the option '{option}'.")
 
 
 def run_behind(name: str) -> str | None:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from mapet.errors import MapetError, StorageError
 from mapet.runtime.files import storage_errors, write_json
-from mapet.runtime.run_directory import read_json
+from mapet.runtime.json_files import read_json
 
 # What a killed process repeats at most.
 SECONDS_BETWEEN_STATES = 30.0

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from mapet.config.architecture import check_architecture
 from mapet.errors import TokenizerError
 from mapet.models.backbone import create_backbone, patch_size
 from mapet.models.saved import load_backbone
@@ -43,6 +45,7 @@ class RunFeatures(NetworkFeatures):
             backbone = {"name": recipe.name, "options": recipe.options, "mean": list(recipe.mean), "std": list(recipe.std)}
         if backbone is None:
             raise TokenizerError("Features of a run need the run: give its folder, or 'run:FOLDER'.")
+        _check_recipe(backbone)
         build = partial(create_backbone, backbone["name"], **backbone["options"])
         super().__init__(image_size, patch_size, run or "the run", build, backbone["mean"], backbone["std"], layer)
         self.recipe = backbone
@@ -55,6 +58,18 @@ class RunFeatures(NetworkFeatures):
 
     def fit(self, images: Tensor, generator: torch.Generator) -> None:
         """Nothing: the weights came with the run."""
+
+
+def _check_recipe(backbone: Mapping[str, Any]) -> None:
+    """Refuses a description of a backbone (it may come from anybody's tokenizer.json) with other entries than `settings` writes."""
+    if backbone.keys() != {"name", "options", "mean", "std"} or not isinstance(backbone["name"], str):
+        raise TokenizerError(f"The features of a run need name, options, mean and std of its backbone, not {backbone!r:.120}.")
+    check_architecture(backbone["options"], TokenizerError, "The options of the run's backbone")
+    for name in ("mean", "std"):
+        if not (
+            isinstance(backbone[name], list) and len(backbone[name]) == 3 and all(type(x) in (int, float) for x in backbone[name])
+        ):
+            raise TokenizerError(f"The {name} of the run's backbone is {backbone[name]!r:.80}, not three numbers.")
 
 
 def sizes_of(run: str) -> tuple[int, int]:

@@ -11,15 +11,15 @@ from torch import Tensor
 from mapet.data.loader import UnreadableImages, make_loader, sequential_batches
 from mapet.data.sources import ImageSource, subset
 from mapet.data.views import FixedView
-from mapet.errors import CheckpointError, TokenizerError
+from mapet.errors import CheckpointError, NotAllowedError, TokenizerError
 from mapet.models.weights import load_strictly
 from mapet.runtime.files import atomic_directory, recover, write_json
+from mapet.runtime.json_files import read_json
 from mapet.runtime.progress import progress
-from mapet.runtime.run_directory import read_json
 from mapet.runtime.seeding import seeded_generator
 from mapet.runtime.tensors import write_tensors
 from mapet.tokenizers.clustering.nearest import full_float32
-from mapet.tokenizers.features.base import FeatureExtractor, create_features
+from mapet.tokenizers.features.base import FeatureExtractor, create_features, restore_features
 from mapet.tokenizers.vq_kd.settings import VQKDSettings
 
 _SETTINGS, _WEIGHTS = "teacher.json", "weights.safetensors"
@@ -94,8 +94,10 @@ def saved_teacher(folder: Path) -> FeatureExtractor | None:
     if not recover(folder).is_dir():
         return None
     try:
-        teacher = create_features(**read_json(folder / _SETTINGS))
+        teacher = restore_features(read_json(folder / _SETTINGS, dict))
         load_strictly(teacher, load_file(folder / _WEIGHTS))
+    except NotAllowedError:
+        raise
     except Exception as error:
         raise CheckpointError(f"The teacher in {folder} is damaged: {error} Delete {folder.parent} to start again.") from error
     return teacher.eval().requires_grad_(False)

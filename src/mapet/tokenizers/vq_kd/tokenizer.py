@@ -11,11 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mapet.config.architecture import check_architecture
 from mapet.errors import ModelError, TokenizerError
 from mapet.models.backbone import create_backbone, grid_size
 from mapet.models.weights import join_biases, load_strictly
+from mapet.registry import check_options
 from mapet.runtime.device import autocast
-from mapet.tokenizers.base import Tokenizer
+from mapet.tokenizers.base import Tokenizer, check_size
 from mapet.tokenizers.clustering.nearest import nearest_centroid
 
 # Names that `from_settings` and `from_released` put in place of sizes.
@@ -26,6 +28,7 @@ _TRAINING_ONLY = ("loss", "teacher", "scaling", "decoder.", "decode_task_layer."
 _DEAD = ("quantize.embedding.cluster_size", "quantize.embedding.embed_avg", "quantize.embedding.initted")
 _CODEBOOK = "quantize.embedding.weight"
 _HEAD_WIDTH = 64
+_LONGEST_CODE = 4096
 
 
 class VQKD(Tokenizer):
@@ -61,6 +64,8 @@ class VQKD(Tokenizer):
         options = dict(encoder_options or {})
         if misplaced := [name for name in _SET_ELSEWHERE if name in options]:
             raise TokenizerError(f"{misplaced[0]} is no option of VQ-KD's encoder; it follows from what a tokenizer is.")
+        check_architecture(options, TokenizerError, "The options of VQ-KD's encoder")
+        check_size("code_dim", code_dim, _LONGEST_CODE)
         if min(image_size, vocab_size, code_dim) < 1:
             raise TokenizerError(f"Image size ({image_size}), vocabulary ({vocab_size}) and code_dim ({code_dim}) are at least 1.")
         vit = create_backbone(encoder, **options, img_size=image_size, num_classes=0, global_pool="avg")
@@ -95,6 +100,7 @@ class VQKD(Tokenizer):
     @classmethod
     def from_settings(cls, settings: dict[str, Any]) -> Self:
         """Builds it from `settings`, with a codebook that is NaN until it is loaded."""
+        check_options("the settings of VQ-KD", cls, settings, TokenizerError)
         return cls(**settings)
 
     @classmethod

@@ -1,0 +1,77 @@
+"""F2, F19: a description of a backbone is read only as it was written, and asks for nothing but an architecture."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from mapet.errors import ModelError
+from mapet.models.saved import BackboneRecipe, load_backbone
+from tests.models.runs import RECIPE, save_run
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return save_run(tmp_path / "run") / "backbone"
+
+
+def edit(folder: Path, **entries: object) -> None:
+    path = folder / "model.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **entries}))
+
+
+@pytest.mark.parametrize(
+    "entries", [{"std": [0.5, 0.6, 0.75]}, {"mean": [0.1, 0.2, 0.31]}, {"image_size": 64}, {"seed": 4}, {"crop_fraction": 0.9}]
+)
+def test_every_changed_value_is_noticed(folder: Path, entries: dict[str, object]) -> None:
+    edit(folder, **entries)
+    with pytest.raises(ModelError, match=r"model\.json is not what was written"):
+        load_backbone(folder)
+
+
+def test_every_flipped_bit_is_noticed(folder: Path) -> None:
+    path = folder / "model.json"
+    written = path.read_bytes()
+    for place in range(0, len(written), 3):
+        path.write_bytes(written[:place] + bytes([written[place] ^ 1]) + written[place + 1 :])
+        try:
+            _, recipe = load_backbone(folder)
+        except ModelError:
+            continue
+        assert recipe == RECIPE, place  # a blank that became another
+
+
+def test_folders_without_a_checksum_are_read(folder: Path) -> None:
+    """As the first version wrote them."""
+    path = folder / "model.json"
+    values = json.loads(path.read_text())
+    del values["own_sha256"]
+    path.write_text(json.dumps(values))
+    assert load_backbone(folder)[1] == RECIPE
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"checkpoint_path": "x.pth"}, "no option 'checkpoint_path' that may be set"),
+        ({"pretrained_cfg": {"url": "http://127.0.0.1:9/x"}}, "no option 'pretrained_cfg' that may be set"),
+        ({"depth": 10**9}, "depth = 1000000000: Input should be less than"),
+        ({"depth": True}, "depth = True"),
+        ({"act_layer": "no_such"}, "timm cannot build"),
+    ],
+)
+def test_options_are_those_of_an_architecture(options: dict[str, object], message: str) -> None:
+    with pytest.raises(ModelError, match=message):
+        BackboneRecipe(RECIPE.name, {**RECIPE.options, **options}, 32, RECIPE.mean, RECIPE.std, 0).build()
+
+
+def test_tensors_are_compared_before_memory_is_taken(folder: Path) -> None:
+    path = folder / "model.json"
+    values = json.loads(path.read_text())
+    del values["own_sha256"]
+    values["options"] |= {"embed_dim": 2**14, "depth": 64, "num_heads": 512}  # terabytes
+    path.write_text(json.dumps(values))
+    with pytest.raises(ModelError, match="do not fit"):
+        load_backbone(folder)
