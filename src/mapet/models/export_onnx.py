@@ -51,6 +51,8 @@ def _export(network: Outputs, images: Tensor, path: Path) -> None:
             torch.onnx.export(
                 network, (images,), str(path), dynamo=True, dynamic_shapes=({0: batch},), external_data=False, **options
             )
+    except OSError:  # the disk is full or not writable
+        raise
     except Exception as error:  # whatever comes out of torch.export and onnxscript
         words = str(error).strip().partition("\n")[0][:300] or type(error).__name__
         raise FailedRunError(f"torch's ONNX exporter failed on this backbone: {words}.") from error

@@ -138,12 +138,20 @@ class SupervisedTraining(ABC):
                 )
             load_checkpoint(checkpoint, self.state, self.step.optimizer)
             if self._skipped.is_file():
-                self.subject.unreadable.record(UnreadableImage(**image) for image in read_json(self._skipped))
+                self.subject.unreadable.record(self._read_skipped())
             step, self._window = checkpoint.step, checkpoint.window()
             begun = f"Continuing the {self.called} from step {step} of {self.total_steps}."
             say(begun if step < self.total_steps else f"The {self.called} is done already, all {step} steps of it.")
         self.run_directory.forget_metrics_after(step)
         return step
+
+    def _read_skipped(self) -> list[UnreadableImage]:
+        try:
+            return [UnreadableImage(**image) for image in read_json(self._skipped)]
+        except TypeError:
+            raise CheckpointError(
+                f"{self._skipped} is damaged. Remove it to go on; images skipped before are not counted then."
+            ) from None
 
     def _take(self, step: int, batch: LoadedBatch, log: SupervisedLog) -> None:
         self.subject.unreadable.record(batch.unreadable)

@@ -19,7 +19,7 @@ from torch import Tensor
 from mapet.errors import TokenizerError
 from mapet.runtime.files import atomic_file
 from mapet.runtime.processes import broadcast_, gather_numbers, this_process
-from mapet.runtime.tensors import write_tensors
+from mapet.runtime.tensors import digest, write_tensors
 
 # A state is written after an iteration if none was for so long, and after every restart.
 SECONDS_BETWEEN_STATES = 30.0
@@ -81,8 +81,10 @@ class StateFile:
             tensors = load_tensors(content)
             header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
             kept = json.loads(header["__metadata__"]["k-means"])
+            if header["__metadata__"].get("sha256") not in (None, digest(tensors)):  # files of earlier releases have none
+                raise ValueError("its content is not what was written")
             self._refuse_others(kept["job"])
-        except (SafetensorError, ValueError, KeyError) as error:
+        except (SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise TokenizerError(
                 f"{self._path} is damaged, or no state of a k-means ({error}). Remove it to start the clustering again."
             ) from None
@@ -102,7 +104,7 @@ class StateFile:
             return
         counts = {name: getattr(state, name) for name in ("restart", "moves", "settled", "history", "best_history")}
         tensors = {name: getattr(state, name) for name in ("centroids", "best") if getattr(state, name) is not None}
-        metadata = {"k-means": json.dumps({"job": self._job, "state": counts})}
+        metadata = {"k-means": json.dumps({"job": self._job, "state": counts}), "sha256": digest(tensors)}
         with atomic_file(self._path) as partial:
             write_tensors(partial, tensors, metadata)
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from mapet.errors import CheckpointError, ModelError
 from mapet.models.weights import load_strictly
 from mapet.runtime.files import atomic_file
-from mapet.runtime.tensors import write_tensors
+from mapet.runtime.tensors import digest, write_tensors
 
 _MODEL, _MOMENTS, _WINDOW = "model.", "optimizer.", "window"
 
@@ -28,7 +28,7 @@ def save_state(path: Path, step: int, model: nn.Module, optimizer: torch.optim.O
         tensors |= {f"{_MOMENTS}{names[index]}:{quantity}": value for quantity, value in entry.items()}
     tensors[_WINDOW] = window
     with atomic_file(path) as partial:
-        write_tensors(partial, tensors, {"step": str(step)})
+        write_tensors(partial, tensors, {"step": str(step), "sha256": digest(tensors)})
 
 
 def load_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[int, Tensor]:
@@ -41,7 +41,10 @@ def load_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -
         return 0, torch.empty(0, 3)
     try:
         with safe_open(path, "pt") as file:
-            step, tensors = int(file.metadata()["step"]), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            metadata, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        step = int(metadata["step"])
+        if metadata.get("sha256") not in (None, digest(tensors)):  # files of earlier releases have none
+            raise ValueError("its content is not what was written")
         load_strictly(model, {name.removeprefix(_MODEL): value for name, value in tensors.items() if name.startswith(_MODEL)})
         _load_moments(model, optimizer, tensors)
     except (SafetensorError, ModelError, KeyError, TypeError, ValueError, OSError) as error:

@@ -1,0 +1,72 @@
+"""F10: a full disk ends in the same words wherever tensors are written, and leaves what was there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import SafetensorError
+
+from mapet.data.loader import UnreadableImages
+from mapet.errors import StorageError
+from mapet.models.export import export
+from mapet.models.opened import open_backbone
+from mapet.models.saved import save_backbone
+from mapet.runtime import tensors
+from mapet.tokenizers.clustering.state import State, StateFile
+from mapet.tokenizers.feature_kmeans import FeatureKMeans
+from mapet.tokenizers.features.base import FeatureExtractor, create_features
+from mapet.tokenizers.vq_kd.state import save_state
+from mapet.tokenizers.vq_kd.teacher import fit_teacher
+from mapet.training.pretrain import backbone_recipe
+from tests.training.tiny import tiny_settings, tiny_source
+
+
+def backbone(path: Path) -> None:
+    recipe = backbone_recipe(tiny_settings())
+    save_backbone(path, recipe, recipe.build())
+
+
+def vq_kd_state(path: Path) -> None:
+    model = torch.nn.Linear(2, 2)
+    save_state(path, 1, model, torch.optim.AdamW(model.parameters()), torch.empty(0, 3))
+
+
+def small_features() -> FeatureExtractor:
+    return create_features("pixels", image_size=16, patch_size=4, dim=4)
+
+
+def teacher(path: Path) -> None:
+    fit_teacher(small_features(), tiny_source(), 0, path, device=torch.device("cpu"), workers=0, unreadable=UnreadableImages())
+
+
+def exported(form: str) -> Callable[[Path], object]:
+    options = {"img_size": 32, "patch_size": 8, "depth": 1}
+    return lambda path: export(open_backbone("random:vit_tiny_patch16_224", options=options), form, path)
+
+
+WRITERS = {
+    "backbone": backbone,
+    "tokenizer": lambda path: FeatureKMeans(small_features(), torch.zeros(3, 4)).save(path),
+    "VQ-KD state": vq_kd_state,
+    "VQ-KD teacher": teacher,
+    "k-means state": lambda path: StateFile(path, {}, False).save(State(centroids=torch.zeros(2, 2)), now=True),
+    "timm export": exported("timm"),
+    "hf export": exported("hf"),
+    "safetensors export": exported("safetensors"),
+}
+
+
+@pytest.mark.parametrize("write", WRITERS.values(), ids=WRITERS)
+def test_f10_a_full_disk_ends_in_words(tmp_path: Path, write: Callable[[Path], object], monkeypatch) -> None:
+    def full(*_: object) -> None:
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(tensors, "save_file", full)
+    with pytest.raises(
+        StorageError, match=r"Cannot write .*out.*No space left on device.*MiB are free.*run the same command again"
+    ):
+        write(tmp_path / "out")
+    assert [*tmp_path.iterdir()] == []
