@@ -97,9 +97,9 @@ def test_nothing_is_looked_at_in_the_test_images_before_all_is_chosen(monkeypatc
 
 def test_augmented_features_are_standardised_by_images_without_augmentation() -> None:
     subject = tiny_subject()
-    probe = LinearProbe(augment=True, epochs=1, batch_size=16, lr=0.05)
+    probe = LinearProbe(pool="mean", augment=True, epochs=1, batch_size=16, lr=0.05)
     fitted, _ = probe.fit(subject)
-    features = subject.train_features.pooled("both")
+    features = subject.train_features.mean
     expected = (features - features.mean(0)) / features.std(0)
     torch.testing.assert_close(fitted.normaliser(features[:, None])[:, 0], expected, rtol=1e-3, atol=1e-4)
 
