@@ -219,3 +219,30 @@ def test_an_empty_batch_is_survived() -> None:
     sums = step(torch.zeros(0, 3, 16, 16, dtype=torch.uint8), torch.zeros(0, 16, dtype=torch.int64), 0, 1e-3)
     assert float(sums.targets) == float(sums.loss) == 0
     assert int(step.halted_at) == -1
+
+
+class HidesNothing(MIM):
+    """In every other step."""
+
+    hides = True
+
+    def corrupt(self, batch: Batch, generator: torch.Generator) -> MaskCorruption:
+        self.hides = not self.hides
+        return MaskCorruption(torch.full((len(batch.images), self.num_patches), self.hides))
+
+
+@pytest.mark.parametrize("kind", ["no image", "nothing hidden"])
+def test_r14_a_step_without_targets_moves_nothing(kind: str) -> None:
+    """R14: neither by momentum nor by weight decay; and the next one moves again."""
+    settings = tiny_settings()
+    objective = tiny_objective(settings)
+    step = make_step(settings, HidesNothing(objective.backbone, VOCAB) if kind == "nothing hidden" else objective)
+    images, tokens = images_and_tokens()
+    some = (images[:0], tokens[:0]) if kind == "no image" else (images, tokens)
+    if kind == "no image":
+        step(images, tokens, 0, 1e-3)
+    before = weights_of(step.objective)
+    assert float(step(*some, 1, 1e-3).targets) == 0
+    assert_equal_weights(before, weights_of(step.objective))
+    step(images, tokens, 2, 1e-3)
+    assert any(not torch.equal(value, weights_of(step.objective)[name]) for name, value in before.items())

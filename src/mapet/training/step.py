@@ -62,7 +62,8 @@ class TrainingStep(GuardedStep):
         sums = _add_up(outputs)
         gradient_norm = self._normalise_and_clip(sums["targets"])
         self.objective.before_move()
-        self.move(step, learning_rate, finite=torch.isfinite(sums["loss"]) & torch.isfinite(gradient_norm))
+        finite = torch.isfinite(sums["loss"]) & torch.isfinite(gradient_norm)
+        self.move(step, learning_rate, finite, targets=sums["targets"])
         metrics = {name: value for name, value in sums.items() if name not in ("loss", "targets")}
         return StepSums(sums["loss"], sums["targets"], metrics, gradient_norm)
 

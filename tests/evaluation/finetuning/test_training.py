@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from mapet.data.augmentation import TrainingView
-from mapet.data.loader import UnreadableImages
+from mapet.data.loader import LoadedBatch, UnreadableImages
 from mapet.errors import (
     CheckpointError,
     DataError,
@@ -369,3 +369,48 @@ def test_blocks_that_shared_a_table_of_positions_get_one_each(tmp_path: Path) ->
     learned, _ = load_backbone(tmp_path / "model")
     first, second = (learned.get_parameter(f"blocks.{number}.attn.relative_position_bias_table") for number in range(2))
     assert not torch.equal(first, second)
+
+
+class Unreadable(TinyImages):
+    """Images 0 to 38 cannot be read."""
+
+    readable = (39,)
+
+    def read(self, index: int) -> bytes:
+        if index not in self.readable:
+            raise UnreadableImageError("the file is empty")
+        return super().read(index)
+
+
+def test_r14_mixing_needs_pairs() -> None:
+    """R14: one image a batch, to be mixed, left nothing in every batch."""
+    for mixing in ({"mixup": 0.8}, {"cutmix": 1.0}):
+        with pytest.raises(SettingsError, match=r"in pairs, and batch_size is 1; allowed with them: 2 or more.*mixup=0"):
+            quick(batch_size=1, **mixing)
+    quick(batch_size=1)
+
+
+def test_r14_a_batch_of_which_one_image_is_left_is_not_mixed() -> None:
+    """R14: and one of which none is left is no step."""
+    tuning = FineTuning(tiny_subject(), quick(mixup=0.8, smoothing=0.0), Path("nowhere"))
+    images = torch.zeros(1, 3, 16, 16, dtype=torch.uint8)
+    inputs, targets = tuning.step.prepare(images, torch.tensor([1]), 0)
+    assert (len(inputs), targets.tolist()) == (1, [[0.0, 1.0]])
+    nothing = LoadedBatch(images[:0], [], torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64), [])
+    before = weights_of(tuning.model)
+    assert tuning.take(0, nothing, 1.0) is None
+    assert_equal_weights(before, weights_of(tuning.model))
+
+
+@pytest.mark.parametrize("readable", [(), (39,)])
+def test_r14_a_training_without_a_step_is_refused(tmp_path: Path, readable: tuple[int, ...]) -> None:
+    """R14: where no batch holds an image."""
+    subject = tiny_subject(limit=40)
+    subject.train = Unreadable(LOCATION, 40, seed=0)
+    subject.train.readable = readable
+    tuning = FineTuning(subject, quick(), tmp_path)
+    if readable:
+        tuning.run()
+    else:
+        with pytest.raises(DataError, match="No batch of the fine-tuning held anything to learn from"):
+            tuning.run()

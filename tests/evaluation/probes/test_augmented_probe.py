@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
-from mapet.data.loader import make_loader
+from mapet.data.loader import UnreadableImages, make_loader
 from mapet.data.views import AugmentedView, EvaluationView, FixedView
-from mapet.errors import SettingsError
+from mapet.errors import SettingsError, UnreadableImageError
 from mapet.evaluation.held_out import hold_out_rows
 from mapet.evaluation.presets import protocol_of
 from mapet.evaluation.probes.images import AugmentedImages, order_of
@@ -15,6 +17,7 @@ from mapet.evaluation.probes.linear_fit import Normaliser
 from mapet.evaluation.probes.representations import describe_all, evaluation_view, every_layer, last_layer
 from mapet.evaluation.subject import Subject
 from tests.evaluation.planted import tiny_subject
+from tests.training.tiny import LOCATION, TinyImages
 
 BEIT = LinearProbe(
     layers="every",
@@ -126,3 +129,26 @@ def test_describing_all_images_keeps_their_order() -> None:
     features, labels = describe_all(subject, subject.test, FixedView(16), last_layer(subject, "mean"), "test")
     assert labels.tolist() == np.asarray(subject.test.labels).tolist()
     assert torch.equal(features[:, 0], subject.test_features.mean)
+
+
+class FewReadable(TinyImages):
+    """A third of the images can be read."""
+
+    def read(self, index: int) -> bytes:
+        if index % 3:
+            raise UnreadableImageError("the file is empty")
+        return super().read(index)
+
+
+def test_r30_batches_of_one_image_or_none_are_survived() -> None:
+    """R30: batch norm has no deviation of one image; R14: a batch of none is no step."""
+    subject = tiny_subject(unreadable=UnreadableImages(40))
+    subject.train = FewReadable(LOCATION, 40, seed=0)
+    probe = LinearProbe(augment=True, normalise="batch_norm", optimizer="lars", epochs=2, min_steps=1, batch_size=2, lr=0.1)
+    fitted, _ = probe.fit(subject)
+    assert all(bool(parameter.isfinite().all()) for parameter in fitted.heads.parameters())
+
+
+def test_r30_one_image_a_batch_is_refused_where_batch_norm_is_asked_for() -> None:
+    with pytest.raises(SettingsError, match="batch_norm compares the images of a batch, and batch_size is 1; allowed with it: 2"):
+        replace(protocol_of("linear:cae"), batch_size=1)

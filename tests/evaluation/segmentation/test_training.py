@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -220,3 +221,15 @@ def test_bf16_ends_with_the_logits(tmp_path: Path, folder: Path) -> None:
     losses = [pixel_loss(logits.float(), labels.long()) for logits in both]
     expected = losses[0] + training.settings.aux_weight * losses[1]
     torch.testing.assert_close(training.step(images, labels, 0, 0.0).loss, expected, rtol=1e-6, atol=0)
+
+
+def test_r14_a_batch_whose_pixels_are_all_ignored_is_no_step(tmp_path: Path, folder: Path) -> None:
+    """R14: weights, and the means of batch norm, stay as they are."""
+    training = training_in(tmp_path, folder)
+    batch = next(iter(training.load()))
+    before = {name: value.clone() for name, value in training.model.state_dict().items()}
+    assert batch.labels is not None
+    ignored = replace(batch, labels=torch.full_like(batch.labels, -1))
+    assert training.take(0, ignored, 1.0) is None
+    assert all(torch.equal(value, before[name]) for name, value in training.model.state_dict().items())
+    assert training.take(0, batch, 1.0) is not None

@@ -109,6 +109,11 @@ class FineTuneSettings(Protocol, ABC):
         if self.interpolation not in INTERPOLATIONS:
             raise SettingsError(f"There is no interpolation '{self.interpolation}'. {nearest(self.interpolation, INTERPOLATIONS)}")
         self._check_numbers()
+        if self.mixes and self.batch_size < 2:
+            raise SettingsError(
+                f"mixup and cutmix mix the images of a batch in pairs, and batch_size is {self.batch_size}; allowed with them: "
+                "2 or more. Set a larger batch_size, or mixup=0 and cutmix=0."
+            )
         if self.warmup_epochs >= self.epochs:
             raise SettingsError(
                 f"The warm-up of {self.warmup_epochs} epochs would not end within the {self.epochs} epochs. Set warmup_epochs "

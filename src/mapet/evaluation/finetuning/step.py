@@ -55,7 +55,8 @@ class FineTuneStep(GuardedStep):
         """Takes step number `step`.
 
         Args:
-            images: (B, 3, H, W) uint8, on the device. Of an odd number the last is left out where images are mixed in pairs.
+            images: (B, 3, H, W) uint8, on the device, at least one. Of an odd number the last is left out where images are mixed in
+                pairs; a single one is not mixed.
             labels: (B,) int64.
             step: From 0.
             learning_rate: Of the layers behind the blocks.
@@ -72,13 +73,14 @@ class FineTuneStep(GuardedStep):
 
         The order is timm's: pixels are erased in units of the normalised image, before images are mixed.
         """
-        if self.settings.mixes and len(images) % 2:
+        mixes = self.settings.mixes and len(images) > 1  # what is left of a batch of unreadable images may be one
+        if mixes and len(images) % 2:
             images, labels = images[:-1], labels[:-1]
         inputs = normalise(images, self.recipe.mean, self.recipe.std)
         with seeded_everywhere(self.settings.seed, "mix", step):
             if self.settings.erasing > 0:
                 inputs = self._erase(inputs)
-            if not self.settings.mixes:
+            if not mixes:
                 return inputs, self._targets(labels)
             return self._mixup(inputs, labels)
 
@@ -88,14 +90,14 @@ class FineTuneStep(GuardedStep):
 
     def _backward(self, inputs: Tensor, targets: Tensor) -> Tensor:
         """Gradients of the mean cross-entropy; returns its sum."""
-        size = self.settings.micro_batch or max(1, len(inputs))
+        size = self.settings.micro_batch or len(inputs)
         losses = []
-        for start in range(0, max(1, len(inputs)), size):
+        for start in range(0, len(inputs), size):
             part = slice(start, start + size)
             with autocast(self.device, self.settings.precision):
                 logits = self.model(inputs[part])
             loss = cross_entropy(logits.float(), targets[part], reduction="sum")
-            (loss / max(1, len(inputs))).backward()
+            (loss / len(inputs)).backward()
             losses.append(loss.detach())
         return torch.stack(losses).sum()
 

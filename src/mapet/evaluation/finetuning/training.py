@@ -120,8 +120,10 @@ class FineTuning(SupervisedTraining):
         """Warm-up and cosine."""
         return learning_rate(step, self.total_steps, self.warmup_steps, self.settings.schedule)
 
-    def take(self, step: int, batch: LoadedBatch, rate: float) -> StepSums:
-        """One step of the optimizer and of the average of the weights."""
+    def take(self, step: int, batch: LoadedBatch, rate: float) -> StepSums | None:
+        """One step of the optimizer and of the average of the weights; none where no image of the batch could be read."""
+        if not len(batch.images):
+            return None
         device = self.subject.device
         images, labels = batch.images, cast(Tensor, batch.labels)
         sums = self.step(images.to(device, non_blocking=True), labels.to(device, non_blocking=True), step, rate)

@@ -168,6 +168,8 @@ class Tokens:
             return
         for loaded in make_loader(self._source, self._view, batches, subject.workers):
             subject.unreadable.record(loaded.unreadable)
+            if not len(loaded.images):
+                continue  # nothing of it could be read
             subject.record_keys(self._source, loaded)
             tokens = self._describe(loaded.images)
             refuse_non_finite(subject, self._source, loaded, tokens)

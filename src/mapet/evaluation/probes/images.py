@@ -95,6 +95,8 @@ class AugmentedImages:
             steps = order_of(len(self.labels), batch_size, seed, epoch, epoch + 1)
             for loaded in make_loader(subject.train, view, steps, subject.workers, seed, epoch):
                 subject.unreadable.record(loaded.unreadable)
+                if not len(loaded.images):
+                    continue  # nothing of it could be read
                 subject.record_keys(subject.train, loaded)
                 features = self._describe(loaded.images)
                 refuse_non_finite(subject, subject.train, loaded, features)

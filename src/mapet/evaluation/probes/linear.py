@@ -85,6 +85,8 @@ class LinearProbe(Protocol):
         super().__post_init__()
         if self.optimizer == "lars" and self.layers == "every":
             raise SettingsError("LARS scales a step by the norm of one linear layer. Use optimizer=adamw with layers=every.")
+        if self.normalise == "batch_norm" and self.batch_size < 2:
+            raise SettingsError("batch_norm compares the images of a batch, and batch_size is 1; allowed with it: 2 or more.")
 
     @property
     def rates(self) -> list[Rate]:

@@ -131,7 +131,7 @@ def train(
 
     def batches() -> Iterator[tuple[Tensor, Tensor, list[Tensor | None]]]:
         for raw, labels, learned in chain([first], stream):
-            normaliser.train(protocol.normalise == "batch_norm")
+            normaliser.train(protocol.normalise == "batch_norm" and len(raw) > 1)  # one image has no deviation
             yield normaliser(raw), labels, [None, learned][: len(heads)]
 
     def factor(step: int) -> float:

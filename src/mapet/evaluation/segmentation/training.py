@@ -76,10 +76,12 @@ class SegmentationTraining(SupervisedTraining):
         return learning_rate(step, self.total_steps, self.settings.warmup_steps, self.settings.lr)
 
     def take(self, step: int, batch: LoadedBatch, rate: float) -> StepSums | None:
-        """Batch norm needs two images; a batch of which nearly nothing could be read teaches nothing."""
+        """Batch norm needs two images, and the loss a pixel with a class; other batches teach nothing."""
+        if len(batch.images) < 2 or not (labels_of(batch) >= 0).any():
+            return None
         device = self.subject.device
         images, labels = (tensor.to(device, non_blocking=True) for tensor in (batch.images, labels_of(batch)))
-        return self.step(images, labels, step, rate) if len(images) > 1 else None
+        return self.step(images, labels, step, rate)
 
     def load(self) -> Iterable[LoadedBatch]:
         """The crops of every step that is left."""

@@ -13,7 +13,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from mapet.data.loader import LoadedBatch, UnreadableImage
-from mapet.errors import CheckpointError, InterruptedRunError, NonFiniteLossError
+from mapet.errors import CheckpointError, DataError, InterruptedRunError, NonFiniteLossError
 from mapet.evaluation.subject import Subject
 from mapet.evaluation.supervised.log import SupervisedLog
 from mapet.runtime.files import write_json
@@ -65,6 +65,7 @@ class SupervisedTraining(ABC):
         self.run_directory, self.keeps = RunDirectory(folder), subject.folder is not None
         self._skipped = folder / "unreadable.json"
         self._window: dict[str, Tensor] = {}
+        self._taken = 0
         self._recent: deque[tuple[int, list[str]]] = deque(maxlen=LOG_EVERY)
 
     @abstractmethod
@@ -106,6 +107,11 @@ class SupervisedTraining(ABC):
                 self._take(step, batch, log)
                 done, stopping = step + 1, stop.requested
                 last, look = done == self.total_steps, self.is_look(done)
+                if last and self.first_step == 0 and not self._taken:
+                    raise DataError(
+                        f"No batch of the {self.called} held anything to learn from, so that no step was taken: its images cannot "
+                        "be read, or all their pixels are ignored. Check the images."
+                    )
                 save = last or stopping or time.monotonic() - saved >= CHECKPOINT_SECONDS
                 write = last or look or done % LOG_EVERY == 0
                 if write or save or self.subject.device.type == "cpu":
@@ -158,6 +164,7 @@ class SupervisedTraining(ABC):
         self._recent.append((step, batch.keys))
         sums = self.take(step, batch, self.rate(step))
         if sums is not None:
+            self._taken += 1
             log.add(sums, len(batch.images))
 
     def _save(self, done: int, window: dict[str, Tensor]) -> None:
