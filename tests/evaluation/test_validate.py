@@ -252,7 +252,9 @@ def test_code_in_a_checkpoint_never_runs(tmp_path: Path) -> None:
             return (Path.touch, (tmp_path / "ran",))
 
     path = publish(tmp_path / "vit.tar", split_queries(tiny_state()), hostile=Hostile())
-    with pytest.raises(ModelError, match=r"vit\.tar is refused: its pickle asks for pathlib\.Path\.touch to be called"):
+    with pytest.raises(
+        ModelError, match=r"vit\.tar cannot be read as a file of weights: its pickle asks for what torch does not do"
+    ):
         load_classifier(path, tiny_choice())
     (tmp_path / "file.tar").write_bytes(pickle.dumps(Hostile()))
     with pytest.raises(ModelError, match="cannot be read as a file of weights"):

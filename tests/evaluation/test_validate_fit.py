@@ -111,3 +111,14 @@ def test_a_pre_training_checkpoint_has_no_head(tmp_path: Path) -> None:
     state |= {"mask_positional_token": torch.zeros(1, 1, 24), "decoder.weight": torch.zeros(9, 24)}
     with pytest.raises(ModelError, match=r"(?s)a pre-training checkpoint: probe or fine-tune it.*decoder.weight +\(9, 24\)"):
         load_classifier(publish(tmp_path / "vit.tar", state), tiny_choice())
+
+
+@pytest.mark.parametrize(
+    ("name", "size"), [("deit3_small_patch16_224", 240), ("vit_tiny_patch16_224", 96), ("deit_tiny_distilled_patch16_224", 64)]
+)
+def test_the_image_size_is_that_of_the_positions_by_the_models_own_rule(tmp_path, name, size):
+    """R9: 225 positions are 15 x 15 patches of a model without a place for the class token."""
+    network = timm.create_model(name, img_size=size, depth=1, num_classes=3)
+    torch.save(network.state_dict(), tmp_path / "weights.pth")
+    classifier = load_classifier(tmp_path / "weights.pth", ModelChoice(name, options={"depth": 1}))
+    assert classifier.preprocessing.size == size

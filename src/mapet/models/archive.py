@@ -19,6 +19,7 @@ import zlib
 from collections.abc import Mapping, Sequence
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, NamedTuple
 
 import torch
@@ -132,7 +133,12 @@ def _open_zip(mapped: mmap, path: Path) -> Any:
 def _load(source: Path | io.BytesIO, contents: PickleContents, path: Path, *, mapped: bool = False) -> Any:
     refuse_code(contents.names, path)
     with torch.serialization.safe_globals([*stand_ins(contents.names)]):
-        return torch.load(source, map_location="cpu", weights_only=True, mmap=mapped)
+        try:
+            return torch.load(source, map_location="cpu", weights_only=True, mmap=mapped)
+        except UnpicklingError as error:  # whose message advises to load without the limit
+            raise ModelError(
+                "its pickle asks for what torch does not do for files of weights, such as a call of an object in it"
+            ) from error
 
 
 def _without_code(mapped: mmap, records: Mapping[str, _Record]) -> io.BytesIO:

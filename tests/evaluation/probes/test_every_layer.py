@@ -64,9 +64,9 @@ def test_features_of_every_layer_are_those_of_the_published_code(name: str) -> N
         assert features.shape == (config["batch"], config["depth"], 2 * config["embed_dim"])
         for layer in range(config["depth"]):
             expected = tensors[f"{name}.out.linear_eval_input_layer{layer}"]
-            torch.testing.assert_close(features[:, layer], expected, rtol=1e-4, atol=2e-5)
+            torch.testing.assert_close(features[:, layer], expected, rtol=0, atol=2e-5)
             patches, prefix = block_outputs(model, tensors["in.images"])[layer]  # type: ignore[arg-type]
-            torch.testing.assert_close(torch.cat([prefix, patches], 1), tensors[f"{name}.out.block{layer}"], rtol=1e-4, atol=2e-5)
+            torch.testing.assert_close(torch.cat([prefix, patches], 1), tensors[f"{name}.out.block{layer}"], rtol=0, atol=2e-5)
 
 
 def test_pooling_of_layers_is_that_of_the_last_one() -> None:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from mapet.compat import Beit, VisionTransformer, resolve_model_data_config, timm
@@ -166,7 +167,7 @@ def _options(timm_name: str, weights: Mapping[str, Tensor], choice: ModelChoice,
         options["global_pool"] = pool
     if "blocks.0.ls1.gamma" in weights:
         options.setdefault("init_values", 0.1)
-    size = choice.image_size or _size_of_positions(weights)
+    size = choice.image_size or _size_of_positions(weights, timm_name)
     if size is not None:
         options.setdefault("img_size", size)
     return options
@@ -206,20 +207,24 @@ def _check_pool(pool: str, weights: Mapping[str, Tensor], path: Path) -> None:
         )
 
 
-def _size_of_positions(weights: Mapping[str, Tensor]) -> int | None:
-    """Side in pixels of the images that position embeddings with a class token were learned for, if those are square."""
+def _size_of_positions(weights: Mapping[str, Tensor], timm_name: str) -> int | None:
+    """Side in pixels of the images that position embeddings were learned for, if those are square."""
     table = weights.get("pos_embed")
-    side = round((table.shape[1] - 1) ** 0.5) if table is not None and table.ndim == 3 and table.shape[1] > 1 else 0
-    if table is None or side**2 + 1 != table.shape[1]:
+    if table is None or table.ndim != 3:
         return None
-    return side * weights["patch_embed.proj.weight"].shape[-1]
+    with torch.device("meta"):
+        model = _build(timm_name, {})
+    prefix = 0 if getattr(model, "no_embed_class", False) else getattr(model, "num_prefix_tokens", 1)
+    side = round(max(table.shape[1] - prefix, 0) ** 0.5)
+    return side * weights["patch_embed.proj.weight"].shape[-1] if side and side**2 + prefix == table.shape[1] else None
 
 
 def _build(name: str, options: Mapping[str, Any]) -> nn.Module:
     try:
         return timm.create_model(name, **options)
-    except (TypeError, AssertionError, ValueError, ArithmeticError, RuntimeError) as error:
-        raise ModelError(f"timm cannot build '{name}' with {dict(options)}: {error}") from error
+    except Exception as error:  # what options of a wrong type raise comes through timm as it is
+        words = " ".join(str(error).split())[:300].rstrip(".") or type(error).__name__
+        raise ModelError(f"timm cannot build '{name}' with {dict(options)}: {words}.") from error
 
 
 def _in_own_names(weights: Mapping[str, Tensor], model: Any) -> Mapping[str, Tensor]:
