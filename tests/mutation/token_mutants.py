@@ -150,9 +150,9 @@ MUTANTS = [
     ),
     (
         "checksum/not-of-the-header",
-        "training/checkpoint.py",
-        'header.pop("own_sha256", None) != _digest(header)',
-        'not header.pop("own_sha256", None)',
+        "runtime/json_files.py",
+        "values.get(SEAL) != _digest(entries)",
+        "not values.get(SEAL)",
         "training/test_checkpoint.py::test_no_byte_of_the_header_can_change_unnoticed",
     ),
     (

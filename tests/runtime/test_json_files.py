@@ -36,7 +36,7 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
 def test_only_regular_files_of_the_right_kind_are_read(tmp_path: Path) -> None:
     pipe = tmp_path / "pipe.json"
     os.mkfifo(pipe)
-    with pytest.raises(CheckpointError, match="no regular file"):
+    with pytest.raises(CheckpointError, match="it is a named pipe, not a regular file"):
         read_json(pipe)
     (tmp_path / "list.json").write_text("[]")
     with pytest.raises(ModelError, match="holds a list, not an object"):
@@ -51,6 +51,8 @@ def test_a_seal_covers_every_entry(tmp_path: Path) -> None:
     kept = sealed(values)
     assert unsealed(kept, tmp_path) == values
     assert unsealed(values, tmp_path) == values  # files of older versions have none
+    with pytest.raises(CheckpointError, match="not what was written"):
+        unsealed(values, tmp_path, required=True)
     for changed in ({**kept, "std": [0.5, 0.26]}, {**kept, "more": 1}, {**kept, "own_sha256": "0"}):
         with pytest.raises(CheckpointError, match="not what was written"):
             unsealed(changed, tmp_path)

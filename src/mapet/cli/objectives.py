@@ -131,7 +131,7 @@ def _flower() -> Image.Image:
 
 def _read(path: Path) -> Image.Image:
     from mapet.data.decode import decode_image
-    from mapet.data.folder import read_file
+    from mapet.data.tree import read_file
     from mapet.errors import DataError, UnreadableImageError
 
     try:

@@ -187,7 +187,12 @@ class PretrainSettings(Section):
     @property
     def science_hash(self) -> str:
         """Sixteen hex digits that name the science."""
-        return hashlib.sha256(json.dumps(self.science, sort_keys=True).encode()).hexdigest()[:16]
+        return hash_of_science(self.science)
+
+
+def hash_of_science(science: dict[str, Any]) -> str:
+    """Sixteen hex digits that name a science, as it is in memory or in a run's config.json."""
+    return hashlib.sha256(json.dumps(science, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def parse_settings(values: dict[str, Any]) -> PretrainSettings:

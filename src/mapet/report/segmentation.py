@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mapet.data.decode import image_size
-from mapet.data.folder import read_file
+from mapet.data.tree import read_file
 from mapet.errors import NotThereError, UnreadableImageError
 from mapet.evaluation.protocol import Result, data_digits
 from mapet.report.drawing import BLUE, INK, SOFT, Picture, canvas, slug

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from mapet.errors import CheckpointError, MapetError
+from mapet.runtime.regular import read_regular
 
+MOST_BYTES = 2**28
 MOST_LEVELS = 100
 MOST_DIGITS = 40
 SEAL = "own_sha256"
@@ -42,10 +44,9 @@ def read_json(path: Path, kind: type = object, error: type[MapetError] = Checkpo
         MapetError: An `error` that names the file, where it is missing, damaged or of another kind.
     """
     try:
-        if path.exists() and not path.is_file():
-            raise ValueError("it is no regular file")
-        value = parse_json(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as reason:
+        value = parse_json(read_regular(path, MOST_BYTES).decode("utf-8"))
+    except (OSError, ValueError) as problem:
+        reason = getattr(problem, "strerror", None) or problem
         raise error(f"{path} cannot be read: {reason}. The file is damaged or missing.") from None
     if not isinstance(value, kind):
         raise error(f"{path} is damaged: it holds a {type(value).__name__}, not {_NAMES.get(kind, kind.__name__)}.")
@@ -57,14 +58,22 @@ def sealed(values: Mapping[str, Any]) -> dict[str, Any]:
     return {**values, SEAL: _digest(values)}
 
 
-def unsealed(values: Mapping[str, Any], path: Path, error: type[MapetError] = CheckpointError) -> dict[str, Any]:
-    """The entries without their checksum; files of versions that wrote none have none.
+def unsealed(
+    values: Mapping[str, Any], path: Path, error: type[MapetError] = CheckpointError, *, required: bool = False
+) -> dict[str, Any]:
+    """The entries without their checksum.
+
+    Args:
+        values: As `sealed` gave them.
+        path: The file, for messages.
+        error: The class of what is raised.
+        required: Whether there must be a checksum; else there need not, as in files of earlier releases.
 
     Raises:
         MapetError: An `error`, where an entry is not what was written.
     """
-    entries = dict(values)
-    if SEAL in entries and entries.pop(SEAL) != _digest(entries):
+    entries = {name: value for name, value in values.items() if name != SEAL}
+    if (required or SEAL in values) and values.get(SEAL) != _digest(entries):
         raise error(f"{path} is not what was written (cut off or changed). Get it or write it again.")
     return entries
 

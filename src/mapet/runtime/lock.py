@@ -21,7 +21,7 @@ from filelock import FileLock, Timeout
 
 from mapet.errors import InUseError
 from mapet.runtime.files import storage_errors
-from mapet.runtime.progress import say
+from mapet.runtime.progress import printable, say
 
 # A process that was just killed may need a moment to go.
 PATIENCE = 0.5
@@ -112,4 +112,4 @@ def _holder(file: Path) -> str:
     record = ""
     with suppress(OSError), file.open("rb") as content:
         record = content.read(_LONGEST_RECORD).decode(errors="replace")
-    return "".join(character if character.isprintable() else "?" for character in record) or "another process"
+    return printable(record) or "another process"

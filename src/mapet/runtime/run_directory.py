@@ -14,7 +14,6 @@ report.html
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import platform
@@ -26,6 +25,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from mapet.config.settings import hash_of_science
 from mapet.errors import CheckpointError
 from mapet.runtime.files import storage_errors, write_json, write_text
 from mapet.runtime.json_files import read_json
@@ -91,8 +91,7 @@ class RunDirectory:
                 damage = f"'{name}' is {config[name]!r:.80}"
                 raise CheckpointError(f"{self.config} is not what a run writes: the file is damaged ({damage}). {way_out}")
         science = config.get("science")
-        digest = hashlib.sha256(json.dumps(science, sort_keys=True).encode()).hexdigest()[:16]
-        if science and config.get("science_hash") not in (None, digest):
+        if science and config.get("science_hash") not in (None, hash_of_science(science)):
             raise CheckpointError(f"{self.config} was changed: its science has another hash than was recorded. {way_out}")
         return config
 

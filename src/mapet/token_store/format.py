@@ -11,9 +11,9 @@ Both arrays are memory-mapped, so a store of any size opens at once and is share
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from mapet.data.crops import Crops, crops_from
 from mapet.data.sources import KEY_LENGTH
 from mapet.errors import SettingsError, TokenStoreError
 from mapet.runtime.files import sha256, write_json
+from mapet.runtime.json_files import parse_json, sealed, unsealed
 
 FORMAT = "mapet token store"
 VERSION = 2
@@ -31,7 +32,6 @@ HEADER, KEYS, IDS = "header.json", "keys.npy", "ids.npy"
 KEY_DTYPE = np.dtype(f"S{KEY_LENGTH}")
 LARGEST_UINT16_VOCABULARY = 65_536
 LARGEST_SIZE = 2**31
-_OWN = "own_sha256"
 _FIELDS = 6
 
 
@@ -104,7 +104,7 @@ def write_header(folder: Path, space: TokenSpace, rows: int, unreadable: dict[st
     """Writes the header of the arrays that already lie in `folder`."""
     header = Header(space, rows, unreadable, {name: sha256(folder / name) for name in (KEYS, IDS)})
     content = {"format": FORMAT, "version": VERSION, **asdict(header)}
-    write_json(folder / HEADER, {**content, _OWN: _digest(content)})
+    write_json(folder / HEADER, sealed(content))
 
 
 def as_json(value: Mapping[str, Any]) -> dict[str, Any]:
@@ -126,9 +126,7 @@ def read_header(folder: Path) -> Header:
             f"The token store {folder} has format version {content.get('version')}; this mapet reads version {VERSION}. "
             f"Build it again (the old one is replaced): {build_command(folder)}"
         )
-    own = content.pop(_OWN, None)  # stores of earlier releases have none
-    if own not in (None, _digest(content)) or (own is None and len(content) > _FIELDS):
-        raise damaged(folder, f"{HEADER} is not what was written (cut off or changed)")
+    content = _unsealed(folder, content)
     try:
         space = content["space"]
         rows, columns = space["grid_size"]
@@ -178,10 +176,6 @@ def damaged(folder: Path, what: str, crops: Crops | None = None) -> TokenStoreEr
     )
 
 
-def _digest(content: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
 def build_hint(out: str | Path = "STORE") -> str:
     """The command that builds a store, as the end of a message."""
     return f"To build one: {build_command(out)}"
@@ -199,12 +193,21 @@ def _read_json(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise TokenStoreError(f"{folder} is not a token store: it has no {HEADER}. {build_hint()}")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        content = parse_json(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
         raise damaged(folder, f"{HEADER} cannot be read ({error})") from error
     if not isinstance(content, dict):
         raise TokenStoreError(f"{folder} is not a token store: its {HEADER} belongs to something else. {build_hint()}")
     return content
+
+
+def _unsealed(folder: Path, content: dict[str, Any]) -> dict[str, Any]:
+    """The entries without their checksum; stores of earlier releases have none, and no other entry in its place."""
+    with suppress(TokenStoreError):
+        entries = unsealed(content, folder / HEADER, TokenStoreError)
+        if len(entries) <= _FIELDS:
+            return entries
+    raise damaged(folder, f"{HEADER} is not what was written (cut off or changed)")
 
 
 class _DamagedFileError(Exception):

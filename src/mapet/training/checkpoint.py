@@ -11,13 +11,10 @@ beside its place and renamed when everything in it is on disk; a damaged one is 
 
 from __future__ import annotations
 
-import hashlib
-import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -26,7 +23,7 @@ from torch import Tensor, nn
 from mapet.errors import CheckpointError
 from mapet.models.weights import load_strictly
 from mapet.runtime.files import atomic_directory, remove_leftovers, sha256, storage_errors, write_json
-from mapet.runtime.json_files import read_json
+from mapet.runtime.json_files import read_json, sealed, unsealed
 from mapet.runtime.progress import say
 from mapet.runtime.tensors import write_tensors
 
@@ -80,7 +77,7 @@ def save_checkpoint(
             write_tensors(partial / _WINDOW, window)
         checksums = {name: sha256(partial / name) for name in (*_FILES, *([_WINDOW] if window else []))}
         header = {"step": step, "science_hash": science_hash, "sha256": checksums}
-        write_json(partial / _HEADER, {**header, "own_sha256": _digest(header)})
+        write_json(partial / _HEADER, sealed(header))
     others = sorted(folder.glob("step-*"))
     newest = [other for other in others if other.name <= path.name][-keep:]
     for other in others:
@@ -121,17 +118,11 @@ def load_checkpoint(checkpoint: Checkpoint, objective: nn.Module, optimizer: tor
 
 
 def _verified(path: Path) -> Checkpoint:
-    header = read_json(path / _HEADER)
-    if not isinstance(header, dict) or header.pop("own_sha256", None) != _digest(header):
-        raise CheckpointError(f"{path / _HEADER} is not what was written (cut off or changed).")
+    header = unsealed(read_json(path / _HEADER, dict), path / _HEADER, required=True)
     for name, expected in header["sha256"].items():
         if not (path / name).is_file() or sha256(path / name) != expected:
             raise CheckpointError(f"{path / name} is not what was written (cut off or changed).")
     return Checkpoint(path, header["step"], header["science_hash"])
-
-
-def _digest(header: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(header, sort_keys=True).encode()).hexdigest()
 
 
 def _optimizer_tensors(objective: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

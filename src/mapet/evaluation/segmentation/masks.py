@@ -9,16 +9,17 @@ from pathlib import Path
 import numpy as np
 
 from mapet.data.decode import StoredImage, read_stored
-from mapet.data.folder import read_file
+from mapet.data.image_names import SUFFIXES
 from mapet.data.labels import LISTINGS, listed_classes
+from mapet.data.tree import read_file
 from mapet.errors import DataError, UnreadableImageError
 
 # Besides class numbers, arrays of classes hold these two.
 IGNORED, PADDED = -1, -2
 IGNORE_ID = 255
 ADE20K_LISTING = "objectInfo150.txt"
-MASK_SUFFIXES = (".png", ".bmp", ".gif", ".tif", ".tiff")
 _FORMATS = ("PNG", "BMP", "GIF", "TIFF")  # keep every number; JPEG would not, whatever the file is called
+MASK_SUFFIXES = tuple(suffix for name in _FORMATS for suffix in SUFFIXES[name])
 _UNKNOWN = -3
 _IGNORED_NAME = re.compile(r"\(ignored?\)\s*$", re.IGNORECASE)
 
