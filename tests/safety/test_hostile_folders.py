@@ -123,7 +123,7 @@ OF_A_MODEL = [
     command("evaluate", "knn", "{model}", "{data}", *SHORT),
     command("export", "{model}", "--to", "safetensors", "--out", "{out}"),
     command("validate", "{data}", "--checkpoint", "{model}", *SHORT),
-    command("tokenizer", "fit", "{data}", "--features", "{run}", "--out", "{out}", *SHORT),
+    command("tokenizer", "fit", "{data}", "--features", "{run}", "-k", "4", "--out", "{out}", *SHORT),
 ]
 OF_A_RUN = [
     command("evaluate", "knn", "{run}", "--no-random", *SHORT),

@@ -231,7 +231,8 @@ def _read_result(path: Path) -> Result:
     shares = [*result.figures.values(), *(result.random_figures or {}).values()]
     named = isinstance(result.protocol.get("name"), str) and isinstance(result.protocol.get("pool", ""), str)
     compared = result.metric in result.figures and result.metric in (result.random_figures or result.figures)
-    if not (named and compared and all(0 <= share <= 1 for share in shares) and result.test_images > 0):
+    floor = result.details.get("most_frequent_class", {})
+    if not (isinstance(floor, dict) and named and compared and all(0 <= share <= 1 for share in shares) and result.test_images > 0):
         raise ValueError("no evaluation")
     return result
 
