@@ -25,7 +25,7 @@ def test_tokens_of_a_tokenizer_are_judged(tmp_path: Path, capsys: pytest.Capture
     assert "20 codes, 2 x 2 tokens an image" in said
     assert "tokens:mlp" in said
     assert "most frequent class" in said
-    (kept,) = (json.loads(file.read_text()) for file in (tmp_path / "out").iterdir())
+    (kept,) = (json.loads(file.read_text()) for file in (tmp_path / "out").glob("*.json"))
     assert kept["protocol"]["min_steps"] == 5
     assert mapet("evaluate", "tokens", tmp_path / "tokenizer") == 2
     assert "has no images of its own" in capsys.readouterr().err
