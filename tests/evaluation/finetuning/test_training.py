@@ -14,15 +14,12 @@ import pytest
 import torch
 
 from mapet.data.augmentation import TrainingView
-from mapet.data.loader import LoadedBatch, UnreadableImages
 from mapet.errors import (
     CheckpointError,
-    DataError,
     InterruptedRunError,
     ModelError,
     NonFiniteLossError,
     SettingsError,
-    UnreadableImageError,
 )
 from mapet.evaluation.evaluate import evaluate
 from mapet.evaluation.finetuning import training
@@ -37,7 +34,7 @@ from mapet.models.positions import with_own_tables
 from mapet.models.saved import load_backbone
 from mapet.training.checkpoint import newest_checkpoint
 from tests.evaluation.finetuning.subjects import CPU, EVERYTHING, OPTIONS, quick, tiny_recipe, tiny_subject
-from tests.training.tiny import LOCATION, TinyImages, assert_equal_weights, weights_of
+from tests.training.tiny import LOCATION, assert_equal_weights, weights_of
 
 
 def at_step(tuning: FineTuning, number: int, action: Any) -> None:
@@ -247,26 +244,6 @@ def test_the_subject_stays_as_it_is(tmp_path: Path) -> None:
     assert not any(parameter.requires_grad for parameter in subject.backbone.parameters())
 
 
-class Damaged(TinyImages):
-    def read(self, index: int) -> bytes:
-        if index in (3, 17):
-            raise UnreadableImageError("the file is empty")
-        return super().read(index)
-
-
-def test_unreadable_images_are_skipped_up_to_the_limit(tmp_path: Path) -> None:
-    for limit in (2, 1):
-        subject = tiny_subject(limit=limit)
-        subject.train = Damaged(LOCATION, 40, seed=0)
-        tuning = FineTuning(subject, quick(mixup=0.8), tmp_path / str(limit))
-        if limit == 2:
-            tuning.run()
-            assert sorted(subject.unreadable.names) == ["tiny image 17", "tiny image 3"]
-        else:
-            with pytest.raises(DataError, match="2 images cannot be read"):
-                tuning.run()
-
-
 def test_positions_are_resized_to_other_images(tmp_path: Path) -> None:
     from mapet.compat import timm
 
@@ -311,28 +288,6 @@ def test_a_head_that_came_along_is_replaced() -> None:
     assert model.head.out_features == recipe.options["num_classes"] == 2
 
 
-def test_unreadable_test_images_count_for_nothing() -> None:
-    subject = tiny_subject()
-    subject.unreadable = UnreadableImages(2)
-    model, recipe, _ = build_classifier(subject, quick())
-    subject.test = Damaged(LOCATION, 20, seed=1)
-    assert 0 <= judge_models({"": model}, recipe, subject, quick()).figures["top1"] <= 1
-    assert len(subject.unreadable) == 2
-
-
-def test_what_was_skipped_is_known_after_a_restart(tmp_path: Path) -> None:
-    def tuning() -> FineTuning:
-        subject = tiny_subject(tmp_path, limit=2)
-        subject.train = Damaged(LOCATION, 40, seed=0)
-        return FineTuning(subject, quick(), tmp_path)
-
-    tuning().run()
-    again = tuning()
-    assert again.first_step == again.total_steps
-    assert sorted(again.subject.unreadable.names) == ["tiny image 17", "tiny image 3"]
-    assert again.subject.unreadable.among(again.subject.train) == 2
-
-
 def test_a_beit_with_relative_positions_is_fine_tuned_too(tmp_path: Path) -> None:
     options = {name: value for name, value in OPTIONS.items() if name != "num_classes"} | {
         "num_classes": 0,
@@ -369,48 +324,3 @@ def test_blocks_that_shared_a_table_of_positions_get_one_each(tmp_path: Path) ->
     learned, _ = load_backbone(tmp_path / "model")
     first, second = (learned.get_parameter(f"blocks.{number}.attn.relative_position_bias_table") for number in range(2))
     assert not torch.equal(first, second)
-
-
-class Unreadable(TinyImages):
-    """Images 0 to 38 cannot be read."""
-
-    readable = (39,)
-
-    def read(self, index: int) -> bytes:
-        if index not in self.readable:
-            raise UnreadableImageError("the file is empty")
-        return super().read(index)
-
-
-def test_r14_mixing_needs_pairs() -> None:
-    """R14: one image a batch, to be mixed, left nothing in every batch."""
-    for mixing in ({"mixup": 0.8}, {"cutmix": 1.0}):
-        with pytest.raises(SettingsError, match=r"in pairs, and batch_size is 1; allowed with them: 2 or more.*mixup=0"):
-            quick(batch_size=1, **mixing)
-    quick(batch_size=1)
-
-
-def test_r14_a_batch_of_which_one_image_is_left_is_not_mixed() -> None:
-    """R14: and one of which none is left is no step."""
-    tuning = FineTuning(tiny_subject(), quick(mixup=0.8, smoothing=0.0), Path("nowhere"))
-    images = torch.zeros(1, 3, 16, 16, dtype=torch.uint8)
-    inputs, targets = tuning.step.prepare(images, torch.tensor([1]), 0)
-    assert (len(inputs), targets.tolist()) == (1, [[0.0, 1.0]])
-    nothing = LoadedBatch(images[:0], [], torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64), [])
-    before = weights_of(tuning.model)
-    assert tuning.take(0, nothing, 1.0) is None
-    assert_equal_weights(before, weights_of(tuning.model))
-
-
-@pytest.mark.parametrize("readable", [(), (39,)])
-def test_r14_a_training_without_a_step_is_refused(tmp_path: Path, readable: tuple[int, ...]) -> None:
-    """R14: where no batch holds an image."""
-    subject = tiny_subject(limit=40)
-    subject.train = Unreadable(LOCATION, 40, seed=0)
-    subject.train.readable = readable
-    tuning = FineTuning(subject, quick(), tmp_path)
-    if readable:
-        tuning.run()
-    else:
-        with pytest.raises(DataError, match="No batch of the fine-tuning held anything to learn from"):
-            tuning.run()
