@@ -13,10 +13,11 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from mapet.compat import timm
-from mapet.data.views import FixedView, normalise
+from mapet.compat import create_transform, resolve_model_data_config, timm
+from mapet.config.settings import hash_of_science
+from mapet.data.views import EvaluationView, normalise
 from mapet.errors import FailedRunError, ModelError, SettingsError
-from mapet.models import export_timm
+from mapet.models import export_timm, preprocessing
 from mapet.models.export import Written, export
 from mapet.models.opened import OpenedBackbone, open_backbone
 from mapet.models.saved import save_backbone
@@ -74,20 +75,50 @@ def test_transformers(tmp_path, name, options):
     torch.testing.assert_close(back, ours, rtol=1e-5, atol=1e-5)
 
 
-def test_the_image_processor_gives_the_view_of_evaluations(tmp_path):
+def smooth(width: int, height: int) -> Image.Image:
+    coarse = np.random.default_rng(width * height).integers(0, 256, (height // 8 + 2, width // 8 + 2, 3)).astype(np.uint8)
+    return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
+
+
+@pytest.mark.parametrize("size", [(640, 427), (427, 640), (500, 375), (35, 36), (36, 39), (43, 36), (32, 32), (33, 32), (91, 64)])
+@pytest.mark.parametrize("fraction", [1.0, 0.875])
+def test_exported_preprocessing_gives_the_crop_of_evaluations(tmp_path, size, fraction):
+    """R29: timm's crop is ours for every size; that of transformers starts at most one pixel before it, as the card states."""
     import transformers
 
     found = opened(VIT, **SCALED)
-    export(found, "hf", tmp_path / "hf")
-    down, across = np.mgrid[0:60, 0:90]
-    ramp = np.stack([down * 255 / 59, across * 255 / 89, 255 - across * 255 / 89], axis=-1).round().astype(np.uint8)
+    recipe = replace(found.recipe, crop_fraction=fraction)
+    for form in ("hf", "timm"):
+        export(replace(found, recipe=recipe), form, tmp_path / form)
+    view, picture = EvaluationView(32, fraction), smooth(*size)
     processor = transformers.AutoImageProcessor.from_pretrained(tmp_path / "hf")
-    theirs = torch.as_tensor(np.array(processor(Image.fromarray(ramp)).pixel_values))[0]
-    recipe = found.recipe
-    seen = FixedView(recipe.image_size)(Image.fromarray(ramp))
-    ours = normalise(seen[None], recipe.mean, recipe.std)[0]
-    assert theirs.shape == ours.shape == (3, 32, 32)
-    assert (theirs - ours).abs().max() < 3 / 255 / min(recipe.std)
+    model = timm.create_model(f"local-dir:{tmp_path / 'timm'}", pretrained=True)
+    transform = create_transform(**resolve_model_data_config(model), is_training=False)
+    ours, allowed = normalise(view(picture)[None], recipe.mean, recipe.std)[0], 3.01 / 255 / min(recipe.std)
+    torch.testing.assert_close(transform(picture), ours, rtol=0, atol=1e-5)
+    resized = np.array(view.resized(picture))
+    top, left = ((side - 32) // 2 for side in resized.shape[:2])
+    theirs = normalise(torch.from_numpy(resized[top : top + 32, left : left + 32]).permute(2, 0, 1)[None], recipe.mean, recipe.std)[
+        0
+    ]
+    pixels = torch.as_tensor(np.array(processor(picture).pixel_values))[0]
+    torch.testing.assert_close(pixels, theirs, rtol=0, atol=allowed)
+    if not any((side - 32) % 4 == 3 for side in resized.shape[:2]):
+        torch.testing.assert_close(pixels, ours, rtol=0, atol=allowed)
+    card = (tmp_path / "hf" / "README.md").read_text()
+    assert "is 32 plus 3, 7, 11, ... pixels long, its crop lies one pixel further left or above" in card
+    assert "at most 3 of 255 levels" in card
+    assert "one pixel" not in (tmp_path / "timm" / "README.md").read_text()
+
+
+@pytest.mark.parametrize("form", ["hf", "timm"])
+def test_an_export_with_other_preprocessing_is_not_kept(tmp_path, monkeypatch, form):
+    """R29: a resize without the margin is found by the check of the export."""
+    found = opened(VIT, **SCALED)
+    monkeypatch.setattr(preprocessing, "EvaluationView", lambda size, fraction: EvaluationView(size, 0.8))
+    with pytest.raises(FailedRunError, match=r"other pixels than mapet's for a picture of 32 x 32: up to \d+ of 255"):
+        export(found, form, tmp_path / form)
+    assert not (tmp_path / form).exists()
 
 
 @pytest.mark.parametrize(
@@ -100,7 +131,7 @@ def test_timm(tmp_path, name, options):
     own = found.backbone.state_dict()
     assert again.state_dict().keys() == own.keys()
     assert all(torch.equal(value, own[key]) for key, value in again.state_dict().items())
-    data = timm.data.resolve_model_data_config(again)
+    data = resolve_model_data_config(again)
     assert [*data["mean"], *data["std"], data["crop_pct"], *data["input_size"]] == [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 1.0, 3, 32, 32]
     back = open_backbone(tmp_path / "timm")
     assert (back.recipe.mean, back.recipe.image_size) == ((0.1, 0.2, 0.3), 32)
@@ -186,7 +217,6 @@ def run(tmp_path) -> Path:
         "data": "/data/of/someone/photos",
         "tokenizer": "/data/of/someone/tok",
         "tokenizer_fingerprint": "f00d" * 16,
-        "science_hash": "0123456789abcdef",
         "images": {"count": 12345, "sha256": "1"},
         "science": {
             "seed": 4,
@@ -195,6 +225,7 @@ def run(tmp_path) -> Path:
             "training": {"lr": 0.001},
         },
     }
+    config["science_hash"] = hash_of_science(config["science"])
     run.config.write_text(json.dumps(config))
     for step in (10, 250):
         run.append_metrics({"step": step, "loss": 1.0})
@@ -224,7 +255,7 @@ def test_the_card_says_what_was_done_and_no_path(run, tmp_path):
         "12,345",
         "| 250 |",
         "f00d" * 16,
-        "0123456789abcdef",
+        json.loads((run / "config.json").read_text())["science_hash"],
         "0.001",
     ):
         assert fact in card, fact

@@ -84,10 +84,14 @@ class EvaluationView:
 
     def __call__(self, image: Image.Image, seed: int = 0) -> Tensor:
         """uint8 (3, size, size)."""
+        return _to_tensor(_centre_crop(self.resized(image), self.size))
+
+    def resized(self, image: Image.Image) -> Image.Image:
+        """The image of which the centre is cut out: its shorter side has `shorter_side` pixels."""
         image = without_far_ends(image)
         width, height = image.size
         side, shorter = self.shorter_side, min(width, height)
-        return _to_tensor(_centre_crop(_resize(image, side * width // shorter, side * height // shorter), self.size))
+        return _resize(image, side * width // shorter, side * height // shorter)
 
 
 class AugmentedView:

@@ -22,6 +22,7 @@ from mapet.errors import ModelError
 from mapet.models.backbone import blocks_of, image_size, num_heads, patch_size
 from mapet.models.export import Written, largest_difference
 from mapet.models.opened import OpenedBackbone
+from mapet.models.preprocessing import check_preprocessing, floor_note
 from mapet.runtime.files import write_json
 from mapet.runtime.tensors import write_tensors
 
@@ -42,6 +43,7 @@ def write(opened: OpenedBackbone, folder: Path) -> Written:
 
     Raises:
         ModelError: Neither ViT nor Beit of transformers can express the backbone.
+        FailedRunError: The image processor gives other pixels than `EvaluationView` with the crop of transformers.
     """
     import transformers
 
@@ -60,13 +62,15 @@ def write(opened: OpenedBackbone, folder: Path) -> Written:
     options = {} if backbone.num_classes else {"add_pooling_layer": False}
     with _without_progress_bars():
         network = getattr(transformers, model.kind).from_pretrained(folder, **options).eval()
+        processor = transformers.AutoImageProcessor.from_pretrained(folder)
+    check_preprocessing(opened.recipe, lambda picture: processor(picture, return_tensors="pt")["pixel_values"][0], floor)
     difference = largest_difference(backbone, _runner(network, classifies=backbone.num_classes > 0))
     arguments = "".join(f", {name}={value}" for name, value in options.items())
     usage = (
         f"from transformers import AutoImageProcessor, {model.kind}\n\n"
         f'processor = AutoImageProcessor.from_pretrained("FOLDER")\nmodel = {model.kind}.from_pretrained("FOLDER"{arguments})'
     )
-    return Written("transformers", usage, difference, model.notes)
+    return Written("transformers", usage, difference, (*model.notes, floor_note(opened.recipe)))
 
 
 @contextmanager
@@ -211,7 +215,7 @@ def _below(prefix: str, weights: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _processor(opened: OpenedBackbone) -> dict[str, Any]:
-    """The view that evaluations here use: the shorter side bicubic to the image size, the centre, normalised."""
+    """`EvaluationView` but for the rounding of odd margins, see `mapet.models.preprocessing`; normalised."""
     size, recipe = opened.recipe.image_size, opened.recipe
     return {
         "image_processor_type": "BitImageProcessor",

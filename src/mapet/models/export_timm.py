@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import cast
 
+from PIL import Image
 from safetensors.torch import load_file
+from torch import Tensor
 
-from mapet.compat import VisionTransformer, timm
+from mapet.compat import VisionTransformer, create_transform, resolve_model_data_config, timm
 from mapet.models.backbone import image_size
 from mapet.models.export import Outputs, Written, largest_difference
 from mapet.models.opened import OpenedBackbone
+from mapet.models.preprocessing import check_preprocessing
 from mapet.models.weights import load_strictly
 from mapet.runtime.files import write_json
 from mapet.runtime.tensors import write_tensors
@@ -22,7 +26,11 @@ model = timm.create_model("local-dir:FOLDER", pretrained=True)  # "hf-hub:OWNER/
 
 
 def write(opened: OpenedBackbone, folder: Path) -> Written:
-    """Writes model.safetensors and config.json, and loads them again through `timm.create_model`, strictly."""
+    """Writes model.safetensors and config.json, and loads them again through `timm.create_model`, strictly.
+
+    Raises:
+        FailedRunError: timm's transform of images gives other pixels than `EvaluationView`.
+    """
     backbone, recipe = opened.backbone, opened.recipe
     write_tensors(folder / "model.safetensors", backbone.state_dict(), {"format": "pt"})
     architecture = recipe.name.partition(".")[0]
@@ -51,4 +59,6 @@ def write(opened: OpenedBackbone, folder: Path) -> Written:
     write_json(folder / "config.json", config | labels)
     again = cast(VisionTransformer, timm.create_model(f"local-dir:{folder}", pretrained=True)).eval()
     load_strictly(again, load_file(folder / "model.safetensors"))
+    transform = create_transform(**resolve_model_data_config(again), is_training=False)
+    check_preprocessing(recipe, cast(Callable[[Image.Image], Tensor], transform))
     return Written("timm", _USAGE, largest_difference(backbone, Outputs(again)))
