@@ -97,6 +97,12 @@ class NotThereError(MapetError):
 
 
 _MOST_NAMES, _SHOWN_OF_MORE = 20, 5
+_MOST_LETTERS = 300
+
+
+def in_one_line(error: BaseException) -> str:
+    """The beginning of what an exception of another library states, for the middle of a message; without words, its class."""
+    return " ".join(str(error).split())[:_MOST_LETTERS].rstrip(".:") or type(error).__name__
 
 
 def nearest(name: str, allowed: Iterable[str]) -> str:

@@ -344,3 +344,29 @@ def test_odd_metadata_of_the_hub(tmp_path):
     parquet.write_table(table, tmp_path / "a.parquet")
     with pytest.raises(DataError, match=r"The Hub's metadata in .* cannot be read"):
         ParquetImages([tmp_path / "a.parquet"])
+
+
+def test_a_damaged_copy_in_the_cache_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    file = write(tmp_path / "a.parquet", image=images(0, 2))
+    ParquetImages([file])
+    (copy,) = (tmp_path / "cache").rglob("*.arrow")
+    copy.write_bytes(copy.read_bytes()[:40])
+    with pytest.raises(DataError, match=r"\.arrow, which was unpacked before, is damaged: .* Remove it; it is made again"):
+        ParquetImages([file])
+
+
+def test_a_file_that_changes_while_it_is_unpacked_leaves_no_copy(tmp_path, monkeypatch):
+    """The copy is named after the bytes that were hashed, so that it must hold these."""
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    file = write(tmp_path / "a.parquet", image=images(0, 2))
+    batches = parquet_module._batches
+
+    def change_meanwhile(*arguments):
+        os.utime(file, (0, 0))
+        return batches(*arguments)
+
+    monkeypatch.setattr(parquet_module, "_batches", change_meanwhile)
+    with pytest.raises(DataError, match=r"a\.parquet was changed while it was read"):
+        ParquetImages([file])
+    assert not [*(tmp_path / "cache").rglob("*.arrow")]

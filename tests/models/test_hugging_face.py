@@ -172,4 +172,5 @@ def test_a_folder_of_timm_cannot_ask_for_other_files(tmp_path):
     save_file({"weight": torch.zeros(1)}, tmp_path / "model.safetensors")
     arguments = {"depth": 1, "checkpoint_path": "elsewhere.pth", "pretrained": True}
     (tmp_path / "config.json").write_text(json.dumps({"architecture": "vit_tiny_patch16_224", "model_args": arguments}))
-    assert read_model(tmp_path).options == {"depth": 1}
+    with pytest.raises(ModelError, match=r"config\.json: a ViT has no option 'checkpoint_path' that may be set"):
+        read_model(tmp_path)

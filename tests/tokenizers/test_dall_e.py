@@ -182,7 +182,7 @@ def test_the_hub_is_asked_for_either_of_its_files(tmp_path, published, monkeypat
     assert tokenizer_from_file(HUB_NAME).fingerprint == DallE.from_released(published).fingerprint
     assert asked == [(HUB_NAME, "model.safetensors"), (HUB_NAME, "pytorch_model.bin")]
     (tmp_path / "pytorch_model.bin").unlink()
-    with pytest.raises(TokenizerError, match=r"cannot be downloaded: 404 Client Error\. Connect .* encoder\.pkl"):
+    with pytest.raises(TokenizerError, match=r"cannot be downloaded: 404 Client Error for url\. Connect .* encoder\.pkl"):
         tokenizer_from_file(HUB_NAME)
 
 

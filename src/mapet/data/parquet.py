@@ -81,18 +81,19 @@ def _readable(path: Path) -> ParquetFile:
 
 def _unpack(files: Sequence[Path], columns: Sequence[Columns]) -> list[Dataset]:
     """The rows of `files`, from the cache where it holds what is in them."""
-    from datasets import Dataset, config
+    from datasets import config
 
     cache = Path(config.HF_DATASETS_CACHE) / "mapet-parquet"
+    before = [*map(_stamp, files)]
     try:
         targets = [
             cache / f"{digest}-{hashlib.sha256(repr((_VERSION, of_file.present)).encode()).hexdigest()[:8]}.arrow"
             for digest, of_file in zip(_digests(files, cache), columns, strict=True)
         ]
         with progress("Unpacking Parquet files", len(files), after=_SILENT_SECONDS) as bar:
-            for file, of_file, target in zip(files, columns, targets, strict=True):
+            for file, of_file, target, stamp in zip(files, columns, targets, before, strict=True):
                 if not target.is_file():
-                    _write_arrow(file, of_file.present, target)
+                    _write_arrow(file, of_file.present, target, stamp)
                 bar.advance()
     except StorageError as error:
         reason = getattr(error.__cause__, "strerror", None) or error
@@ -100,10 +101,21 @@ def _unpack(files: Sequence[Path], columns: Sequence[Columns]) -> list[Dataset]:
             f"Cannot unpack {files[0]} into the cache {config.HF_DATASETS_CACHE}: {reason}. Make room there, or set "
             "HF_DATASETS_CACHE to another folder."
         ) from error
-    return [Dataset.from_file(str(target)) for target in targets]
+    return [*map(_opened, targets)]
 
 
-def _write_arrow(path: Path, columns: list[str], target: Path) -> None:
+def _opened(target: Path) -> Dataset:
+    import pyarrow
+    from datasets import Dataset
+
+    try:
+        return Dataset.from_file(str(target))
+    except (pyarrow.ArrowException, OSError) as error:
+        raise DataError(f"{target}, which was unpacked before, is damaged: {error}. Remove it; it is made again.") from error
+
+
+def _write_arrow(path: Path, columns: list[str], target: Path, stamp: tuple[int, ...]) -> None:
+    """Unpacks a file; `stamp` is what `_stamp` gave when it was hashed."""
     import pyarrow
 
     file = _readable(path)
@@ -116,6 +128,8 @@ def _write_arrow(path: Path, columns: list[str], target: Path) -> None:
     ):
         for batch in _batches(file, path, columns):
             arrow.write_batch(batch.select(columns).cast(schema))
+        if _stamp(path) != stamp:
+            raise DataError(f"{path} was changed while it was read. Run the command again when nothing writes to it any more.")
 
 
 def _batches(file: ParquetFile, path: Path, columns: list[str]) -> Iterator[pyarrow.RecordBatch]:
@@ -141,8 +155,7 @@ def _digest(path: Path, cache: Path, bar: ProgressBar) -> str:
     try:
         with open_regular(path) as file:
             status = os.fstat(file.fileno())
-            facts = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
-            kept = cache / "hashes" / hashlib.sha256(repr(facts).encode()).hexdigest()[:32]
+            kept = cache / "hashes" / hashlib.sha256(repr(_facts(status)).encode()).hexdigest()[:32]
             if kept.is_file():
                 return kept.read_text(encoding="utf-8")
             while chunk := file.read(_CHUNK):
@@ -155,3 +168,15 @@ def _digest(path: Path, cache: Path, bar: ProgressBar) -> str:
         with suppress(StorageError), atomic_file(kept) as partial:  # a cache that others filled may be read-only
             partial.write_text(digest.hexdigest(), encoding="utf-8")
     return digest.hexdigest()
+
+
+def _stamp(path: Path) -> tuple[int, ...]:
+    try:
+        return _facts(path.stat())
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror or error}.") from error
+
+
+def _facts(status: os.stat_result) -> tuple[int, ...]:
+    """What changes when a file is written again."""
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns

@@ -126,7 +126,7 @@ class _Judges:
         found = self._judge(protocol, title, kept)
         random = self._judge(protocol, "random", kept and kept / "random") if with_random else None
         keys = self._subject(protocol, title).keys
-        copies = self._count_copies(protocol, keys, len(test))
+        copies = self._count_copies(keys)
         if remark := protocol.remark(found, random):
             say(f"{protocol.title}: {remark}")
         if folder is not None and found.outcomes is not None:
@@ -156,10 +156,11 @@ class _Judges:
         self._say_once("This backbone has no class token: pool 'both' is the mean of the patches.")
         return {"pool": "mean"}
 
-    def _count_copies(self, protocol: Protocol, keys: dict[str, SeenKeys], test_images: int) -> Copies:
-        """Copies among the images of a protocol, counted and said once for the same images."""
-        copies = count_copies(keys["training"].images, keys["test"].images)
-        self._say_once(copies.line(test_images))
+    def _count_copies(self, keys: dict[str, SeenKeys]) -> Copies:
+        """Copies among the images of a protocol that were read, counted and said once for the same images."""
+        test = keys["test"].images
+        copies = count_copies(keys["training"].images, test)
+        self._say_once(copies.line(len(test.keys)))
         return copies
 
     def _say_once(self, line: str) -> None:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 from torch import Tensor
 
 from mapet.data.sources import KEY_LENGTH
 from mapet.errors import CheckpointError, DataError, FailedRunError
 from mapet.runtime.files import atomic_file
+from mapet.runtime.tensors import write_tensors
 
 MEAN_PER_CLASS = "mean_per_class"
 SUFFIX = ".outcomes.safetensors"
@@ -73,19 +74,18 @@ def save_outcomes(path: Path, keys: np.ndarray, parts: dict[str, Outcomes]) -> N
         keys: (n,) sample keys as bytes.
         parts: "pre-trained" and "random", as far as there are any.
     """
-    tensors: dict[str, np.ndarray] = {
-        "keys": np.frombuffer(bytes.fromhex(b"".join(keys.tolist()).decode()), np.uint8).reshape(len(keys), KEY_LENGTH // 2)
-    }
+    digits = np.frombuffer(bytearray.fromhex(b"".join(keys.tolist()).decode()), np.uint8)
+    tensors = {"keys": torch.from_numpy(digits).view(len(keys), KEY_LENGTH // 2)}
     for part, outcomes in parts.items():
         for name, value in outcomes.values.items():
             whole = bool((value == value.round()).all())
-            tensors[f"{part}.{name}"] = value.numpy().astype(np.uint8 if whole else np.float32)
+            tensors[f"{part}.{name}"] = value.to(torch.uint8 if whole else torch.float32)
         if outcomes.labels is not None:
-            tensors["labels"] = outcomes.labels.numpy().astype(np.int32)
+            tensors["labels"] = outcomes.labels.int()
         if outcomes.pixels is not None:
-            tensors[f"{part}.pixels"] = outcomes.pixels.numpy()
+            tensors[f"{part}.pixels"] = outcomes.pixels
     with atomic_file(path) as partial:
-        save_file(tensors, partial)
+        write_tensors(partial, tensors)
         partial.chmod(path.parent.stat().st_mode & 0o666)  # safetensors lets nobody else read what it writes
 
 
@@ -106,6 +106,17 @@ def load_outcomes(path: Path, part: str = "pre-trained") -> tuple[np.ndarray, Ou
         raise CheckpointError(f"{path} cannot be read: {error}. Run the evaluation again to write it anew.") from None
     own = {name.removeprefix(f"{part}."): value for name, value in tensors.items() if name.startswith(f"{part}.")}
     pixels, labels = own.pop("pixels", None), tensors.get("labels")
+    if not _fit(tensors.get("keys"), own, labels, pixels):
+        raise CheckpointError(f"{path} holds what no evaluation writes. Run the evaluation again to write it anew.")
     keys = np.array([bytes(key).hex() for key in tensors["keys"].numpy()], f"S{KEY_LENGTH}")
     outcomes = Outcomes({name: value.double() for name, value in own.items()}, None if labels is None else labels.long(), pixels)
     return keys, outcomes
+
+
+def _fit(keys: Tensor | None, values: Mapping[str, Tensor], labels: Tensor | None, pixels: Tensor | None) -> bool:
+    """Whether these are outcomes of the same images."""
+    if keys is None or keys.dtype != torch.uint8 or keys.ndim != 2 or keys.shape[1] != KEY_LENGTH // 2:
+        return False
+    shares = all(value.shape == keys.shape[:1] and bool(((value >= 0) & (value <= 1)).all()) for value in values.values())
+    classes = labels is None or (labels.shape == keys.shape[:1] and not labels.is_floating_point())
+    return shares and classes and (pixels is None or (pixels.ndim == 3 and pixels.shape[:2] == (len(keys), 3)))

@@ -26,8 +26,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from mapet.errors import ModelError
-from mapet.models.pickle_limits import PickleContents, examine
+from mapet.errors import ModelError, in_one_line
+from mapet.models.pickle_limits import MOST_BYTES, PickleContents, examine
 from mapet.models.stand_ins import flatten, refuse_code, stand_ins, take_below
 from mapet.runtime.progress import progress
 
@@ -86,8 +86,7 @@ def _read(path: Path, keys: Sequence[str]) -> dict[str, Tensor]:
     except (MemoryError, Exception) as error:  # of a damaged file, torch's reader may raise any
         if isinstance(error, ModelError) and str(path) in str(error):
             raise
-        reason = " ".join(str(error).split())[:300].rstrip(".") or type(error).__name__
-        raise ModelError(f"{path} cannot be read as a file of weights: {reason}. {_WAY_OUT}") from error
+        raise ModelError(f"{path} cannot be read as a file of weights: {in_one_line(error)}. {_WAY_OUT}") from error
     if not tensors:
         raise ModelError(f"{path} can be read but holds no tensors. Give the file with the weights.")
     return tensors
@@ -198,7 +197,7 @@ def _open_legacy(mapped: mmap, path: Path) -> Any:
     """
     pickles, position = [], 0
     for _ in range(5):
-        pickles.append(examine(mapped[position : position + 2**24]))
+        pickles.append(examine(mapped[position : position + MOST_BYTES]))
         start, position = position, position + pickles[-1].end
         if len(pickles) == 4:
             tree_start = start

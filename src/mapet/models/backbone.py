@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from mapet.compat import Attention, Block, VisionTransformer, timm
-from mapet.errors import ModelError, nearest
+from mapet.errors import ModelError, in_one_line, nearest
 
 _REFUSED_BY_TIMM = (TypeError, AssertionError, ValueError, ArithmeticError, RuntimeError, LookupError)
 
@@ -39,14 +39,10 @@ def build_by_timm(name: str, **timm_kwargs: Any) -> nn.Module:
         raise ModelError(f"timm {timm.__version__} has no model '{name}'. {nearest(name, timm.list_models('vit_*'))}")
     try:
         return timm.create_model(name, **timm_kwargs)
-    except (
-        Exception
-    ) as error:  # what options of a wrong type raise, and the network and the Hub's cache, comes through timm as it is
-        refused = isinstance(error, _REFUSED_BY_TIMM) and not isinstance(error, OSError)
+    except Exception as error:  # what options of a wrong type raise, or network and Hub's cache, comes through timm as it is
+        words, refused = in_one_line(error), isinstance(error, _REFUSED_BY_TIMM) and not isinstance(error, OSError)
         if refused or not timm_kwargs.get("pretrained"):
-            reason = " ".join(str(error).split())[:300].rstrip(".") or type(error).__name__
-            raise ModelError(f"timm cannot build '{name}' with {timm_kwargs}: {reason}.") from error
-        words = " ".join(str(error).split())[:300].rstrip(".") or type(error).__name__
+            raise ModelError(f"timm cannot build '{name}' with {timm_kwargs}: {words}.") from error
         raise ModelError(
             f"Cannot fetch timm's weights for '{name}': {words}. Try again with a connection to the Hugging Face Hub, give a file "
             f"or folder with the weights (--model {name} says whose they are), or random:{name} for a random initialisation."

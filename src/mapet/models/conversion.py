@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from mapet.compat import VisionTransformer, resample_abs_pos_embed, timm
-from mapet.errors import ModelError
+from mapet.errors import ModelError, in_one_line
 from mapet.models.architecture import Architecture, skeleton, timm_name, timm_options, told_apart
 from mapet.models.backbone import grid_size, image_size
 from mapet.models.by_timm import translated_by_timm
@@ -83,9 +83,9 @@ def convert(
             raise
         raise ModelError(f"{title} cannot be used: {error}") from error
     except (RuntimeError, IndexError, ValueError, TypeError, ArithmeticError) as error:  # shapes that cannot be joined, if damaged
-        words = " ".join(str(error).split())[:300].rstrip(".")
         raise ModelError(
-            f"{title} cannot be converted: {words}. If the model and its options are right, the file is damaged: get it again."
+            f"{title} cannot be converted: {in_one_line(error)}. If the model and its options are right, the file is damaged: get "
+            "it again."
         ) from error
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mapet.errors import FailedRunError, ModelError
+from mapet.errors import FailedRunError, ModelError, in_one_line
 from mapet.models.export import Outputs, Written, largest_difference, sample_images
 from mapet.models.opened import OpenedBackbone
 
@@ -54,8 +54,7 @@ def _export(network: Outputs, images: Tensor, path: Path) -> None:
     except OSError:  # the disk is full or not writable
         raise
     except Exception as error:  # whatever comes out of torch.export and onnxscript
-        words = str(error).strip().partition("\n")[0][:300] or type(error).__name__
-        raise FailedRunError(f"torch's ONNX exporter failed on this backbone: {words}.") from error
+        raise FailedRunError(f"torch's ONNX exporter failed on this backbone: {in_one_line(error)}.") from error
 
 
 def _run(path: Path, images: Tensor) -> Tensor:

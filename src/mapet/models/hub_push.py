@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from mapet.errors import FailedRunError, ModelError
+from mapet.errors import FailedRunError, ModelError, in_one_line
 
 _NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -26,9 +26,8 @@ def push(folder: Path, name: str, *, private: bool = False) -> str:
         api.create_repo(name, private=private, exist_ok=True)
         api.upload_folder(repo_id=name, folder_path=folder, commit_message="Export from mapet")
     except Exception as error:  # what its parts raise (network, access, names) comes through huggingface_hub as it is
-        words = " ".join(str(error).split())[:300].rstrip(".") or type(error).__name__
         raise FailedRunError(
-            f"Cannot push to {name}: {words}. Run `hf auth login` once with a token that may write. The export is in {folder}: "
-            f"`hf upload {name} {folder}` pushes it later."
+            f"Cannot push to {name}: {in_one_line(error)}. Run `hf auth login` once with a token that may write. The export is in "
+            f"{folder}: `hf upload {name} {folder}` pushes it later."
         ) from error
     return f"https://huggingface.co/{name}"

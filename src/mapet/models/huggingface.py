@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from mapet.config.architecture import check_architecture
-from mapet.errors import ModelError, nearest
+from mapet.errors import ModelError, in_one_line, nearest
 from mapet.models.archive import read_tensors
 from mapet.runtime.json_files import read_json
 from mapet.runtime.progress import say
@@ -97,10 +97,9 @@ def fetch(address: str) -> Path:
                 say(f"{name} is taken from the Hub's cache at revision {folder.name[:12]}.")
                 return folder
     except Exception as error:  # what its parts raise (network, cache, names) comes through huggingface_hub as it is
-        words = " ".join(str(error).split())[:300].rstrip(".") or type(error).__name__
         raise ModelError(
-            f"Cannot fetch {address}: {words}. Check owner and name; if it is private or gated, run `hf auth login` once. Without "
-            f"a connection, run `hf download {name} --local-dir FOLDER` where there is one, and give FOLDER."
+            f"Cannot fetch {address}: {in_one_line(error)}. Check owner and name; if it is private or gated, run `hf auth login` "
+            f"once. Without a connection, run `hf download {name} --local-dir FOLDER` where there is one, and give FOLDER."
         ) from error
     raise ModelError(f"{address} has no weights (model.safetensors or pytorch_model.bin). Give another model.")
 

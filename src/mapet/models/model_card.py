@@ -153,27 +153,26 @@ def _evaluations(results: list[dict[str, Any]]) -> Iterator[str]:
 def _row(result: dict[str, Any]) -> str:
     metric = str(result.get("metric", "top1"))
     value, random = (_percent(figures, metric) for figures in (result["figures"], result.get("random_figures")))
-    pool = result.get("details", {}).get("pool", result["protocol"].get("pool")) or ""
+    pool = str(_object(result.get("details")).get("pool", result["protocol"].get("pool")) or "")
     cells = [_with_preset(result), f"`{result['protocol_hash']}`", _last_name(result["data"]), f"{metric} {value}", random]
     return f"| {' | '.join([*cells, _gain(result, metric), pool])} |"
 
 
 def _gain(result: dict[str, Any], metric: str) -> str:
     """Against random initialisation, in points; in words where the interval holds 0."""
-    after, before = result["figures"].get(metric), (result.get("random_figures") or {}).get(metric)
-    if after is None or before is None:
+    after, before, interval = (_object(result.get(name)).get(metric) for name in ("figures", "random_figures", "gain_intervals"))
+    if not (isinstance(after, float | int) and isinstance(before, float | int)):
         return ""
     gain = f"{100 * (after - before):+.1f}"
-    interval = (result.get("gain_intervals") or {}).get(metric)
-    if not interval or len(interval) != 2:
-        return gain
-    low, high = interval
-    return f"{gain} [{100 * low:.1f}, {100 * high:.1f}]{', not distinguishable' if low <= 0 <= high else ''}"
+    match interval:
+        case [int() | float() as low, int() | float() as high]:
+            return f"{gain} [{100 * low:.1f}, {100 * high:.1f}]{', not distinguishable' if low <= 0 <= high else ''}"
+    return gain
 
 
 def _copies(results: list[dict[str, Any]]) -> Iterator[str]:
     """How many test images were learned from, for every data set where there are any."""
-    found = {_last_name(result["data"]): (result.get("details") or {}).get("copies") for result in results}
+    found = {_last_name(result["data"]): _object(result.get("details")).get("copies") for result in results}
     for data, counts in found.items():
         count = counts.get("shared") if isinstance(counts, dict) else None
         if isinstance(count, int) and count > 0:

@@ -26,8 +26,6 @@ _RUNS_CODE = (
     "torch.package.",
     "torch.jit.load",
     "torch.utils.cpp_extension.",
-)
-_RUNS_CODE += (
     "torch.utils.model_zoo.",
     "torch.distributed.rpc.",
     "numpy.load",

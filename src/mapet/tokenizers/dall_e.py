@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mapet import compat  # noqa: F401  (repairs torchvision before transformers imports it)
-from mapet.errors import ModelError, TokenizerError
+from mapet.errors import ModelError, TokenizerError, in_one_line
 from mapet.models.weights import load_strictly
 from mapet.registry import check_options
 from mapet.tokenizers.base import Tokenizer, check_size
@@ -132,9 +132,9 @@ def download_from_hub() -> Path:
         try:
             return Path(hf_hub_download(HUB_NAME, file))
         except Exception as error:  # huggingface_hub passes on whatever its connection raises, besides its own
-            reason = str(error).strip().partition("\n")[0] or type(error).__name__
+            reason = in_one_line(error)
     raise TokenizerError(
-        f"{HUB_NAME} cannot be downloaded: {reason.rstrip('.')}. Connect to the network once (Hugging Face keeps it), or give a "
+        f"{HUB_NAME} cannot be downloaded: {reason}. Connect to the network once (Hugging Face keeps it), or give a "
         "local file: its model.safetensors, or OpenAI's encoder.pkl."
     )
 

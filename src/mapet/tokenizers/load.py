@@ -10,7 +10,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
-from mapet.errors import NotAllowedError, TokenizerError, UsageError, nearest
+from mapet.errors import NotAllowedError, TokenizerError, UsageError, in_one_line, nearest
 from mapet.runtime.files import recover
 from mapet.runtime.json_files import read_json
 from mapet.tokenizers.base import DESCRIPTION_FILE, FORMAT, TOKENIZERS, WEIGHTS_FILE, Tokenizer
@@ -70,8 +70,9 @@ def _load_folder(path: Path) -> Tokenizer:
     except NotAllowedError as error:
         raise NotAllowedError(f"The tokenizer at {path}: {error}") from None
     except _DAMAGE as error:
-        reason = str(error).strip().partition("\n")[0].rstrip(":.") or type(error).__name__
-        raise TokenizerError(f"The tokenizer at {path} is damaged or incomplete: {reason}. Fit or copy it again.") from error
+        raise TokenizerError(
+            f"The tokenizer at {path} is damaged or incomplete: {in_one_line(error)}. Fit or copy it again."
+        ) from error
     report = description.get("fit_report")
     tokenizer.fit_report = report if isinstance(report, dict) else {}
     tokenizer.eval().requires_grad_(False)

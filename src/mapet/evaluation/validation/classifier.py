@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from mapet.compat import Beit, VisionTransformer, resolve_model_data_config, timm
 from mapet.data.views import IMAGENET_MEAN, IMAGENET_STD
-from mapet.errors import ModelError, nearest
+from mapet.errors import ModelError, in_one_line, nearest
 from mapet.evaluation.validation.fit import PUBLISHED, check_fit, released_name, vit_facts
 from mapet.evaluation.validation.view import Preprocessing
 from mapet.models.archive import read_tensors, state_dict_of
@@ -223,8 +223,7 @@ def _build(name: str, options: Mapping[str, Any]) -> nn.Module:
     try:
         return timm.create_model(name, **options)
     except Exception as error:  # what options of a wrong type raise comes through timm as it is
-        words = " ".join(str(error).split())[:300].rstrip(".") or type(error).__name__
-        raise ModelError(f"timm cannot build '{name}' with {dict(options)}: {words}.") from error
+        raise ModelError(f"timm cannot build '{name}' with {dict(options)}: {in_one_line(error)}.") from error
 
 
 def _in_own_names(weights: Mapping[str, Tensor], model: Any) -> Mapping[str, Tensor]:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mapet.errors import TokenizerError
+from mapet.errors import TokenizerError, in_one_line
 from mapet.tokenizers.features.base import FeatureExtractor
 from mapet.tokenizers.features.feature_map import at_size, feature_map, num_layers, without_rest
 
@@ -91,9 +91,8 @@ def _layer_and_shape(
             layer = None if layer is None else layer % layers
             rows, columns, dim = feature_map(network, images, layer, projection).shape[1:]
     except (AssertionError, AttributeError, RuntimeError, ValueError, TypeError) as error:
-        reason = str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
         raise TokenizerError(
-            f"'{title}' gives no feature map of images of {image_size} px: {reason}. Give another image size, a layer, "
+            f"'{title}' gives no feature map of images of {image_size} px: {in_one_line(error)}. Give another image size, a layer, "
             "or another model."
         ) from error
     return layer, (rows, columns, dim)

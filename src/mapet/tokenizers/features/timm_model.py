@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mapet.compat import timm
-from mapet.errors import TokenizerError, nearest
+from mapet.errors import TokenizerError, in_one_line, nearest
 from mapet.runtime.seeding import seeded_globally
 from mapet.tokenizers.features.network import NetworkFeatures
 from mapet.tokenizers.features.timm_weights import load_weights
@@ -74,9 +74,8 @@ class TimmFeatures(NetworkFeatures):
         try:
             return self._build(pretrained=True)
         except Exception as error:  # timm passes on whatever its download raises: HTTP, sockets, cache, missing weights
-            reason = str(error).strip().partition("\n")[0]
             raise TokenizerError(
-                f"The weights of '{self.model}' cannot be downloaded: {reason}. Give a local file as 'timm:{self.model}@FILE' "
-                "(timm's or the publisher's own), connect to the network once (timm keeps them), use features 'coates' that need "
-                "none, or pretrained=False for a smoke run."
+                f"The weights of '{self.model}' cannot be downloaded: {in_one_line(error)}. Give a local file as "
+                f"'timm:{self.model}@FILE' (timm's or the publisher's own), connect to the network once (timm keeps them), use "
+                "features 'coates' that need none, or pretrained=False for a smoke run."
             ) from error
