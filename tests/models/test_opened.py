@@ -81,7 +81,7 @@ def test_beits_relative_positions_are_evaluated_saved_and_not_pre_trained(tmp_pa
     assert recipe == opened.recipe
     with torch.inference_mode():
         close(again(tensors["in.images"]), tensors["meanpool_rel.out.logits"], 2e-5)
-        assert opened.recipe.build()(tensors["in.images"]).shape == (3, facts["config"]["num_classes"])
+        assert opened.recipe.build()(tensors["in.images"]).shape == (facts["config"]["batch"], facts["config"]["num_classes"])
     with pytest.raises(ModelError, match=r"Beit is not a timm VisionTransformer. Use a plain ViT"):
         check_backbone(opened.backbone)
 
@@ -108,7 +108,7 @@ def test_beits_published_pre_training(tmp_path, variant, title):
 
 
 def test_a_shared_table_counts_in_every_block(tmp_path):
-    _, tensors = load_golden("mim/beit_finetune_tiny_a")
+    facts, tensors = load_golden("mim/beit_finetune_tiny_a")
     own = with_prefix(tensors, "meanpool_rel.sd.")
     table = own["blocks.0.attn.relative_position_bias_table"]
     same = {name: table if name.endswith("bias_table") else value for name, value in own.items()}
@@ -118,7 +118,7 @@ def test_a_shared_table_counts_in_every_block(tmp_path):
     for tensors_of in (same, shared):
         backbone = open_backbone(save(tensors_of, tmp_path / "beit.pth")).backbone
         with torch.inference_mode():
-            outputs.append(backbone(images(1, 64)))
+            outputs.append(backbone(images(1, facts["config"]["img_size"])))
     close(*outputs)
 
 
@@ -185,8 +185,7 @@ def test_maes_decoder_is_dropped(tmp_path):
 
 
 def test_positions_are_resized_as_published(tmp_path):
-    _, tensors = load_golden("mim/beit_finetune_tiny_a")
-    facts, _ = load_golden("mim/beit_finetune_tiny_a")
+    facts, tensors = load_golden("mim/beit_finetune_tiny_a")
     state = with_prefix(tensors, "cls_abs.sd.")
     width = state["pos_embed"].shape[2]
     state["pos_embed"] = torch.cat([tensors["abspos.in_4"]] * math.ceil(width / 8), dim=2)[..., :width]

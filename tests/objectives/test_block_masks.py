@@ -41,23 +41,24 @@ def components(mask: Tensor) -> int:
 
 @pytest.mark.parametrize("name", SETS)
 def test_every_patch_is_hidden_as_often_as_in_the_release(name: str) -> None:
-    _, golden = load_golden("mim/blockwise_mask_stats_a")
+    description, golden = load_golden("mim/blockwise_mask_stats_a")
+    grid, theirs = description["config"]["grid"], description["stats_large_sample_20000"][name]["n"]
     expected = golden[f"{name}.freq_map_large_sample"].double()
-    found = draw(*SETS[name]).double().mean(0).view(14, 14)
-    error = (expected * (1 - expected) * (1 / DRAWS + 1 / 20_000)).sqrt()
+    found = draw(*SETS[name], grid=(grid, grid)).double().mean(0).view(grid, grid)
+    error = (expected * (1 - expected) * (1 / DRAWS + 1 / theirs)).sqrt()
     assert ((found - expected).abs() < STANDARD_ERRORS * error).all()
 
 
 @pytest.mark.parametrize("name", SETS)
 def test_counts_and_components_are_those_of_the_release(name: str) -> None:
     description, _ = load_golden("mim/blockwise_mask_stats_a")
-    expected = description["stats"][name]
-    masks = draw(*SETS[name], batch_size=1000, seed=1)
+    expected, grid = description["stats"][name], description["config"]["grid"]
+    masks = draw(*SETS[name], batch_size=1000, grid=(grid, grid), seed=1)
     counts = masks.sum(1).double()
     assert abs(counts.mean() - expected["count"]["mean"]) <= STANDARD_ERRORS * 2 * expected["count"]["se_of_mean"]
     assert int(counts.max()) == expected["count"]["max"]
-    found = torch.tensor([components(mask.view(14, 14)) for mask in masks]).double()
-    scale = (1 + 2000 / 1000) ** 0.5 * expected["components_4conn"]["se_of_mean"]
+    found = torch.tensor([components(mask.view(grid, grid)) for mask in masks]).double()
+    scale = (1 + expected["n"] / len(masks)) ** 0.5 * expected["components_4conn"]["se_of_mean"]
     assert abs(found.mean() - expected["components_4conn"]["mean"]) < STANDARD_ERRORS * scale
 
 

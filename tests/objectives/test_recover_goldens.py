@@ -35,9 +35,17 @@ def transforms() -> tuple[dict[str, Any], dict[str, Tensor]]:
     return json_of("transforms")["params"], load_file(GOLDENS / "beyond_masking" / "transforms_a.safetensors")
 
 
+def sizes() -> tuple[int, int, int]:
+    """Side of the images, of a patch, and of the grid of patches."""
+    config = json_of("model")["config"]
+    return config["img_size"], config["patch_size"], config["img_size"] // config["patch_size"]
+
+
 def prediction() -> Tensor:
-    """(196, 768): what the release's losses were computed for; the formula is in transforms.json."""
-    row, column = torch.arange(196.0, dtype=torch.float64)[:, None], torch.arange(768.0, dtype=torch.float64)[None]
+    """(patches, values of a patch): what the release's losses were computed for; the formula is in transforms.json."""
+    (_, _, grid), values = sizes(), json_of("model")["config"]["decoder_num_classes"]
+    row, column = (torch.arange(count, dtype=torch.float64) for count in (grid**2, values))
+    row, column = row[:, None], column[None]
     return (torch.sin(0.37 * row + 0.011 * column) + 0.5 * torch.cos(0.05 * row * (column % 3 + 1))).float()
 
 
@@ -56,8 +64,8 @@ def tiny(task: type[Recover], backbone_options: dict[str, Any] | None = None, **
         fc_norm=False,
         **(backbone_options or {}),
     )
-    sizes = {"width": config["decoder_embed_dim"], "depth": config["decoder_depth"], "num_heads": config["decoder_num_heads"]}
-    return task(backbone, **sizes, **options)
+    decoder = {"width": config["decoder_embed_dim"], "depth": config["decoder_depth"], "num_heads": config["decoder_num_heads"]}
+    return task(backbone, **decoder, **options)
 
 
 def mask_of(golden: dict[str, Tensor]) -> Tensor:
@@ -73,7 +81,8 @@ def loss_of(task: Recover, predicted: Tensor, images: Tensor, drawn: Degradation
 
 def test_positions() -> None:
     tables = load_file(GOLDENS / "beyond_masking" / "tables.safetensors")
-    torch.testing.assert_close(sinusoid_table(196, 384)[0], tables["pos_196_384"], rtol=0, atol=1e-6)
+    expected = tables["pos_196_384"]
+    torch.testing.assert_close(sinusoid_table(*expected.shape)[0], expected, rtol=0, atol=1e-6)
 
 
 def test_patches_and_back() -> None:
@@ -93,28 +102,32 @@ def test_mask_pixels_loss() -> None:
 
 
 def test_zoomed_in() -> None:
-    _, golden = transforms()
-    task, view = tiny(ZoomedIn), golden["zi.full_288"]
-    assert task.view_size == len(view[0]) == 288
-    assert torch.equal(task.degrade(view.unsqueeze(0), Degradation(None))[0], view[:, 32:256, 32:256])
+    params, golden = transforms()
+    params = params["zoomed_in"]
+    task, view = tiny(ZoomedIn), golden[f"zi.full_{params['full']}"]
+    assert task.view_size == len(view[0]) == params["full"]
+    seen = slice(params["offset"], params["offset"] + params["visible"])
+    assert torch.equal(task.degrade(view.unsqueeze(0), Degradation(None))[0], view[:, seen, seen])
+    of_centre, of_edge = params["loss_weights"]
     for mask, expected in ((mask_of(golden), golden["zi.loss_masked"]), (None, golden["zi.loss_unmasked"])):
         drawn = Degradation(mask)
         assert loss_of(task, prediction(), view, drawn) == pytest.approx(float(expected[2]), abs=LOSS)
         centre, edge = task.losses(prediction().unsqueeze(0), view.unsqueeze(0), drawn)
         centre = centre if mask is None else centre[mask]
-        assert float(centre.mean() / 0.8) == pytest.approx(float(expected[0]), abs=LOSS)
-        assert float(edge.mean() / 0.2) == pytest.approx(float(expected[1]), abs=LOSS)
+        assert float(centre.mean() / of_centre) == pytest.approx(float(expected[0]), abs=LOSS)
+        assert float(edge.mean() / of_edge) == pytest.approx(float(expected[1]), abs=LOSS)
 
 
 @pytest.mark.parametrize("place", [(10, 37), (63, 63)])
 def test_zoomed_out(place: tuple[int, int]) -> None:
-    _, golden = transforms()
+    params, golden = transforms()
+    inner, canvas = params["zoomed_out"]["inner"], params["zoomed_out"]["canvas"]
     name = f"l{place[0]}_t{place[1]}"
-    task, small = tiny(ZoomedOut), golden["zo.src_160"]
-    assert task.view_size == len(small[0]) == 160
-    places = torch.tensor([place])
-    padding = [(0, 0), (place[1], 64 - place[1]), (place[0], 64 - place[0])]
-    assert np.array_equal(on_canvas(small.unsqueeze(0), places, 224)[0], np.pad(small, padding, mode="symmetric"))
+    task, small = tiny(ZoomedOut), golden[f"zo.src_{inner}"]
+    assert task.view_size == len(small[0]) == inner
+    places, room = torch.tensor([place]), canvas - inner
+    padding = [(0, 0), (place[1], room - place[1]), (place[0], room - place[0])]
+    assert np.array_equal(on_canvas(small.unsqueeze(0), places, canvas)[0], np.pad(small, padding, mode="symmetric"))
     found = [loss_of(task, prediction(), small, Placement(mask, places)) for mask in (mask_of(golden), None)]
     assert found == pytest.approx(golden[f"zo.loss_{name}"].tolist(), abs=LOSS)
 
@@ -206,11 +219,12 @@ def test_misaligned_targets_at_any_size(task: type[Recover], image: int, patch: 
 def test_the_centre_of_a_zoomed_in_prediction_lies_on_the_input() -> None:
     """What a predicted pixel changes in the centre's loss is where it lies in the view, cut to the input."""
     task = tiny(ZoomedIn)
-    predicted = torch.zeros(1, 196, 768, requires_grad=True)
-    of_patches, _ = task.losses(predicted, torch.randn(1, 3, 288, 288), Degradation(None))
+    (size, patch, grid), params = sizes(), json_of("transforms")["params"]["zoomed_in"]
+    predicted = torch.zeros(1, *prediction().shape, requires_grad=True)
+    of_patches, _ = task.losses(predicted, torch.randn(1, 3, params["full"], params["full"]), Degradation(None))
     of_patches[0, 0].backward()
-    touched = unpatchify(predicted.grad, (14, 14), 16)[0].abs().sum(0).nonzero()
-    first, last = 32 * 224 // 288, -(-48 * 224 // 288) - 1
+    touched = unpatchify(predicted.grad, (grid, grid), patch)[0].abs().sum(0).nonzero()
+    first, last = params["offset"] * size // params["full"], -(-(params["offset"] + patch) * size // params["full"]) - 1
     assert touched.amin(0).tolist() == [first, first]
     assert touched.amax(0).tolist() == [last, last]
 
@@ -235,15 +249,18 @@ def test_published_draws_are_one_for_a_batch() -> None:
 
 
 def test_masking_spares_the_encoder() -> None:
-    task = tiny(ZoomedIn, mask_ratio=0.75)
+    params = json_of("transforms")["params"]
+    task, view = tiny(ZoomedIn, mask_ratio=params["mask"]["ratio"]), params["zoomed_in"]["full"]
     rows: list[int] = []
     task.backbone.blocks[0].register_forward_hook(lambda _, inputs, __: rows.append(inputs[0].shape[1]))
-    batch = Batch(torch.zeros(2, 3, 288, 288))
+    batch = Batch(torch.zeros(2, 3, view, view))
     task(batch, task.corrupt(batch, torch.Generator().manual_seed(0)))
-    assert rows == [49] == [task.encoded_rows]
+    assert rows == [params["mask"]["keep"]] == [task.encoded_rows]
 
 
 def test_fixed_positions_are_a_setting() -> None:
     task: nn.Module = tiny(MaskPixels, fixed_positions=True)
-    torch.testing.assert_close(task.backbone.pos_embed.data, sinusoid_table(196, 48))
+    torch.testing.assert_close(
+        task.backbone.pos_embed.data, sinusoid_table(sizes()[2] ** 2, json_of("model")["config"]["encoder_embed_dim"])
+    )
     assert not task.backbone.pos_embed.requires_grad

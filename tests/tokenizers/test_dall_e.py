@@ -38,7 +38,8 @@ def test_logits_and_ids_of_the_reference(golden, published):
     ids = tokenizer.encode(images)
     assert torch.equal(ids, tensors["out.token_ids"])
     assert ids.dtype == torch.int64
-    assert ids.shape[1:] == tokenizer.grid_size == (6, 6)
+    side = config["img_size"] // 2 ** (config["group_count"] - 1)
+    assert ids.shape[1:] == tokenizer.grid_size == (side, side)
     assert len(ids.unique()) == golden[0]["distinct_tokens"]
     assert tokenizer.settings() == {
         "hidden_size": config["n_hid"],
@@ -62,7 +63,8 @@ def test_the_full_size_has_the_published_names_and_shapes(monkeypatch):
     shapes = {name: list(value.shape) for name, value in tokenizer.encoder.state_dict().items()}
     assert shapes == {hugging_face_name(name): shape for name, shape in description["keys"].items()}
     assert sum(parameter.numel() for parameter in tokenizer.parameters()) == description["n_params"]
-    assert (tokenizer.vocab_size, tokenizer.grid_size, tokenizer.image_size) == (8192, (14, 14), 112)
+    assert (tokenizer.vocab_size, tokenizer.grid_size) == (description["config"]["vocab_size"], (14, 14))
+    assert tokenizer.image_size == 14 * 2 ** (description["config"]["group_count"] - 1)
     assert tokenizer.preprocess == {"image_size": 112, "resize": "lanczos", "color": "RGB", "range": [0.0, 1.0]}
 
 
@@ -80,7 +82,7 @@ def test_no_weights_give_no_tokens_and_draw_no_numbers():
 
 
 def test_saved_and_loaded_it_is_the_same(tmp_path, golden, published):
-    tokenizer = DallE.from_released(published, 48)
+    tokenizer = DallE.from_released(published, golden[0]["config"]["img_size"])
     tokenizer.save(tmp_path / "tokenizer")
     again = load_tokenizer(tmp_path / "tokenizer")
     assert isinstance(again, DallE)
@@ -90,7 +92,7 @@ def test_saved_and_loaded_it_is_the_same(tmp_path, golden, published):
 
 def test_half_precision_weights_are_computed_in_float32(published):
     halves = {name: value.half() for name, value in published.items()}
-    assert {parameter.dtype for parameter in DallE.from_released(halves, 48).parameters()} == {torch.float32}
+    assert {parameter.dtype for parameter in DallE.from_released(halves).parameters()} == {torch.float32}
 
 
 @pytest.mark.parametrize(

@@ -76,11 +76,12 @@ def test_clip_features_equal_the_published_ones(golden_clip: GoldenClip) -> None
 
 def test_images_are_prepared_as_clip_prepares_them() -> None:
     """CLIP resizes before it crops. Of these two images nothing is lost either way; of others it may be a pixel at the border."""
-    _, golden = load_golden("mapet/preproc_a")
-    extractor = create_features("resnet50_clip.openai", image_size=64, patch_size=32, pretrained=False)
+    description, golden = load_golden("mapet/preproc_a")
+    size = description["tensors"]["clip0"][1][-1]
+    extractor = create_features("resnet50_clip.openai", image_size=size, patch_size=32, pretrained=False)
     for number in (1, 2):
         image = Image.fromarray(golden[f"image{number}"].numpy())
-        prepared = (FixedView(64)(image).float() / 255 - extractor.mean) / extractor.std
+        prepared = (FixedView(size)(image).float() / 255 - extractor.mean) / extractor.std
         torch.testing.assert_close(prepared, golden[f"clip{number}"], atol=1e-5, rtol=0)
 
 
