@@ -213,3 +213,7 @@ def test_files_of_the_hub_that_name_classes_otherwise_are_refused(tmp_path, monk
     for splits in ({"train": files}, {"train": files[:2], "test": files[2:]}):
         with pytest.raises(DataError, match=r"2\.parquet name the classes otherwise, .*`hf download owner/pets"):
             open_with(**splits)
+    fetched = []
+    monkeypatch.setattr("pyarrow.parquet.read_schema", fetched.append)
+    assert open_with(train=files[:1], test=files[1:2])["test"].classes == ("cat", "dog")
+    assert not fetched  # what was compared once is not fetched again

@@ -203,8 +203,8 @@ MUTANTS = [
     (
         "alignment/the-teacher-catches-up-a-step-late",
         "training/step.py",
-        "self.objective.before_move()\n        self.move(",
-        "self.move(",
+        "        self.objective.before_move()\n",
+        "",
         "training/test_untokenised.py::test_a_lagging_teacher_is_one_step_behind",
     ),
     (
@@ -310,8 +310,8 @@ MUTANTS = [
     (
         "guard/moves-again-behind-a-broken-step",
         "training/guard.py",
-        "(self.halted_at >= 0).float()",
-        "(~finite).float()",
+        "still = self.halted_at >= 0 if targets is None else (self.halted_at >= 0) |",
+        "still = ~finite if targets is None else ~finite |",
         "training/test_step.py::test_nothing_moves_from_the_first_step_that_is_not_finite",
     ),
     (

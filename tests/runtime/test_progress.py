@@ -7,7 +7,8 @@ import pytest
 from rich.console import Console
 
 from mapet.runtime import progress as module
-from mapet.runtime.progress import format_seconds, printable, progress, say
+from mapet.runtime.printable import printable
+from mapet.runtime.progress import format_seconds, progress, say
 from tests.command import mapet
 
 

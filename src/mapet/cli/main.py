@@ -83,7 +83,7 @@ def _run() -> int:
             stream.reconfigure(errors="backslashreplace")  # file names need not be UTF-8
     from mapet.cli.app import app
     from mapet.errors import MapetError
-    from mapet.runtime.progress import PrintableText, printable
+    from mapet.runtime.printable import PrintableText, printable
 
     try:
         with redirect_stdout(cast(TextIO, PrintableText(sys.stdout))):

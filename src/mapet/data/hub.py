@@ -8,10 +8,11 @@ no other one was asked for.
 from __future__ import annotations
 
 import errno
+import hashlib
 import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,6 +21,7 @@ from mapet.data.labels import check_pairable
 from mapet.data.rows import RowImages, Table, find_columns, silent_datasets
 from mapet.data.splits import SPLIT_NAMES, TRAIN, split_named
 from mapet.errors import DataError, StorageError
+from mapet.runtime.files import write_text
 from mapet.runtime.progress import say
 
 if TYPE_CHECKING:
@@ -197,9 +199,12 @@ def _rows(dataset: Dataset, title: str, location: str, classes: tuple[str, ...] 
 
 
 def _refuse_files_that_differ(builder: DatasetBuilder, address: HubAddress) -> None:
-    """Refuses Parquet files whose class names differ: `datasets` takes those of the first file for all."""
+    """Refuses Parquet files whose class names differ: `datasets` takes those of the first file for all.
+
+    Every footer is fetched for it, once for a revision.
+    """
     import fsspec
-    from datasets import Features
+    from datasets import Features, config
     from pyarrow import parquet
 
     def names(file: str) -> dict[str, list[str]]:
@@ -208,6 +213,11 @@ def _refuse_files_that_differ(builder: DatasetBuilder, address: HubAddress) -> N
 
     splits = getattr(builder.config, "data_files", None) or {}
     files = [str(file) for listed in splits.values() for file in listed if str(file).lower().endswith(".parquet")]
+    compared = (
+        Path(config.HF_DATASETS_CACHE) / "mapet-hub" / hashlib.sha256("\n".join([str(builder.hash), *files]).encode()).hexdigest()
+    )
+    if len(files) < 2 or compared.is_file():
+        return
     with ThreadPoolExecutor(_FOOTERS_AT_ONCE) as pool:
         found = [*pool.map(names, files)]
     if differ := [file for file, own in zip(files, found, strict=True) if own != found[0]]:
@@ -215,6 +225,8 @@ def _refuse_files_that_differ(builder: DatasetBuilder, address: HubAddress) -> N
             f"{files[0]} and {differ[0]} name the classes otherwise, and `datasets` reads both by the names of the first. Run "
             f"`hf download {address.name} --repo-type dataset --local-dir FOLDER` and give FOLDER: there labels are paired by name."
         )
+    with suppress(StorageError):  # a cache that others filled may be read-only
+        write_text(compared, address.name)
 
 
 def _class_names(features: Features) -> dict[str, list[str]]:

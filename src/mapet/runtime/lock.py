@@ -21,7 +21,8 @@ from filelock import FileLock, Timeout
 
 from mapet.errors import InUseError
 from mapet.runtime.files import storage_errors
-from mapet.runtime.progress import printable, say
+from mapet.runtime.printable import printable
+from mapet.runtime.progress import say
 
 # A process that was just killed may need a moment to go.
 PATIENCE = 0.5

@@ -1,0 +1,44 @@
+"""Text that may be shown on a terminal; a module without imports that take time, as every command begins with it."""
+
+from __future__ import annotations
+
+import unicodedata
+from typing import TextIO
+
+
+def printable(text: str) -> str:
+    """`text` as it may be shown on a terminal: control characters, and what is no UTF-8, as backslash escapes.
+
+    A file name may hold escape sequences that move the cursor, rename the window or turn the direction of writing.
+    """
+    if text.isprintable():
+        return text
+    return "".join(ascii(one)[1:-1] if _is_unshown(one) else one for one in text)
+
+
+def _is_unshown(one: str) -> bool:
+    return one not in "\n\t" and (unicodedata.category(one) in _UNSHOWN or one in _TURNING)
+
+
+# Control characters, surrogates, what ends a line elsewhere; and what turns the direction of writing.
+_UNSHOWN = ("Cc", "Cs", "Zl", "Zp")
+_TURNING = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+
+
+class PrintableText:
+    """A text stream whose control characters are escaped; rich takes it for a file and writes no escape sequences."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Writes `text`, escaped."""
+        self._stream.write(printable(text))
+        return len(text)
+
+    def isatty(self) -> bool:
+        """False: nothing that needs escape sequences belongs here."""
+        return False
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._stream, name)
