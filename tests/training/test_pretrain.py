@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from mapet.errors import (
     TokenStoreError,
     UsageError,
 )
+from mapet.models.model_card import model_card
+from mapet.models.opened import open_backbone
 from mapet.runtime import lock
 from mapet.runtime.lock import only_writer
 from mapet.runtime.run_directory import RunDirectory
@@ -257,6 +260,19 @@ def test_images_without_tokens_are_counted_and_named(tmp_path: Path, given: str,
     assert "2 images skipped as unreadable" in said
     assert "03.png: not an image" in said
     assert "copy.png: " in said
+
+
+def test_images_that_pixels_cannot_be_had_of_are_in_no_figure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Without a token store, an image that cannot be read is met while training."""
+    write_images(tmp_path / "images", " ".join(f"{number:02}.png" for number in range(8)))
+    (tmp_path / "images" / "03.png").write_text("no image")
+    settings = {"objective": {"name": "simmim"}, "mechanics__max_unreadable": 1, "training__batch_size": 4}
+    run = start(tmp_path / "run", data=str(tmp_path / "images"), settings=settings)
+    assert "1 image skipped as unreadable" in capsys.readouterr().err
+    assert (run.read_config()["images"]["count"], run.read_config()["unreadable_images"]) == (8, 1)
+    assert sum(entry["images"] for entry in run.read_metrics()) == 4 * 4 - 2  # two epochs, each of which meets it once
+    card = model_card(open_backbone(run.path), library="timm", usage="", notes=(), difference=None)
+    assert re.search(r"Images\W+7\b", card)
 
 
 def test_a_start_that_was_refused_leaves_the_way_free(tmp_path: Path, tokens: Path) -> None:

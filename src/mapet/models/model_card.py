@@ -69,7 +69,7 @@ def _pre_training(run: RunDirectory | None) -> Iterator[str]:
     facts = {
         "Objective": _with_options(objective),
         "Data": _last_name(config["data"]) if "data" in config else None,
-        "Images": _count(images, "count"),
+        "Images": _readable(images.get("count"), config.get("unreadable_images", 0)),
         "Optimizer steps": f"{max(steps):,}" if steps else None,
         "Images per step": training.get("batch_size"),
         "Learning rate": training.get("lr"),
@@ -185,6 +185,11 @@ def _with_preset(result: dict[str, Any]) -> str:
 
 def _count(result: dict[str, Any], name: str) -> str | None:
     return f"{result[name]:,}" if isinstance(result.get(name), int) else None
+
+
+def _readable(images: Any, unreadable: Any) -> str | None:
+    """The images that were learned from; None where the run does not count them."""
+    return f"{images - unreadable:,}" if isinstance(images, int) and isinstance(unreadable, int) else None
 
 
 def _object(value: Any) -> dict[str, Any]:

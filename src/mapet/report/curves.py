@@ -88,7 +88,7 @@ def _finish(axes: Axes, title: str, logged: Sequence[ReportedRun]) -> None:
     axes.set_axisbelow(True)
     axes.margins(x=0.02)
     axes.xaxis.set_major_formatter(lambda value, _: short(value))
-    batch_sizes = {run.images_seen // max(1, run.steps) for run in logged}
+    batch_sizes = {run.batch_size for run in logged}
     if len(batch_sizes) == 1 and (size := batch_sizes.pop()):
         images = axes.secondary_xaxis("top", functions=(partial(np.multiply, size), partial(np.multiply, 1 / size)))
         axes.set_title("images seen", loc="right", fontsize=8.5, weight="normal", color=SOFT)

@@ -84,9 +84,17 @@ class ReportedRun:
 
     @property
     def images_seen(self) -> int:
-        """Steps times batch size."""
+        """Images that the logged steps trained on, without those that could not be read."""
+        counts = [entry.get("images") for entry in self.metrics]
+        if all(isinstance(count, int) for count in counts):
+            return sum(count for count in counts if isinstance(count, int))
+        return self.steps * self.batch_size  # a run whose log does not count them
+
+    @property
+    def batch_size(self) -> int:
+        """Images in a step."""
         size = self.science.get("training.batch_size", 0)
-        return self.steps * size if isinstance(size, int) else 0
+        return size if isinstance(size, int) else 0
 
     @property
     def training_seconds(self) -> float:

@@ -22,6 +22,8 @@ from mapet.training.monitor import Moment, Watch
 from mapet.training.step import StepSums
 
 Item = TypeVar("Item")
+# What every entry holds, whatever the objective.
+OF_EVERY_ENTRY = {"step", "epoch", "loss", "lr", "gradient_norm", "images", "images_per_second", "waiting", "seconds"}
 
 
 class TrainingLog:
@@ -51,9 +53,9 @@ class TrainingLog:
             yield batch
 
     def add(self, sums: StepSums, images: int) -> None:
-        """Adds one step."""
+        """Adds one step on so many images, those that could be read."""
         self.steps.append(sums)
-        self.images += images
+        self.images.append(images)
 
     def window(self) -> dict[str, Tensor]:
         """The sums of every step since the last entry, each (steps,), for a checkpoint; nothing where there is no such step."""
@@ -61,13 +63,15 @@ class TrainingLog:
             return {}
         columns = {"loss": [sums.loss for sums in self.steps], "targets": [sums.targets for sums in self.steps]}
         columns |= {f"metrics.{name}": [sums.metrics[name] for sums in self.steps] for name in self.steps[0].metrics}
-        return {name: torch.stack(column) for name, column in columns.items()}
+        return {"images": torch.tensor(self.images)} | {name: torch.stack(column) for name, column in columns.items()}
 
     def restore(self, window: Mapping[str, Tensor], device: torch.device) -> None:
         """Goes on where a checkpoint has left off, so that an interrupted log has the lines of one that was not."""
         if not window:
             return
         columns = {name: column.to(device) for name, column in window.items()}
+        self.images = columns["images"].tolist()
+        self.restored = sum(self.images)
         for row in range(len(columns["loss"])):
             metrics = {name.removeprefix("metrics."): column[row] for name, column in columns.items() if "." in name}
             loss = columns["loss"][row]
@@ -95,7 +99,8 @@ class TrainingLog:
             **means,
             "lr": rate,
             "gradient_norm": float(self.steps[-1].gradient_norm),
-            "images_per_second": self.images / seconds,
+            "images": sum(self.images),
+            "images_per_second": (sum(self.images) - self.restored) / seconds,
             "waiting": self.waited / seconds,
             "seconds": time.perf_counter() - self.began,
         }
@@ -108,7 +113,8 @@ class TrainingLog:
 
     def _clear(self) -> None:
         self.steps: list[StepSums] = []
-        self.images = 0
+        self.images: list[int] = []
+        self.restored = 0  # images of the entry that an earlier start has trained on
         self.waited = 0.0
         self.window_began = time.perf_counter()
 

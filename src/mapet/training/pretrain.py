@@ -104,7 +104,13 @@ def _pretrain(
     keys = image_keys(source)
     record.fix_inputs(fingerprint, [keys[index] for index in usable])
     objective = build_objective(settings, backbone)
-    Trainer(objective, subset(source, usable), store, settings, run, device, tokenizer_in_loop, monitors).run()
+    skipped_before, images = len(unreadable), subset(source, usable)
+    try:
+        Trainer(objective, images, store, settings, run, device, tokenizer_in_loop, monitors, unreadable).run()
+    finally:
+        record.count_unreadable(unreadable.among(images))
+    if len(unreadable) > skipped_before:
+        say(unreadable.summary())
     save_backbone(run.backbone, recipe, objective.backbone)
 
 

@@ -53,6 +53,7 @@ class RunRecord:
             "tokens": _absolute(tokens) or before.get("tokens"),
             "tokenizer_fingerprint": before.get("tokenizer_fingerprint"),
             "images": before.get("images"),
+            "unreadable_images": before.get("unreadable_images", 0),
             "science_hash": settings.science_hash,
             "science": settings.science,
             "mechanics": settings.mechanics.model_dump(mode="json"),
@@ -73,6 +74,12 @@ class RunRecord:
     def tokens(self) -> str | None:
         """The external token store given now or when the run was begun."""
         return self.config["tokens"]
+
+    def count_unreadable(self, images: int) -> None:
+        """Records how many of the images a start could not read, where that is more than an earlier start found."""
+        if images > self.config["unreadable_images"]:
+            self.config["unreadable_images"] = images
+            write_json(self._run.config, self.config)
 
     def fix_inputs(self, tokenizer_fingerprint: str | None, sample_keys: Sequence[str]) -> None:
         """Records what is trained on, or compares it with what was recorded when the run was begun.

@@ -46,6 +46,7 @@ class Trainer:
         device: Where to compute.
         tokenizer: Computes the tokens where they are not stored; moved to `device`.
         monitors: Who watches besides the vital signs, which every run has.
+        unreadable: Counts the images that cannot be read; by default as many may be skipped as the settings allow.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class Trainer:
         device: torch.device,
         tokenizer: Tokenizer | None = None,
         monitors: Sequence[Monitor] = (),
+        unreadable: UnreadableImages | None = None,
     ) -> None:
         self.objective, self.source, self.store = objective.to(device), source, store
         self.tokenizer = tokenizer.to(device).eval() if tokenizer is not None else None
@@ -69,6 +71,7 @@ class Trainer:
         self.total_steps = settings.training.steps or max(1, round((settings.training.epochs or 0) * self.steps_per_epoch))
         self.warmup_steps = settings.training.warmup_steps + round(settings.training.warmup_epochs * self.steps_per_epoch)
         self.monitors = [VitalSigns(), *monitors]
+        self.unreadable = UnreadableImages(settings.mechanics.max_unreadable) if unreadable is None else unreadable
         self.first_step = self._resume()
         self._recent: deque[tuple[int, list[str]]] = deque(maxlen=settings.mechanics.log_every)
 
@@ -116,9 +119,8 @@ class Trainer:
             workers=mechanics.workers,
             pin_memory=self.device.type == "cuda",
         )
-        unreadable = UnreadableImages(mechanics.max_unreadable)
         for step, loaded in enumerate(loader, self.first_step):
-            unreadable.record(loaded.unreadable)
+            self.unreadable.record(loaded.unreadable)
             self._recent.append((step, loaded.keys))
             yield loaded.images.to(self.device, non_blocking=True), self._tokens(loaded)
 

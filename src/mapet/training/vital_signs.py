@@ -16,6 +16,7 @@ from torch import Tensor
 from mapet.models.backbone import image_size
 from mapet.objectives.base import TokenObjective
 from mapet.runtime.progress import say
+from mapet.training.log import OF_EVERY_ENTRY
 from mapet.training.monitor import Moment, Monitor, Observation
 from mapet.training.vital_band import AccuracyBand, stored_band
 from mapet.training.vital_batch import SHOWN_IMAGES, FixedBatch, TokenSigns, feature_ranks, token_signs
@@ -119,7 +120,4 @@ class VitalSigns(Monitor):
 
 def is_token_loss(entry: Mapping[str, float]) -> bool:
     """Whether the objective reports the token accuracy and no further part of its loss."""
-    return "token_accuracy" in entry and not entry.keys() - _OF_EVERY_ENTRY - {"token_accuracy"}
-
-
-_OF_EVERY_ENTRY = {"step", "epoch", "loss", "lr", "gradient_norm", "images_per_second", "waiting", "seconds"}
+    return "token_accuracy" in entry and not entry.keys() - OF_EVERY_ENTRY - {"token_accuracy"}

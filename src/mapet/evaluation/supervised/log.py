@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from mapet.runtime.progress import ProgressBar
-from mapet.training.log import TrainingLog
-
-_OF_EVERY_ENTRY = {"step", "epoch", "loss", "lr", "gradient_norm", "images_per_second", "waiting", "seconds"}
+from mapet.training.log import OF_EVERY_ENTRY, TrainingLog
 
 
 class SupervisedLog(TrainingLog):
@@ -19,7 +17,7 @@ class SupervisedLog(TrainingLog):
             return
         entry = self._means(step, rate)
         self._keep(entry)
-        own = "".join(f"{name.replace('_', ' ')} {entry[name]:.3f}  " for name in entry if name not in _OF_EVERY_ENTRY)
+        own = "".join(f"{name.replace('_', ' ')} {entry[name]:.3f}  " for name in entry if name not in OF_EVERY_ENTRY)
         speed = f"{entry['images_per_second']:.{0 if entry['images_per_second'] >= 10 else 1}f} images/s"
         bar.note(f"loss {entry['loss']:.3f}  {own}{self.looked}{speed}  waiting {entry['waiting']:.0%}")
 
