@@ -39,7 +39,7 @@ def test_transfer_to_named_sets_and_folders(tmp_path: Path, monkeypatch, capsys:
     words = ("evaluate", "transfer:knn", "random:vit_tiny_patch16_224")
     assert mapet(*words, f"pets,{photos}", "--root", tmp_path, *TINY) == 0
     said = capsys.readouterr().out
-    assert "protocol knn:dino" in said
+    assert "protocol knn:cached, pool both" in said
     assert "mean per class" in said
     assert mapet(*words, "pets", "--root", photos, *TINY) == 2
     assert "oxford-iiit-pet/annotations/trainval.txt" in capsys.readouterr().err
@@ -52,7 +52,7 @@ def test_what_is_not_kept_and_what_random_adds_nothing_to_is_said(tmp_path: Path
     words = ("evaluate", "knn,", "random:vit_tiny_patch16_224", photos, *TINY)
     assert mapet(*words, "--random") == 0
     said = capsys.readouterr()
-    assert said.out.count("k-NN") + said.out.count("knn (dino") == 1
+    assert said.out.count("knn (cached, both)") == 1
     assert "Not kept. To keep results: --out FOLDER" in said.out
     assert "at its random initialisation itself" in said.err
     assert mapet(*words, "--out", tmp_path / "out") == 0
