@@ -38,6 +38,7 @@ _CONFIG = {
     "tokenizer": str | None,
     "tokens": str | None,
     "tokenizer_fingerprint": str | None,
+    "unreadable_images": int,
     "science_hash": str,
     "science": dict,
     "mechanics": dict,
