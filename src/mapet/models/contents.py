@@ -5,22 +5,10 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping
-from pathlib import Path
 
 from torch import Tensor
 
-from mapet.models.archive import read_tensors
-
 _MOST_LINES = 40
-
-
-def contents_of(path: Path | str) -> str:
-    """A listing of every tensor in a file, numbered layers put together.
-
-    Raises:
-        ModelError: It cannot be read as a file of weights.
-    """
-    return listing(read_tensors(path))
 
 
 def listing(tensors: Mapping[str, Tensor]) -> str:

@@ -9,7 +9,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor
 
 from mapet.evaluation.probes import knn as module
-from mapet.evaluation.probes.knn import KNN, REPORTED, knn_votes
+from mapet.evaluation.probes.knn import KNN, REPORTED, count_votes, nearest
 from tests.evaluation.planted import planted_subject
 
 CLASSES = 4
@@ -41,7 +41,7 @@ def naive_votes(train: Tensor, labels: Tensor, query: Tensor, neighbours: int, t
 def test_votes_are_those_of_a_loop(features, neighbours: int, temperature: float, monkeypatch) -> None:
     monkeypatch.setattr(module, "_CHUNK", 10)
     train, labels, queries = features
-    votes = knn_votes(train, labels, queries, CLASSES, neighbours, temperature).double()
+    votes = count_votes(*nearest(train, labels, queries, neighbours), CLASSES, temperature).double()
     expected = torch.tensor([naive_votes(train, labels, query, neighbours, temperature) for query in queries], dtype=torch.float64)
     torch.testing.assert_close(votes / votes.sum(1, keepdim=True), expected / expected.sum(1, keepdim=True), rtol=1e-4, atol=1e-5)
 
@@ -50,13 +50,13 @@ def test_votes_are_those_of_scikit_learn(features) -> None:
     train, labels, queries = features
     reference = KNeighborsClassifier(7, weights=lambda distance: np.exp((1 - distance) / 0.07), metric="cosine")
     expected = reference.fit(train.numpy(), labels.numpy()).predict_proba(queries.numpy())
-    votes = knn_votes(train, labels, queries, CLASSES, 7, 0.07)
+    votes = count_votes(*nearest(train, labels, queries, 7), CLASSES, 0.07)
     np.testing.assert_allclose((votes / votes.sum(1, keepdim=True)).numpy(), expected, atol=1e-5)
     assert (votes.argmax(1).numpy() == expected.argmax(1)).all()
 
 
 def test_a_low_temperature_overflows_nothing(features) -> None:
-    votes = knn_votes(*features, CLASSES, 20, 1e-3)
+    votes = count_votes(*nearest(*features, 20), CLASSES, 1e-3)
     assert torch.isfinite(votes).all()
     assert (votes.sum(1) > 0).all()
 

@@ -72,23 +72,6 @@ class KNN(Protocol):
         return f"The pool matters here: {told}. --pool all measures every protocol with each."
 
 
-def knn_votes(train: Tensor, labels: Tensor, queries: Tensor, num_classes: int, neighbours: int, temperature: float) -> Tensor:
-    """Votes for every class.
-
-    Args:
-        train: (n, D) features.
-        labels: (n,) int64.
-        queries: (m, D) features.
-        num_classes: C.
-        neighbours: k.
-        temperature: Of the weights exp(cosine / temperature).
-
-    Returns:
-        (m, C) float32.
-    """
-    return count_votes(*nearest(train, labels, queries, neighbours), num_classes, temperature)
-
-
 def nearest(train: Tensor, labels: Tensor, queries: Tensor, neighbours: int) -> tuple[Tensor, Tensor]:
     """Cosines and labels of the most similar of `train` (n, D), best first: (m, k) each for `queries` (m, D), k at most n."""
     train = normalize(train, dim=1)
