@@ -112,6 +112,18 @@ def test_tars_beside_images_are_backups(tmp_path, capsys, images):
     )
 
 
+@pytest.mark.parametrize("folder", [".", "train"])
+def test_images_beside_parquet_are_never_left_out_silently(tmp_path, capsys, folder):
+    (tmp_path / folder).mkdir(exist_ok=True)
+    in_parquet(tmp_path / folder / "a.parquet", [Labelled("a.png", png(0), 0)])
+    parts_of(tmp_path)
+    assert "image files" not in capsys.readouterr().err
+    write_images(tmp_path / folder, "1.png 2.png")
+    assert sum(map(len, parts_of(tmp_path))) == 1
+    said = " ".join(capsys.readouterr().err.split())
+    assert "holds Parquet files and 2 image files: the Parquet files are taken" in said
+
+
 def test_parquet_goes_before_tars(tmp_path):
     in_parquet(tmp_path / "a.parquet", [Labelled("a.png", png(0), 0)])
     tars(tmp_path, "a.tar")

@@ -78,7 +78,7 @@ def test_settings_go_to_the_protocols_that_have_them() -> None:
     [
         (["knm"], {}, r"no protocol called 'knm'.*Did you mean 'knn'"),
         (["linear:papr"], {}, r"'linear' has no preset 'papr'.*Did you mean 'paper'"),
-        (["knn"], {"lr": 1.0}, r"None of knn has a setting 'lr'"),
+        (["knn"], {"lr": 1.0}, r"The protocol 'knn' has no setting 'lr'"),
         (["linear"], {"epoch": 5}, r"Did you mean 'epochs'"),
         (["linear"], {"epochs": "many"}, r"linear: epochs = 'many'"),
     ],

@@ -255,6 +255,12 @@ def test_every_pool_is_measured_when_all_are_wanted() -> None:
         protocols_of(["tokens", "segment"], {"pool": "cls"})
 
 
+def test_a_note_is_printed_once_for_all_pools(run: RunDirectory, capsys) -> None:
+    protocols = protocols_of(["linear"], {"pool": "all", "epochs": 1, "min_steps": 1})
+    evaluate(run, None, protocols, device=torch.device("cpu"), with_random=False)
+    assert capsys.readouterr().err.count("fewer than a batch") == 1
+
+
 def test_pools_that_differ_much_are_said() -> None:
     outcomes = Outcomes({"top1": torch.ones(1000).double()})
     found, random = (

@@ -22,13 +22,23 @@ def test_seconds_are_written_as_people_do(seconds: float, text: str) -> None:
 
 def test_a_log_file_gets_a_line_now_and_then(capsys, monkeypatch) -> None:
     monkeypatch.setattr(module, "SECONDS_BETWEEN_LINES", 0.0)
+    monkeypatch.setattr(module, "_SHARE_BETWEEN_LINES", 0.0)
     with progress("Working", total=4, start=2) as bar:
         bar.note("loss 1.5")
         bar.advance()
         bar.advance()
-    lines = capsys.readouterr().err.splitlines()
-    assert lines[0].startswith("Working 3/4 in 0 s, eta 0 s  loss 1.5")
-    assert lines[1].startswith("Working 4/4 in 0 s  loss 1.5")
+    assert capsys.readouterr().err.splitlines() == ["Working 3/4 in 0 s, eta 0 s  loss 1.5", "Working 4/4 in 0 s  loss 1.5"]
+
+
+def test_a_long_job_prints_seldom(capsys, monkeypatch) -> None:
+    """The lines of eight hours, one step a second, in a log file."""
+    now = [0.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    with progress("Working", total=8 * 3600) as bar:
+        for _ in range(8 * 3600):
+            now[0] += 1.0
+            bar.advance()
+    assert 50 < len(capsys.readouterr().err.splitlines()) < 150
 
 
 def test_short_work_says_nothing(capsys) -> None:

@@ -50,6 +50,12 @@ def test_damaged_json_is_named(tmp_path: Path, content: bytes | None) -> None:
         read_json(path)
 
 
+def test_a_command_is_recorded_as_it_is_typed(run: RunDirectory, monkeypatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["/somewhere/mapet/__main__.py", "pretrain", "photos"])
+    run.record_environment()
+    assert json.loads(run.environment.read_text())[0]["command"] == "mapet pretrain photos"
+
+
 def test_every_start_is_recorded(run: RunDirectory, monkeypatch) -> None:
     monkeypatch.setattr(sys, "argv", ["/somewhere/mapet", "pretrain", "my images"])
     run.record_environment()

@@ -232,7 +232,9 @@ def test_another_tokenizer_cannot_continue_an_online_run(tmp_path: Path, tokeniz
 
 def test_another_view_cannot_continue_a_run(tmp_path: Path, tokenizer: Path) -> None:
     run = start(tmp_path / "run", STORED, tokenizer=tokenizer)
-    with pytest.raises(CheckpointError, match=r"other settings: view\.count was 2, is 4"):
+    with pytest.raises(
+        CheckpointError, match=r"other settings: view\.count was 2, is 4\. Continue it with the command in .*environment\.json"
+    ):
         start(run.path, {**STORED, "count": 4})
 
 

@@ -156,6 +156,7 @@ def _open_parts(path: Path, address: DataAddress) -> Parts:
         return _by_column(saved[""]) if [*saved] == [""] else saved
     packed = _packed(path)
     if groups := split_files(packed):
+        _note_images_beside(path)
         return _open_groups(groups, address)
     if folders := _split_folders(path, classes_allowed=bool(packed) or address.class_depth is not None):
         parts: Parts = {}
@@ -163,6 +164,7 @@ def _open_parts(path: Path, address: DataAddress) -> Parts:
             parts[folder.name] = _fitting(parts, lambda classes, folder=folder: _open_whole(folder, address, classes))
         return parts
     if packed:
+        _note_images_beside(path)
         return _by_column(_open_files(packed, address))
     if (only := _only_folder(path, address.class_depth) or _folder_of_packed(path)) is not None:
         return {name: _remember(only, part) for name, part in _open_parts(only, address).items()}
@@ -172,6 +174,7 @@ def _open_parts(path: Path, address: DataAddress) -> Parts:
 def _open_whole(path: Path, address: DataAddress, classes: tuple[str, ...] | None = None) -> ImageSource:
     """Everything in a folder as one source."""
     if files := _packed(path):
+        _note_images_beside(path)
         return _open_files(files, address, classes)
     only = _only_folder(path, address.class_depth)
     if only is not None and only.name not in (classes or ()):
@@ -266,6 +269,15 @@ def _packed(path: Path) -> list[Path]:
         return files
     tars = _tars(path)
     return [] if tars and holds_images(path) else tars
+
+
+def _note_images_beside(path: Path) -> None:
+    """States that image files beside Parquet files are left out; tars beside images are no `_packed` files."""
+    if images := loose_images(path):
+        say(
+            f"{path} holds Parquet files and {len(images):,} image files: the Parquet files are taken, and the image files only "
+            "where a row names them. Move the Parquet files elsewhere to take the image files."
+        )
 
 
 def _tars(path: Path) -> list[Path]:

@@ -102,10 +102,10 @@ def _own_data(opened: OpenedBackbone) -> str:
     return recorded_location(opened.run.read_config().get("data"), opened.run.config)
 
 
-def say_note(protocol: Protocol, train_images: int) -> None:
-    """Says what the protocol has to say of so many images, if anything."""
-    if note := protocol.note(train_images):
-        say(f"{protocol.title}: {note}")
+def describe_note(protocol: Protocol, train_images: int) -> str:
+    """The line about training on so many images; "" where there is nothing to note."""
+    note = protocol.note(train_images)
+    return f"{protocol.title}: {note}" if note else ""
 
 
 class _Judges:
@@ -120,7 +120,7 @@ class _Judges:
     def result(self, protocol: Protocol, folder: Path | None, with_random: bool) -> Result:
         began = time.perf_counter()
         train, test = self._open(protocol)
-        say_note(protocol, len(train))
+        self._say_once(describe_note(protocol, len(train)))
         kept = folder / protocol.stem(self._location) if folder is not None else None
         title = "untrained" if self._opened.untrained else "pre-trained"
         found = self._judge(protocol, title, kept)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import fields, replace
 from importlib.resources import files
 from importlib.util import find_spec
@@ -103,6 +103,13 @@ def settings_of(title: str) -> tuple[str, dict[str, Any]]:
     return name, {**presets[preset], "preset": preset}
 
 
+def _none_has(titles: Collection[str], key: str) -> str:
+    """That no protocol of `titles` has the setting `key`."""
+    if len(titles) == 1:
+        return f"The protocol '{next(iter(titles))}' has no setting '{key}'."
+    return f"None of {', '.join(titles)} has a setting '{key}'."
+
+
 def protocols_of(titles: Sequence[str], overrides: Mapping[str, Any]) -> list[Protocol]:
     """Several protocols, each with those of the `overrides` that it has a setting for; naming one twice means it once.
 
@@ -115,7 +122,7 @@ def protocols_of(titles: Sequence[str], overrides: Mapping[str, Any]) -> list[Pr
     names = sorted({name for some in known.values() for name in some})
     for key in overrides:
         if key not in names:
-            raise SettingsError(f"None of {', '.join(known)} has a setting '{key}'. {nearest(key, names)}")
+            raise SettingsError(f"{_none_has(known, key)} {nearest(key, names)}")
     chosen: dict[str, Protocol] = {}
     for title, settings in known.items():
         own = {key: value for key, value in overrides.items() if key in settings}

@@ -72,7 +72,7 @@ class Protocol(ABC):
 
     def __post_init__(self) -> None:
         if self.pool not in POOLS:
-            raise SettingsError(f"There is no pooling '{self.pool}'. {nearest(self.pool, POOLS)}")
+            raise SettingsError(f"There is no pooling '{self.pool}'. {nearest(self.pool, POOLS)} --pool all takes each of them.")
         if self.pool not in self.allowed_pools:
             allowed = " or ".join(self.allowed_pools)
             raise SettingsError(f"The protocol '{self.name}' cannot pool by '{self.pool}'. Allowed: {allowed}.")

@@ -22,6 +22,7 @@ from rich.text import Text
 from mapet.runtime.printable import printable
 
 SECONDS_BETWEEN_LINES = 10.0
+_SHARE_BETWEEN_LINES = 0.05  # of the time so far: a night in a log file is a hundred lines, and not thousands
 
 console = Console(stderr=True, highlight=False)
 
@@ -43,6 +44,7 @@ class ProgressBar:
         self._note = ""
         self._began = self._spoke = time.monotonic()
         self._first = start
+        self._printed = (start, "")
         self._live: Progress | None = None
         if console.is_terminal:
             self._live = _NotedProgress(
@@ -64,7 +66,7 @@ class ProgressBar:
         if self._live is not None:
             self._live.update(self._task, completed=self.done)
             self._show()
-        elif time.monotonic() - self._spoke >= SECONDS_BETWEEN_LINES:
+        elif self._is_time_for_a_line():
             self._print_line()
 
     def note(self, text: str) -> None:
@@ -78,15 +80,23 @@ class ProgressBar:
         """Ends the bar; in a log file a last line says how long it took."""
         if self._live is not None:
             self._live.stop()
-        elif self._spoke != self._began or time.monotonic() - self._began > 2.0:
+        elif self._printed != (self.done, self._note) and self._is_worth_a_last_line():
             self._print_line()
 
     def _show(self) -> None:
         if self._live is not None and time.monotonic() - self._began >= self.after:
             self._live.start()  # again and again does no harm
 
+    def _is_time_for_a_line(self) -> bool:
+        now = time.monotonic()
+        return now - self._spoke >= max(SECONDS_BETWEEN_LINES, _SHARE_BETWEEN_LINES * (now - self._began))
+
+    def _is_worth_a_last_line(self) -> bool:
+        return self._spoke != self._began or time.monotonic() - self._began > 2.0
+
     def _print_line(self) -> None:
         self._spoke = time.monotonic()
+        self._printed = (self.done, self._note)
         elapsed = self._spoke - self._began
         moved = self.done - self._first
         left = elapsed / moved * (self.total - self.done) if moved else float("nan")

@@ -139,6 +139,12 @@ class RunDirectory:
         write_text(self.metrics, "".join(json.dumps(entry) + "\n" for entry in lines.entries if entry["step"] <= step))
 
 
+def _program() -> str:
+    """The name of the program; `python -m mapet` is written as `mapet`, which does the same."""
+    name = Path(sys.argv[0]).name
+    return "mapet" if name == "__main__.py" else name
+
+
 def describe_environment() -> dict[str, Any]:
     """Versions, hardware, commit and command line, as a run records them and as figures are published with."""
     import torch
@@ -146,7 +152,7 @@ def describe_environment() -> dict[str, Any]:
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     return {
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": shlex.join([_program(), *sys.argv[1:]]),
         "commit": _commit(),
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in _PACKAGES},

@@ -128,9 +128,10 @@ def _refuse_other_science(run: RunDirectory, before: dict[str, Any], settings: P
         return
     old, new = _flat(before.get("science", {})), _flat(settings.science)
     changed = [f"{key} was {old.get(key)}, is {new.get(key)}" for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
+    more = f"; and {len(changed) - _NAMED} more" if len(changed) > _NAMED else ""
     raise CheckpointError(
-        f"{run.path} holds a run with other settings: {'; '.join(changed[:_NAMED])}{' ...' if len(changed) > _NAMED else ''}. "
-        "Continue it with its own settings, or give another --out."
+        f"{run.path} holds a run with other settings: {'; '.join(changed[:_NAMED])}{more}. "
+        f"Continue it with the command in {run.environment}, or give another --out."
     )
 
 

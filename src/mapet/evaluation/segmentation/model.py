@@ -93,7 +93,7 @@ def blocks_of_depth(depth: int) -> tuple[int, ...]:
         SettingsError: There are fewer than four blocks.
     """
     if depth < LEVELS:
-        raise SettingsError(f"The backbone has {depth} blocks, and UperNet looks at four of them. Use a deeper one.")
+        raise SettingsError(f"The backbone has {depth} blocks, and UperNet takes the features of four. Give a deeper one.")
     return _PUBLISHED_BLOCKS.get(depth) or tuple(depth * part // LEVELS - 1 for part in range(1, LEVELS + 1))
 
 

@@ -20,7 +20,7 @@ from mapet.config.settings import TrainingSettings
 from mapet.data.loader import UnreadableImages, step_batches
 from mapet.errors import NonFiniteLossError, SettingsError, nearest
 from mapet.evaluation.copies import count_copies
-from mapet.evaluation.evaluate import say_note
+from mapet.evaluation.evaluate import describe_note
 from mapet.evaluation.outcomes import SUFFIX, classified, save_outcomes
 from mapet.evaluation.protocol import METRICS, Findings, Protocol, Result
 from mapet.evaluation.subject import Subject
@@ -164,7 +164,8 @@ def evaluate_tokens(
             say(line)
         results = []
         for protocol, stem in zip(protocols, stems, strict=True):
-            say_note(protocol, len(splits[0].labels))
+            if note := describe_note(protocol, len(splits[0].labels)):
+                say(note)
             began = time.perf_counter()
             found = judge_tokens(protocol, *splits, tokens.vocab_size, tokens.grid_size, num_classes, device)
             result = Result(
