@@ -89,3 +89,9 @@ def test_documented_python_runs(workplace: Path, monkeypatch: pytest.MonkeyPatch
     for block in blocks:
         names = {"images": torch.rand(2, 3, 32, 32), "sample_keys": sample_keys(open_source("photos"))}
         exec(block, names)
+
+
+def test_tests_that_pages_name_are_there() -> None:
+    named = {(page.name, path) for page in PAGES for path in re.findall(r"`(tests/[\w/.]+?)(?:::\w+)?`", page.read_text())}
+    assert len(named) > 20
+    assert not [pair for pair in sorted(named) if not (CHECKOUT / pair[1]).exists()]
