@@ -130,7 +130,9 @@ def test_f15_a_damaged_environment_is_kept_aside_and_stated(run: RunDirectory, c
     assert "kept as environment.damaged.json" in capsys.readouterr().err.replace("\n", "")
 
 
-@pytest.mark.parametrize("content", [b"{", b"\xff", b"[]", b'{"science": 3}', b'{"data": null}', b'{"unreadable_images": "many"}'])
+@pytest.mark.parametrize(
+    "content", [b"{", b"\xff", b"[]", b'{"science": 3}', b'{"data": null}', b'{"images": []}', b'{"unreadable_images": "x"}']
+)
 def test_f15_a_damaged_config_names_the_way_out(run: RunDirectory, content: bytes) -> None:
     run.config.write_bytes(content)
     with pytest.raises(CheckpointError, match=r"config\.json .*damaged.*Restore it from a copy"):

@@ -137,6 +137,16 @@ def test_f6_a_second_start_in_the_same_run_directory_is_refused(tmp_path: Path, 
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("key", ["science", "science_hash"])
+def test_f15_a_config_that_lacks_a_key_is_not_continued(tmp_path: Path, tokens: Path, key: str) -> None:
+    """F15: the way out is named in place of settings that do not differ."""
+    run = start(tmp_path / "run", tokens=tokens)
+    left = {name: value for name, value in config(run).items() if name != key}
+    run.config.write_text(json.dumps(left))
+    with pytest.raises(CheckpointError, match=rf"config\.json .*damaged \(it has no '{key}'\).*Restore it from a copy"):
+        start(tmp_path / "run", tokens=tokens)
+
+
 def test_another_tokenizer_is_refused(tmp_path: Path, tokenizer: Path) -> None:
     run = start(tmp_path / "run", tokenizer=tokenizer)
     tiny_tokenizer(seed=1).save(tmp_path / "other")

@@ -33,11 +33,13 @@ from mapet.runtime.jsonl import Lines, is_number, is_step, read_lines
 from mapet.runtime.progress import say
 
 # The types of what config.json holds; all of it may be missing.
+WAY_OUT = "Restore it from a copy; without it, nobody knows what was run here, and a new run needs another --out."
 _CONFIG = {
     "data": str,
     "tokenizer": str | None,
     "tokens": str | None,
     "tokenizer_fingerprint": str | None,
+    "images": dict | None,
     "unreadable_images": int,
     "science_hash": str,
     "science": dict,
@@ -82,18 +84,17 @@ class RunDirectory:
         Raises:
             CheckpointError: It is missing or damaged, or the science is not what was hashed; the message names the way out.
         """
-        way_out = "Restore it from a copy; without it, nobody knows what was run here, and a new run needs another --out."
         try:
             config = read_json(self.config, dict)
         except CheckpointError as error:
-            raise CheckpointError(f"{error} {way_out}") from None
+            raise CheckpointError(f"{error} {WAY_OUT}") from None
         for name, kind in _CONFIG.items():
             if name in config and not isinstance(config[name], kind):
                 damage = f"'{name}' is {config[name]!r:.80}"
-                raise CheckpointError(f"{self.config} is not what a run writes: the file is damaged ({damage}). {way_out}")
+                raise CheckpointError(f"{self.config} is not what a run writes: the file is damaged ({damage}). {WAY_OUT}")
         science = config.get("science")
         if science and config.get("science_hash") not in (None, hash_of_science(science)):
-            raise CheckpointError(f"{self.config} was changed: its science has another hash than was recorded. {way_out}")
+            raise CheckpointError(f"{self.config} was changed: its science has another hash than was recorded. {WAY_OUT}")
         return config
 
     def read_environments(self) -> list[dict[str, Any]]:

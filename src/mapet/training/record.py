@@ -11,7 +11,7 @@ from mapet.config.settings import PretrainSettings
 from mapet.data.sources import absolute_location
 from mapet.errors import CheckpointError
 from mapet.runtime.files import write_json
-from mapet.runtime.run_directory import RunDirectory
+from mapet.runtime.run_directory import WAY_OUT, RunDirectory
 
 _NAMED = 4
 
@@ -124,9 +124,12 @@ def _absolute(path: str | Path | None) -> str | None:
 
 
 def _refuse_other_science(run: RunDirectory, before: dict[str, Any], settings: PretrainSettings) -> None:
-    if before.get("science_hash") == settings.science_hash:
+    for name in ("science", "science_hash"):
+        if name not in before:
+            raise CheckpointError(f"{run.config} is not what a run writes: the file is damaged (it has no '{name}'). {WAY_OUT}")
+    if before["science_hash"] == settings.science_hash:
         return
-    old, new = _flat(before.get("science", {})), _flat(settings.science)
+    old, new = _flat(before["science"]), _flat(settings.science)
     changed = [f"{key} was {old.get(key)}, is {new.get(key)}" for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
     more = f"; and {len(changed) - _NAMED} more" if len(changed) > _NAMED else ""
     raise CheckpointError(
