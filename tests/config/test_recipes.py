@@ -98,6 +98,8 @@ def test_two_lengths_of_one_thing_are_refused(recipe: str, one: str, other: str)
         ("backbone.options=&all {depth: *all}", r"aliases \(\*name\) are not read"),
         ("backbone.options={<<: {depth: 1}}", r"merges with << are not read"),
         ("tokenizer.vocab_size=100000000000", r"vocab_size = 100000000000"),
+        ("training.batch_size=010", r"'010' is not a decimal number"),
+        ("training.steps=1:30", r"'1:30' is not a decimal number"),
         (f"seed={'1' * 5000}", r"a number of 5,000 digits"),
         (f"backbone.options={'[' * 3000}", r"more than 50 levels"),
         ("seed=!!python/object/apply:os.getpid []", r"could not determine a constructor"),

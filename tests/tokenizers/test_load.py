@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 
@@ -56,3 +58,12 @@ def test_a_file_that_is_no_tokenizer_is_refused(tmp_path):
     torch.save({"model": {"weight": torch.ones(2)}}, file)
     with pytest.raises(TokenizerError, match=r"weights\.pth"):
         load_tokenizer(file)
+
+
+def test_a_pipe_in_place_of_weights_is_refused(tmp_path):
+    """F7: it would block for ever, and no signal would end it."""
+    RandomProjection(8, 4, 10, seed=1).save(tmp_path / "tokenizer")
+    (tmp_path / "tokenizer" / "weights.safetensors").unlink(missing_ok=True)
+    os.mkfifo(tmp_path / "tokenizer" / "weights.safetensors")
+    with pytest.raises(TokenizerError, match="a named pipe, not a regular file"):
+        load_tokenizer(tmp_path / "tokenizer")

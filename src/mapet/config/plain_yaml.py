@@ -13,6 +13,8 @@ from mapet.errors import SettingsError
 
 _MOST_DIGITS = 40
 _MOST_LEVELS = 50
+# 010 is eight, and 1:30 is ninety, to YAML 1.1.
+_NOT_DECIMAL = re.compile(r"[-+]?(0[\w]|.*:)")
 _FLOAT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$")
 
 
@@ -67,6 +69,9 @@ class _Loader(_OwnLoader):
         """An integer of a size that settings have."""
         if len(node.value) > _MOST_DIGITS:
             raise ConstructorError(None, None, f"a number of {len(node.value):,} digits", node.start_mark)
+        if _NOT_DECIMAL.match(node.value):
+            words = f"'{node.value}' is not a decimal number; write it with the digits 0 to 9, without a 0 in front"
+            raise ConstructorError(None, None, words, node.start_mark)
         return self.construct_yaml_int(node)
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from mapet.data.sources import KEY_LENGTH
 from mapet.errors import CheckpointError, DataError, FailedRunError
 from mapet.runtime.files import atomic_file
+from mapet.runtime.regular import open_regular
 from mapet.runtime.tensors import write_tensors
 
 MEAN_PER_CLASS = "mean_per_class"
@@ -100,6 +101,7 @@ def load_outcomes(path: Path, part: str = "pre-trained") -> tuple[np.ndarray, Ou
         CheckpointError: The file is missing or damaged.
     """
     try:
+        open_regular(path).close()
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:

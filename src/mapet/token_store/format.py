@@ -25,6 +25,7 @@ from mapet.data.sources import KEY_LENGTH
 from mapet.errors import SettingsError, TokenStoreError
 from mapet.runtime.files import sha256, write_json
 from mapet.runtime.json_files import parse_json, sealed, unsealed
+from mapet.runtime.regular import open_regular
 
 FORMAT = "mapet token store"
 VERSION = 2
@@ -217,6 +218,7 @@ class _DamagedFileError(Exception):
 def _map_array(folder: Path, name: str, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     path = folder / name
     try:
+        open_regular(path).close()
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError as error:
         raise _DamagedFileError(f"{name} is missing") from error

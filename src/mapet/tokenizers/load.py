@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from mapet.errors import NotAllowedError, TokenizerError, UsageError, in_one_line, nearest
 from mapet.runtime.files import recover
 from mapet.runtime.json_files import read_json
+from mapet.runtime.regular import open_regular
 from mapet.tokenizers.base import DESCRIPTION_FILE, FORMAT, TOKENIZERS, WEIGHTS_FILE, Tokenizer
 
 # What makes a tokenizer of each name; {folder} is where the name is looked for.
@@ -62,6 +63,8 @@ def _load_folder(path: Path) -> Tokenizer:
     description = _read_description(path)
     try:
         kind = TOKENIZERS.get(description["kind"])
+        if (path / WEIGHTS_FILE).exists():
+            open_regular(path / WEIGHTS_FILE).close()  # a named pipe would block for ever
         if kind.kind in TOKENIZERS and kind.has_weights:
             _compare_shapes(kind, description["settings"], path / WEIGHTS_FILE)
         tokenizer = kind.from_settings(description["settings"])

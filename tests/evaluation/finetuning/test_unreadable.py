@@ -77,9 +77,9 @@ def test_r14_mixing_needs_pairs() -> None:
     quick(batch_size=1)
 
 
-def test_r14_a_batch_of_which_one_image_is_left_is_not_mixed() -> None:
+def test_r14_a_batch_of_which_one_image_is_left_is_not_mixed(tmp_path: Path) -> None:
     """R14: and one of which none is left is no step."""
-    tuning = FineTuning(tiny_subject(), quick(mixup=0.8, smoothing=0.0), Path("nowhere"))
+    tuning = FineTuning(tiny_subject(), quick(mixup=0.8, smoothing=0.0), tmp_path)
     images = torch.zeros(1, 3, 16, 16, dtype=torch.uint8)
     inputs, targets = tuning.step.prepare(images, torch.tensor([1]), 0)
     assert (len(inputs), targets.tolist()) == (1, [[0.0, 1.0]])
