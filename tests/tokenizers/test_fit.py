@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -112,6 +113,10 @@ def test_the_tokenizer_is_saved_and_what_led_to_it_removed(digits, tmp_path):
     tokenizer = fit(digits, out=tmp_path / "tok")
     assert [path.name for path in tmp_path.iterdir()] == ["tok"]
     assert load_tokenizer(tmp_path / "tok").fingerprint == tokenizer.fingerprint
+    with pytest.raises(TokenizerError, match=r"There is a tokenizer at .*tok already.*another --out"):
+        fit(digits, out=tmp_path / "tok", vocab_size=8)
+    assert load_tokenizer(tmp_path / "tok").fingerprint == tokenizer.fingerprint
+    shutil.rmtree(tmp_path / "tok")
     fit(digits, out=tmp_path / "tok", keep_features=True)
     assert {path.name for path in tmp_path.iterdir()} == {"tok", ".tok.features"}
     assert np.load(tmp_path / ".tok.features" / "features-0-of-1.npy").shape == (3000, 12)

@@ -22,10 +22,10 @@ def convert(
 ) -> None:
     """Make a tokenizer from FILE; nothing in FILE is executed."""
     from mapet.runtime.lock import only_writer
-    from mapet.tokenizers.base import refuse_other_content
+    from mapet.tokenizers.base import refuse_existing
     from mapet.tokenizers.released import tokenizer_from_file
 
-    refuse_other_content(out)
+    refuse_existing(out)
     with only_writer(out):
         tokenizer = tokenizer_from_file(file, num_heads)
         tokenizer.save(out)

@@ -19,10 +19,12 @@ def random(
 ) -> None:
     """Make a tokenizer of random projections: no images, no weights, the same one for the same seed."""
     from mapet.runtime.lock import only_writer
+    from mapet.tokenizers.base import refuse_existing
     from mapet.tokenizers.random_projection import RandomProjection
 
     tokenizer = RandomProjection(image_size, patch_size, vocab_size, seed)
     with only_writer(out):
+        refuse_existing(out)
         tokenizer.save(out)
     rows, columns = tokenizer.grid_size
     print(f"Tokenizer: {out}  vocabulary {vocab_size}, {rows} x {columns} tokens, fingerprint {tokenizer.fingerprint[:12]}")

@@ -82,9 +82,9 @@ def _caption(results: Sequence[Result]) -> str:
     frequent = "White bars: always answering the most frequent class, the least to beat. " if known else ""
     return (
         f"Top-1 accuracy, where no other figure is named, on held-out images. {tokenizer}{frequent}Whiskers: 95 % sampling "
-        "interval of the test images, not the spread over seeds. Brackets: 95 % interval of a gain, paired over the same test "
-        "images; narrower than the whiskers suggest. Eight hex digits name the protocol: only figures under the same "
-        "ones compare."
+        "interval of the test images, not the spread over seeds. The interval of a gain stands in the text above; it is paired "
+        "over the same test images, and narrower than the whiskers suggest. Eight hex digits name the protocol: only figures under "
+        "the same ones compare."
     )
 
 

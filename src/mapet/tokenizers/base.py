@@ -149,6 +149,15 @@ def refuse_other_content(directory: Path) -> None:
         raise TokenizerError(f"{directory} exists and is not a tokenizer; it is left alone. Give another folder to --out.")
 
 
+def refuse_existing(directory: Path) -> None:
+    """Raises a TokenizerError where `directory` holds anything, a tokenizer too: token stores may belong to it."""
+    refuse_other_content(directory)
+    if (directory / DESCRIPTION_FILE).exists():
+        raise TokenizerError(
+            f"There is a tokenizer at {directory} already, and token stores may belong to it. Give another --out, or remove it."
+        )
+
+
 def _diagnosis(low: float, high: float) -> str:
     """What images of this range most likely are, and the way out."""
     if low != low:

@@ -20,7 +20,7 @@ from mapet.errors import TokenizerError
 from mapet.runtime.processes import Processes, barrier, broadcast_, gather_numbers, only_writers, process_group
 from mapet.runtime.progress import progress, say
 from mapet.runtime.seeding import derive_seed, seeded_generator
-from mapet.tokenizers.base import refuse_other_content
+from mapet.tokenizers.base import refuse_existing, refuse_other_content
 from mapet.tokenizers.clustering.kmeans import KMeansResult, kmeans
 from mapet.tokenizers.clustering.nearest import full_float32
 from mapet.tokenizers.clustering.points import StoredPoints
@@ -65,12 +65,14 @@ def fit_tokenizer(
 
     Raises:
         InUseError: Another process writes `out`.
-        TokenizerError: Fewer patches than tokens, images without contrast, or settings that do not fit.
+        TokenizerError: There is a tokenizer at `out` whose features were not kept; there are fewer patches than tokens, images
+            without contrast, or settings that do not fit.
         DataError: More unreadable images than `unreadable` allows.
         StorageError: Too little room for the features.
     """
     if out is not None:
-        refuse_other_content(Path(out))
+        kept = _features_beside(Path(out)).is_dir()  # another clustering of them is wanted, or the last one was interrupted
+        (refuse_other_content if kept else refuse_existing)(Path(out))
     with process_group(device) as processes, only_writers(out, processes), _work_folder(out) as folder:
         fit = _Fit(source, settings, folder, memory, processes, processes.device(device), workers, unreadable)
         with full_float32(fit.device):
@@ -90,8 +92,12 @@ def _work_folder(out: Path | str | None) -> Iterator[Path]:
         with tempfile.TemporaryDirectory(prefix="mapet-features-") as folder:
             yield Path(folder)
     else:
-        path = Path(out).absolute()
-        yield path.with_name(f".{path.name}.features")
+        yield _features_beside(Path(out))
+
+
+def _features_beside(out: Path) -> Path:
+    path = out.absolute()
+    return path.with_name(f".{path.name}.features")
 
 
 @dataclass(frozen=True)
