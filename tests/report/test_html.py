@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import pytest
 
 from mapet.cli.main import main
+from mapet.config.settings import hash_of_science
 from mapet.errors import CheckpointError
 from mapet.report import html
 from mapet.report.html import write_report
@@ -124,7 +125,7 @@ def test_images_that_moved_away(run):
 def test_settings_of_another_version_do_not_stop_it(run):
     config = run.read_config()
     config["science"]["training"]["unknown_setting"] = 1
-    write_json(run.config, config)
+    write_json(run.config, config | {"science_hash": hash_of_science(config["science"])})
     text = read(write_report([run])).text
     assert "There is no setting 'training.unknown_setting'" in text
     assert "training.unknown_setting1" in text

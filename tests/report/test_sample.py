@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from mapet.config import load_recipe
+from mapet.config.settings import hash_of_science
 from mapet.data.crops import crops_of
 from mapet.data.decode import decode_image
 from mapet.data.sources import open_source, sample_key
@@ -115,6 +116,6 @@ def test_other_images_are_refused_in_words(run, tmp_path):
 def test_objective_without_tokens_says_so(run):
     config = run.read_config()
     config["science"]["objective"] = {"name": "mask_pixels", "options": {}}
-    write_json(run.config, config)
+    write_json(run.config, config | {"science_hash": hash_of_science(config["science"])})
     with pytest.raises(NotThereError, match="mask_pixels predicts no visual tokens"):
         _ = ReportedRun(run, "run").tokens

@@ -238,7 +238,7 @@ def _read_result(path: Path) -> Result:
     result = _RESULT.validate_python(read_json(path, dict))
     shares = [*result.figures.values(), *(result.random_figures or {}).values()]
     named = isinstance(result.protocol.get("name"), str) and isinstance(result.protocol.get("pool", ""), str)
-    compared = result.metric in result.figures and result.metric in (result.random_figures or result.figures)
+    compared = result.metric in result.figures and (result.random_figures is None or result.metric in result.random_figures)
     floor = result.details.get("most_frequent_class", {})
     if not (isinstance(floor, dict) and named and compared and all(0 <= share <= 1 for share in shares) and result.test_images > 0):
         raise ValueError("no evaluation")
