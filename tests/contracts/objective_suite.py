@@ -62,7 +62,7 @@ def output_is_sums_and_counts(name: str) -> None:
     assert output.num_targets > 0
     assert torch.isfinite(output.loss_sum)
     assert all(value.shape == () and not value.requires_grad for value in output.metrics.values())
-    assert ("correct" in output.metrics) == ("tokens" in OBJECTIVES.get(name).needs)
+    assert ("correct" in output.metrics) == ("tokens" in OBJECTIVES.get_or_import(name).needs)
 
 
 def same_seed_gives_the_same_loss(name: str) -> None:
@@ -195,14 +195,14 @@ def compiled_is_the_same(name: str) -> None:
 
 
 def refuses_unknown_options_by_name(name: str) -> None:
-    own = [key for key in OBJECTIVES.get(name).options() if key not in ("backbone", "vocab_size")]
+    own = [key for key in OBJECTIVES.get_or_import(name).options() if key not in ("backbone", "vocab_size")]
     misspelt = f"{(own or ['option'])[0]}s"
     with pytest.raises(SettingsError, match=f"no option '{misspelt}'"):
         build(name, **{misspelt: 3})
 
 
 def names_what_it_is_not_given(name: str) -> None:
-    kind = OBJECTIVES.get(name)
+    kind = OBJECTIVES.get_or_import(name)
     for need in set(kind.needs) & NEEDED.keys():
         with pytest.raises(SettingsError, match=f"needs the option '{need}'"):
             create_objective(name, backbone=create_backbone(MODEL, **BACKBONE), vocab_size=VOCAB)
@@ -376,5 +376,5 @@ OF_PIXELS: list[Check] = [knows_how_images_were_normalised, hidden_pixels_never_
 
 def checks_of(name: str) -> list[Check]:
     """All checks that an objective must pass."""
-    needs = OBJECTIVES.get(name).needs
+    needs = OBJECTIVES.get_or_import(name).needs
     return OF_ALL + (OF_TOKENS if "tokens" in needs else []) + (OF_PIXELS if "pixels" in needs else [])

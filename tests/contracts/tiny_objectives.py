@@ -28,7 +28,7 @@ def build(name: str, seed: int = 0, dtype: torch.dtype = torch.float32, **option
     """The objective on a tiny backbone, both at a random initialisation that depends on `seed` alone."""
     torch.manual_seed(seed)
     backbone = create_backbone(MODEL, **BACKBONE).to(dtype)
-    kind = OBJECTIVES.get(name)
+    kind = OBJECTIVES.get_or_import(name)
     small = {key: value for key, value in SMALL.items() if key in kind.options()}
     for need in kind.needs:
         small |= NEEDED.get(need, {})

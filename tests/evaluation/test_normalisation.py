@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from mapet.data.loader import UnreadableImages
+from mapet.evaluation.copies import SeenKeys
 from mapet.evaluation.finetuning.classifier import build_classifier
 from mapet.evaluation.finetuning.judging import judge_models
 from mapet.evaluation.finetuning.training import FineTuning
@@ -55,6 +56,7 @@ def assert_normalised(seen: list[Tensor]) -> None:
 def grey_subject() -> Subject:
     subject = tiny_subject(recipe=replace(tiny_recipe(), mean=MEAN, std=STD))
     subject.train, subject.test = GreyImages(LOCATION, 16, seed=0), GreyImages(LOCATION, 8, seed=1)
+    subject.keys = {"training": SeenKeys(subject.train), "test": SeenKeys(subject.test)}
     return subject
 
 

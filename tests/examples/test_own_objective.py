@@ -30,7 +30,7 @@ def test_it_trains_on_digits(tmp_path: Path, capsys: pytest.CaptureFixture[str])
 
     short = ("training.steps=10", "training.warmup_epochs=0", "backbone.options.depth=1")
     own_objective.main(str(tmp_path / "run"), *short, "tokenizer.vocab_size=8", "tokenizer.max_images=100")
-    assert "knn (mean)" in capsys.readouterr().out
+    assert "knn (both)" in capsys.readouterr().out
     assert (tmp_path / "run" / "backbone" / "weights.safetensors").is_file()
 
 

@@ -55,8 +55,8 @@ def test_it_is_continued_exactly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     whole = start(tmp_path / "whole")
     save = trainer_module.Trainer._save
 
-    def die(self, step):
-        save(self, step)
+    def die(self, step, *window):
+        save(self, step, *window)
         if step < 4:
             raise KeyboardInterrupt
 

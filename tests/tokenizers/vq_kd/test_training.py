@@ -246,7 +246,7 @@ def test_a_collapsed_codebook_is_told_once(tmp_path, capsys):
     from mapet.tokenizers.vq_kd.distillation import Distillation
 
     model = Distillation(VQKD(16, 40, 8, "vit_tiny_patch16_224", ENCODER), 12, 1)
-    log, bar = TrainingLog(RunDirectory(tmp_path), model), ProgressBar("", 1)
+    log, bar = TrainingLog(RunDirectory(tmp_path), model, torch.empty(0, 3)), ProgressBar("", 1)
     for step in (50, 100, 150):
         model.recent.add(torch.tensor([5, 3, 9] + [0] * 37), step)
         log.add(torch.tensor([1.0, 8.0, 16.0]))

@@ -18,6 +18,7 @@ from mapet.data.views import FixedView
 from mapet.errors import DataError, TokenizerError, TokenStoreError
 from mapet.evaluation.copies import KeyedImages
 from mapet.evaluation.subject import record_unreadable
+from mapet.runtime.json_files import read_json
 from mapet.runtime.progress import progress
 from mapet.runtime.run_directory import RunDirectory
 from mapet.token_store.encode import encode
@@ -126,9 +127,12 @@ def run_at(path: Path) -> RunDirectory | None:
     """The run whose directory `path` is: its config.json holds the science; None for everything else."""
     if not (path / "config.json").is_file():
         return None
+    config = read_json(path / "config.json")
+    if not isinstance(config, dict) or "science" not in config:
+        return None
     run = RunDirectory.existing(path)
-    config = run.read_config()
-    return run if isinstance(config, dict) and "science" in config else None
+    run.read_config()  # refuses a damaged one
+    return run
 
 
 def _check_folder(path: Path) -> None:

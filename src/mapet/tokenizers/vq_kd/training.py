@@ -26,6 +26,7 @@ from mapet.data.views import Rendering
 from mapet.errors import CheckpointError, InterruptedRunError
 from mapet.runtime.files import write_json
 from mapet.runtime.interrupt import StopRequest
+from mapet.runtime.json_files import read_json
 from mapet.runtime.processes import Processes, barrier, only_writers, process_group
 from mapet.runtime.progress import ProgressBar, progress, say
 from mapet.runtime.run_directory import RunDirectory
@@ -223,7 +224,7 @@ class VQKDTraining:
         """
         if not self.directory.config.is_file():
             return True
-        old, new = self.directory.read_config(), self._facts()
+        old, new = read_json(self.directory.config, dict), self._facts()
         changed = [f"{name} was {old.get(name)}, is {new.get(name)}" for name in {**old, **new} if old.get(name) != new.get(name)]
         if changed and self.state.is_file():
             raise CheckpointError(
