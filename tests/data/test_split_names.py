@@ -144,6 +144,77 @@ def test_the_user_may_say_that_they_are_classes(tmp_path: Path) -> None:
     assert open_source(f"{tmp_path}#class-depth=1", "all").classes == ("images", "train")
 
 
+WORDED = ["seg_train seg_test seg_pred", "images_train images_val", "flowers_train flowers_test", "1_train 2_test"]
+WORDED += ["SegTrain SegTest", "TrainPhotos TestPhotos", "train-crops-224 val-crops-224", "a.training a.validation predict"]
+
+
+@pytest.mark.parametrize("names", WORDED)
+@pytest.mark.parametrize("inside", ["", "{name}/"], ids=["once", "twice"])
+def test_split_folders_with_a_prefix_or_suffix(tmp_path: Path, capsys: pytest.CaptureFixture[str], names: str, inside: str) -> None:
+    """R2: folders that are named alike but for the split; Kaggle's packages hold seg_train/seg_train/buildings."""
+    first, second, *rest = names.split()
+    for name, count in ((first, 3), (second, 2)):
+        for kind in ("cat", "dog"):
+            write_images(tmp_path, " ".join(f"{name}/{inside.format(name=name)}{kind}/{number}.png" for number in range(count)))
+    for name in rest:
+        write_images(tmp_path, f"{name}/{inside.format(name=name)}1.png")
+    train, test = open_splits(tmp_path)
+    assert (len(train), len(test), train.classes, test.classes) == (6, 4, ("cat", "dog"), ("cat", "dog"))
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "is taken as" in line]
+    assert f"{first}/ is taken as 'train', {second}/ is taken as '" in line
+    assert ("; left out: " in line) is bool(rest)
+    assert len(open_source(tmp_path, "train")) == 6
+    assert len(open_splits(f"{tmp_path}#split={'val' if 'val' in second else 'test'}")[1]) == 4
+    if not inside:
+        assert open_source(f"{tmp_path}#class-depth=1", "all").classes == tuple(sorted(names.split()))
+
+
+def test_worded_splits_of_images_without_labels(tmp_path: Path) -> None:
+    """R2: as with whole names, they are no classes."""
+    write_images(tmp_path, "images_train/1.png images_train/2.png images_val/3.png")
+    assert open_source(tmp_path, "all").labels is None
+    assert len(open_source(tmp_path, "train")) == 2
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        "test tube/1.png beaker/2.png steam train/3.png",
+        "test tube/1.png steam train/3.png",
+        "car/1.png model_train/2.png plane/3.png",
+        "car/1.png plane/2.png toy_train/3.png toy_test/4.png",
+        "car/a/1.png plane/a/2.png steam_train/a/3.png",
+        "retrain/1.png contest/2.png",
+        "bullet train/1.png steam train/2.png goods train/3.png",
+        "train_test/1.png other/2.png",
+    ],
+)
+def test_classes_whose_names_hold_a_word_of_splits(tmp_path: Path, names: str) -> None:
+    """R2: they stay classes."""
+    write_images(tmp_path, " ".join(names.replace(".png ", ".png|").replace(" ", "_").split("|")))
+    assert open_source(tmp_path, "all").classes == tuple(
+        sorted({name.split("/")[0].replace(" ", "_") for name in names.split(".png ")})
+    )
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        "train_cats/1.png train_dogs/2.png test_cats/3.png test_dogs/4.png",
+        "fold1_train/a/1.png fold1_test/a/2.png fold2_train/a/3.png fold2_test/a/4.png",
+        "photos_train/a/1.png drawings_test/a/2.png",
+        "car/a/1.png plane/a/2.png toy_train/a/3.png toy_test/a/4.png",
+        "seg_val/1.png seg_test/2.png",
+    ],
+)
+def test_what_might_be_worded_splits_is_refused(tmp_path: Path, names: str) -> None:
+    """R2."""
+    write_images(tmp_path, names)
+    with pytest.raises(DataError, match=r"not clear whether they are splits or classes.*--class-depth 1"):
+        open_source(tmp_path, "all")
+    assert open_source(f"{tmp_path}#class-depth=1", "all").labels is not None
+
+
 @pytest.mark.parametrize("name", ["train", "Training", "test", "valid"])
 def test_a_single_split_is_the_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
     """R2."""

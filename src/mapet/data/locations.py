@@ -16,7 +16,7 @@ from mapet.data.labels import check_pairable
 from mapet.data.listing import ListedImages
 from mapet.data.named_sets import is_named_set, open_named
 from mapet.data.parquet import ParquetImages
-from mapet.data.splits import HELD_OUT, TRAIN, by_split, split_files, split_named, split_rows
+from mapet.data.splits import HELD_OUT, TRAIN, by_split, names_in_words, split_files, split_named, split_rows, word_groups
 from mapet.data.tree import entries, holds_images, loose_images, visible_folders
 from mapet.data.webdataset import TAR_SUFFIXES, TarImages
 from mapet.errors import DataError
@@ -30,6 +30,8 @@ _RANGE = re.compile(r"(\d{1,15})\.\.(\d{1,15})")
 MOST_FILES = 1_000_000
 # With more folders, they are taken for class folders without a glance at what they hold.
 _MOST_FOLDERS = 20
+# Words of folders beside splits whose images have no labels.
+_WITHOUT_LABELS = {"pred", "predict", "prediction", "predictions", "unlabelled", "unlabeled", "unsupervised"}
 # The parts of a collection by their names, the training part first; one part called "" where it is not split.
 Parts = dict[str, "ImageSource"]
 
@@ -158,7 +160,7 @@ def _open_parts(path: Path, address: DataAddress) -> Parts:
     if groups := split_files(packed):
         _note_images_beside(path)
         return _open_groups(groups, address)
-    if folders := _split_folders(path, classes_allowed=bool(packed) or address.class_depth is not None):
+    if folders := _split_folders(path, bool(packed) or address.class_depth is not None) or _worded_folders(path, address):
         parts: Parts = {}
         for folder in folders:
             parts[folder.name] = _fitting(parts, lambda classes, folder=folder: _open_whole(folder, address, classes))
@@ -211,13 +213,57 @@ def _split_folders(path: Path, classes_allowed: bool) -> list[Path]:
     if not others:
         alone = path / next(iter(splits.values()))
         raise DataError(f"{path} holds {folders} and no training part. Give {alone} to use that part alone, or add train/.")
-    if any(not loose_images(path / name) and holds_images(path / name) for name in splits.values()):
+    if any(_holds_folders(path / name) for name in splits.values()):
         raise DataError(
             f"{path} holds {folders} with folders of images in it, as a split has, beside {', '.join(others[:3])}. Give {folders} "
             "alone, name what belongs to it train/ or val/, or give --class-depth 1 if all of them are classes."
         )
     say(f"{path}: {folders} counts as a class, like {', '.join(others[:3])}.")
     return []
+
+
+def _worded_folders(path: Path, address: DataAddress) -> list[Path]:
+    """The folders in `path` that are named alike but for the word of a split, training part first: seg_train, seg_test.
+
+    Folders of other names beside them are left out where they share the other words (seg_pred); else all are classes.
+
+    Raises:
+        DataError: It is not clear whether they are splits or classes.
+    """
+    names, files = entries(path)
+    groups = word_groups(names)
+    if address.class_depth == 1 or sum(len(group) for _, group in groups) < 2 or any(is_image_name(name) for name in files):
+        return []
+    named = [(words, group) for words, group in groups if len(group) > 1]
+    words, group = named[0] if named else ((), {})
+    splits = {split: found[0] for split, found in group.items()}
+    others = [name for name in names if name not in splits.values() and _holds_anything(path / name)]
+    strange = [name for name in others if not _belongs(name, words)]
+    if TRAIN in splits and len(named) == 1 and not strange and all(len(found) == 1 for found in group.values()):
+        taken = ", ".join(f"{name}/ is taken as '{split}'" for split, name in splits.items())
+        left = f"; left out: {', '.join(others)}" if others else ""
+        say(f"{path}: {taken}{left}. --class-depth 1 takes all of them as classes.")
+        return [path / name for name in splits.values()]
+    worded = [name for _, group in groups for found in group.values() for name in found]
+    alike = len(named) > 1 or (named and not strange)
+    if alike or ((named or len(worded) == len(names)) and all(_holds_folders(path / name) for name in worded)):
+        raise DataError(
+            f"{path} holds {', '.join(f'{name}/' for name in sorted(worded)[:4])}, which hold the names of splits, and it is not "
+            f"clear whether they are splits or classes. Rename those that are splits ({names_in_words()}), or give --class-depth 1 "
+            "if all are classes."
+        )
+    return []
+
+
+def _belongs(name: str, words: tuple[str, ...]) -> bool:
+    """Whether a folder is something else of the same collection as its splits: seg_pred beside seg_train, predict."""
+    found = {*re.findall("[a-z]+", name.lower())}
+    return bool(found & _WITHOUT_LABELS) or (bool(words) and found >= {*words})
+
+
+def _holds_folders(folder: Path) -> bool:
+    """Whether a folder holds folders of images and no images of its own."""
+    return not loose_images(folder) and holds_images(folder)
 
 
 def _holds_anything(folder: Path) -> bool:

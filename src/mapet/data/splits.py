@@ -51,6 +51,32 @@ def _word_of(name: str) -> str | None:
     return next(iter(splits.values()), None)
 
 
+def word_groups(names: Iterable[str]) -> list[tuple[tuple[str, ...], dict[str, list[str]]]]:
+    """Names that hold the word of one split, grouped by their other words; digits do not count.
+
+    Returns:
+        The other words of each group, and its names by split, train first: seg_train and seg_test are
+        (("seg",), {"train": ["seg_train"], "test": ["seg_test"]}).
+    """
+    groups: dict[tuple[str, ...], dict[str, list[str]]] = {}
+    for name in names:
+        if split := _split_in(name):
+            others = tuple(re.findall("[a-z]+", _WORD.sub(" ", _spaced(name))))
+            groups.setdefault(others, {}).setdefault(split, []).append(name)
+    return [(words, {split: group[split] for split in SPLIT_NAMES if split in group}) for words, group in groups.items()]
+
+
+def _spaced(name: str) -> str:
+    """SegTrain as seg_train."""
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()
+
+
+def _split_in(name: str) -> str | None:
+    """The split that a folder's name holds as a word; None for none, or several."""
+    splits = {_SPLITS[word] for word in _WORD.findall(_spaced(name))}
+    return splits.pop() if len(splits) == 1 else None
+
+
 def split_files(files: Sequence[Path]) -> dict[str, list[Path]]:
     """Files by split, the training part first; empty if they are not named after the training part and another split.
 
@@ -151,7 +177,7 @@ def part_named(parts: Iterable[str], split: str, where: str) -> str:
         raise DataError(f"{where} has no splits of its own, so that there is no '{split}'. Leave out --split.")
     meant = split_named(split)
     found = next((name for name in names if name == split), None) or next(
-        (name for name in names if meant is not None and split_named(name) == meant), None
+        (name for name in names if meant is not None and meant in (split_named(name), _split_in(name))), None
     )
     if found is None:
         raise DataError(f"{where} has no split '{split}'. It has: {', '.join(names)}.")
