@@ -54,3 +54,22 @@ def test_listed_classes(tmp_path):
     (tmp_path / "labels.txt").write_bytes(b"caf\xe9\n")
     with pytest.raises(DataError, match=r"labels\.txt holds class names in another encoding than UTF-8"):
         listed_classes(tmp_path)
+
+
+@pytest.mark.parametrize("texts", [["0", "0.0", "1"], ["01", "1", "0"], ["0.", "1.000", "1"]], ids=str)
+def test_numbers_in_several_forms_are_one_class(texts: list[str]) -> None:
+    """R3: 0 and 0.0 are not two classes."""
+    labels = labels_of_texts(texts, None, str)
+    assert labels.names is None
+    assert labels.numbers.tolist() == [int(float(text)) for text in texts]
+
+
+@pytest.mark.parametrize("pair", [("1", "01"), ("1", "1.0"), ("Cat", "cat"), ("big cat", "big_cat")], ids=str)
+def test_names_that_differ_in_form_are_named(pair: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    """R3: they stay two classes, with a line."""
+    assert len(labels_of_texts(["owl", *pair], None, lambda index: f"image {index}").names or ()) == 3
+    said = capsys.readouterr().err
+    assert "are two classes" in said
+    assert "image 1" in said
+    labels_of_texts(["1.5", "15", "cat", "cats", "10", "1"], None, str)
+    assert capsys.readouterr().err == ""

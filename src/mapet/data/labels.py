@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from mapet.errors import DataError
+from mapet.runtime.progress import say
 
 LISTINGS = ("labels.txt", "classes.txt")
 UNKNOWN = -1
@@ -83,14 +84,26 @@ def labels_of_texts(texts: Sequence[str], names: tuple[str, ...] | None, describ
         DataError: A name that is not among `names`.
     """
     distinct = sorted({*texts} - {""})
-    if all(re.fullmatch(r"-?\d{1,18}", text, re.ASCII) for text in distinct):
-        numbers, kind = {text: int(text) for text in distinct}, NAMED_NUMBERS if names else NUMBERS
+    if all(re.fullmatch(r"-?\d{1,18}(\.0*)?", text, re.ASCII) for text in distinct):  # 0 and 0.0 are one class
+        numbers, kind = {text: int(text.partition(".")[0]) for text in distinct}, NAMED_NUMBERS if names else NUMBERS
     else:
         kind, names = NAMED_NUMBERS if names else NAMES, names or tuple(distinct)
         numbers = {name: number for number, name in enumerate(names)}
         if foreign := [text for text in distinct if text not in numbers]:
             raise _foreign(describe(texts.index(foreign[0])), foreign[0], names)
+        _say_alike(distinct, lambda text: describe(texts.index(text)))
     return Labels(np.fromiter((numbers.get(text, UNKNOWN) for text in texts), np.int64, len(texts)), names, kind)
+
+
+def _say_alike(names: Sequence[str], describe: Callable[[str], str]) -> None:
+    """States which class names differ in case, blanks or the form of a number only."""
+    found: dict[str, str] = {}
+    for name in names:
+        plain = re.sub(r"[\s_-]+", " ", name.casefold()).strip()
+        plain = re.sub(r"^(-?)0+(?=\d)|(?<=\d)\.0*$", r"\1", plain) if re.fullmatch(r"-?\d+(\.0*)?", plain) else plain
+        if (other := found.setdefault(plain, name)) != name:
+            say(f"'{other}' and '{name}' are two classes ({describe(other)}, {describe(name)}). If they are one, write one.")
+            return
 
 
 def joined_labels(parts: Sequence[Labels], titles: Sequence[str]) -> Labels:

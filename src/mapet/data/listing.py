@@ -1,4 +1,5 @@
-"""A CSV file that lists images: a column `path`, `file` or `image`, and perhaps `label` (class numbers or names) and `split`.
+"""A CSV file that lists images: a column `path`, `file` or `image`, and perhaps `label` (class numbers or names) and `split`, or
+another one of `SPLIT_COLUMNS`.
 
 Paths are relative to the CSV file. Numbered classes have their names from labels.txt or classes.txt beside it. Names of columns
 count in any case.
@@ -14,12 +15,13 @@ from pathlib import Path
 import numpy as np
 
 from mapet.data.labels import labels_of_texts, listed_classes, number_labels
+from mapet.data.splits import SPLIT_COLUMNS
 from mapet.data.tree import MOST_BYTES, read_file
 from mapet.errors import DataError
 from mapet.runtime.regular import read_regular
 
 PATH_COLUMNS = ("path", "file", "image")
-LABEL_COLUMN, SPLIT_COLUMN = "label", "split"
+LABEL_COLUMN = "label"
 
 
 class ListedImages:
@@ -31,7 +33,7 @@ class ListedImages:
         classes: Names to number labels by, such as those of the training images; by default those of labels.txt, or its own.
 
     Attributes:
-        splits: What the column `split` holds, row by row; [] without such a column.
+        split_columns: What the columns hold that may name splits, row by row.
 
     Raises:
         DataError: No readable CSV, no column of paths, a row without a path or with too many cells, or labels that do not fit.
@@ -51,7 +53,7 @@ class ListedImages:
         if "" in self._files or not self._files:
             row = f"row {self._files.index('') + 1} has no {path}" if self._files else "it has no rows"
             raise DataError(f"{listing} must name an image file in every row below the first line; {row}.")
-        self.splits = columns.get(SPLIT_COLUMN, [])
+        self.split_columns = {name: columns[name] for name in SPLIT_COLUMNS if name in columns}
         self.classes: tuple[str, ...] | None = None
         self.labels: np.ndarray | None = None
         self.label_kind = ""
@@ -76,7 +78,7 @@ class ListedImages:
         part = copy.copy(self)
         part._files = [self._files[row] for row in rows]
         part.labels = None if self.labels is None else self.labels[rows]
-        part.splits = []
+        part.split_columns = {}
         return part
 
 

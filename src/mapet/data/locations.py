@@ -52,7 +52,7 @@ def open_location(location: str | Path) -> Parts | None:
     if is_named_set(name):
         return dict(zip((TRAIN, "test"), open_named(name), strict=True))
     if name.startswith(PREFIX):
-        return dict[str, "ImageSource"](open_hub(name))
+        return _only_by_column(dict[str, "ImageSource"](open_hub(name)))
     if path.is_dir():
         return _open_parts(path, address)
     files = [path] if path.exists() else matching_files(name)
@@ -126,16 +126,24 @@ def _fitting(parts: Parts, open_part: Any) -> ImageSource:
 
 
 def _by_column(source: ImageSource, split: str = "") -> Parts:
-    """The parts that a column `split` makes of a source, which may be a part of its own already."""
-    rows = split_rows(getattr(source, "splits", []), source.describe)
+    """The parts that a column such as `split` makes of a source, which may be a part of its own already."""
+    rows = split_rows(getattr(source, "split_columns", {}), source.describe, source.location)
     if len(rows) < 2:
         return {split: source}
     if split:
         raise DataError(
-            f"{source.describe(0)} belongs to '{split}' by the name of its file, and the column 'split' names "
+            f"{source.describe(0)} belongs to '{split}' by the name of its file, and its column names the splits "
             f"{' and '.join(rows)}. Remove the column, or give one file."
         )
     return {name: source.only(numbers) for name, numbers in rows.items()}  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def _only_by_column(parts: Parts) -> Parts:
+    """`parts`; a single one is sorted by its column."""
+    if len(parts) > 1:
+        return parts
+    sorted_parts = _by_column(next(iter(parts.values())))
+    return sorted_parts if len(sorted_parts) > 1 else parts
 
 
 def _open_files(files: Sequence[Path], address: DataAddress, classes: tuple[str, ...] | None = None) -> ImageSource:
@@ -154,8 +162,7 @@ def _open_files(files: Sequence[Path], address: DataAddress, classes: tuple[str,
 def _open_parts(path: Path, address: DataAddress) -> Parts:
     """The splits in a folder."""
     if is_saved(path):
-        saved: Parts = dict[str, "ImageSource"](open_saved(path, str(address)))
-        return _by_column(saved[""]) if [*saved] == [""] else saved
+        return _only_by_column(dict[str, "ImageSource"](open_saved(path, str(address))))
     packed = _packed(path)
     if groups := split_files(packed):
         _note_images_beside(path)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate
@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mapet.data.labels import NAMED_NUMBERS, NUMBERS, UNKNOWN, Labels, joined_labels, labels_of_texts, number_labels
+from mapet.data.splits import SPLIT_COLUMNS
 from mapet.data.tree import read_file
 from mapet.errors import DataError, UnreadableImageError
 
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 IMAGE_COLUMNS = ("image", "img")
 LABEL_COLUMNS = ("label", "fine_label", "cls")
 NAME_COLUMNS = ("name",)
-SPLIT_COLUMNS = ("split",)
 
 
 @dataclass(frozen=True)
@@ -40,20 +40,20 @@ class Columns:
         image: Encoded images.
         label: Class numbers or names, if there are any.
         name: What the images are called, if they are.
-        split: Names of splits, if there are any.
+        splits: Those that may name splits.
         classes: The class names of the numbers in `label` by the Hub's metadata, if it has any.
     """
 
     image: str
     label: str | None
     name: str | None
-    split: str | None
+    splits: tuple[str, ...]
     classes: tuple[str, ...] | None
 
     @property
     def present(self) -> list[str]:
         """All of them."""
-        return [column for column in (self.image, self.label, self.name, self.split) if column]
+        return [column for column in (self.image, self.label, self.name, *self.splits) if column]
 
 
 @dataclass(frozen=True)
@@ -149,12 +149,14 @@ class Table:
             return labels_of_texts(texts, names, self.describe)
         return Labels(self._numbers(column), names, NAMED_NUMBERS if names else NUMBERS)
 
-    def splits(self) -> list[str]:
-        """What the column `split` holds, [] without one."""
-        if self.columns.split is None:
-            return []
-        column = self.column(self.columns.split)
-        return [text.strip() for text in _texts(column) or (str(value or "") for value in column.to_pylist())]
+    def split_columns(self) -> dict[str, list[str]]:
+        """What the columns hold that may name splits, by their names in small letters."""
+        return {name.lower(): self._words(self.column(name)) for name in self.columns.splits}
+
+    def _words(self, column: pyarrow.ChunkedArray) -> list[str]:
+        texts = _texts(column)
+        values = column.to_pylist() if texts is None else texts
+        return ["" if value is None else str(value).strip() for value in values]
 
     def _numbers(self, column: pyarrow.ChunkedArray) -> np.ndarray:
         """Class numbers as int64, whatever type of number the column has."""
@@ -184,7 +186,7 @@ class RowImages:
         classes: Class names to number labels by, such as those of the training images.
 
     Attributes:
-        splits: What the column `split` holds, row by row; [] where a table has none.
+        split_columns: What the columns hold that may name splits, row by row.
 
     Raises:
         DataError: Labels that do not fit, or columns that only some tables have.
@@ -203,8 +205,8 @@ class RowImages:
         self.classes: tuple[str, ...] | None = None
         self.labels: np.ndarray | None = None
         self.label_kind = ""
-        for column in ("label", "split"):
-            self._refuse_different(column)
+        self._refuse_different([table.columns.label for table in self._tables], lambda column: column is not None)
+        self._refuse_different([", ".join(table.columns.splits) for table in self._tables], str.lower)
         for table in self._tables:
             table.check_bytes()
         found = [labels for table in self._tables if (labels := table.labels(listed)) is not None]
@@ -212,14 +214,17 @@ class RowImages:
             labels = joined_labels(found, [table.title for table in self._tables])
             self.labels, self.classes = number_labels(labels, classes, self.describe)
             self.label_kind = labels.kind
-        self.splits = [value for table in self._tables for value in table.splits()]
+        columns = [table.split_columns() for table in self._tables]
+        self.split_columns = {name: [value for of_table in columns for value in of_table[name]] for name in columns[0]}
 
-    def _refuse_different(self, column: str) -> None:
-        has = {getattr(table.columns, column) is not None: table for table in self._tables}
+    def _refuse_different(self, found: Sequence[str | None], by: Callable[[Any], Any]) -> None:
+        """Refuses tables of which only some have a column."""
+        has = {by(column): (table.title, column) for table, column in zip(self._tables, found, strict=True)}
         if len(has) > 1:
+            (one, first), (other, second), *_ = sorted(has.values(), key=lambda value: not value[1])
             raise DataError(
-                f"{has[True].title} has the column '{getattr(has[True].columns, column)}' and {has[False].title} has none. Write "
-                "all files with the same columns, or give them separately."
+                f"{one} has the column '{first}' and {other} has {second or 'none'}. Write all files with the same columns, or "
+                "give them separately."
             )
 
     def __len__(self) -> int:
@@ -245,7 +250,7 @@ class RowImages:
         part: Any = copy.copy(self)
         part._rows = rows if self._rows is None else self._rows[rows]
         part.labels = None if self.labels is None else self.labels[rows]
-        part.splits = []
+        part.split_columns = {}
         return part
 
 
@@ -276,9 +281,13 @@ def find_columns(schema: pyarrow.Schema, title: str) -> Columns:
     if label and not _is_label(schema.field(label).type):
         raise DataError(f"The column '{label}' of {title} must hold class numbers from 0, or class names; found {found}.")
     names = getattr(features.get(label), "names", None) if label else None
-    return Columns(
-        image, label, _first_present(NAME_COLUMNS, schema), _first_present(SPLIT_COLUMNS, schema), tuple(names) if names else None
-    )
+    return Columns(image, label, _first_present(NAME_COLUMNS, schema), _split_columns(schema), tuple(names) if names else None)
+
+
+def _split_columns(schema: pyarrow.Schema) -> tuple[str, ...]:
+    """The columns that may name splits, in any case, in the order of the list."""
+    present = {field.name.lower(): field.name for field in reversed([*schema]) if _is_label(field.type)}
+    return tuple(present[name] for name in SPLIT_COLUMNS if name in present)
 
 
 def _features(schema: pyarrow.Schema, title: str) -> dict[str, Any]:

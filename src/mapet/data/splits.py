@@ -20,6 +20,24 @@ SPLIT_NAMES = {
 }
 TRAIN, HELD_OUT = "train", ("val", "test")
 TRAIN_AND_VAL = "trainval"
+# Columns of tables that may name the split of a row, the best one first.
+SPLIT_COLUMNS = (
+    "split",
+    "set",
+    "subset",
+    "partition",
+    "fold",
+    "phase",
+    "is_valid",
+    "is_val",
+    "is_validation",
+    "is_test",
+    "is_train",
+)
+_BOOLEANS = {
+    **dict.fromkeys(("true", "1", "1.0", "yes", "t", "y"), True),
+    **dict.fromkeys(("false", "0", "0.0", "no", "f", "n"), False),
+}
 _SPLITS = {name: split for split, names in SPLIT_NAMES.items() for name in names}
 _ANY = "|".join(sorted(_SPLITS, key=len, reverse=True))
 _WHOLE = re.compile(rf"({_ANY})(?:[-_. ]?(?:set|split|part|images?|imgs?|data|\d+))*")
@@ -122,25 +140,54 @@ def by_split(names: Iterable[str], where: str) -> dict[str, str]:
     return {split: found[split] for split in SPLIT_NAMES if split in found}
 
 
-def split_rows(values: Sequence[str], describe: Callable[[int], str]) -> dict[str, np.ndarray]:
+def split_rows(columns: Mapping[str, Sequence[str]], describe: Callable[[int], str], where: str) -> dict[str, np.ndarray]:
     """The rows of every split that a column names; one entry or none where there is nothing to split.
 
+    The column 'split' names them. Without it another one of `SPLIT_COLUMNS` does, if it holds names of splits, or booleans
+    in is_valid and its like; a line states which columns are not used.
+
+    Args:
+        columns: Those of `SPLIT_COLUMNS` that there are, by name.
+        describe: What to call a row in messages.
+        where: What to call the table.
+
     Raises:
-        DataError: A cell is empty or names no split, or there are several splits and no training part.
+        DataError: A cell is empty or names no split, several columns name splits, or there are several splits and no training part.
     """
-    if not any(values):
-        return {}
+    named = {column: _as_splits(column, values) for column, values in columns.items()}
+    used = [column for column, values in named.items() if column == SPLIT_COLUMNS[0] and any(values)]
+    used = used or [column for column, values in named.items() if any(map(split_named, {*values}))]
+    if len(used) > 1:
+        raise DataError(f"{where}: the columns {' and '.join(used)} both name splits. Rename one of them, or remove it.")
+    if unused := [column for column, values in columns.items() if column not in used and any(values)]:
+        say(
+            f"{where}: the column '{unused[0]}' is not used (first value: {next(filter(None, columns[unused[0]])):.40}). A column "
+            "'split' with the names train, val and test sorts the images into splits."
+        )
+    return _rows_of(used[0], named[used[0]], describe) if used else {}
+
+
+def _rows_of(column: str, values: Sequence[str], describe: Callable[[int], str]) -> dict[str, np.ndarray]:
     splits = {value: split_named(value) for value in dict.fromkeys(values)}
     if wrong := [value for value, split in splits.items() if split is None]:
         raise DataError(
-            f"{describe(values.index(wrong[0]))} has the split '{wrong[0]}'; the column 'split' may hold {names_in_words()}. "
+            f"{describe(values.index(wrong[0]))} has the split '{wrong[0]}'; the column '{column}' may hold {names_in_words()}. "
             "Correct it in every row, or rename the column."
         )
     rows = {split: np.flatnonzero([splits[value] == split for value in values]) for split in SPLIT_NAMES}
     rows = {split: numbers for split, numbers in rows.items() if len(numbers)}
     if len(rows) > 1 and TRAIN not in rows:
-        raise DataError(f"The column 'split' names {' and '.join(rows)}, and no row is for training. Name some rows 'train'.")
+        raise DataError(f"The column '{column}' names {' and '.join(rows)}, and no row is for training. Name some rows 'train'.")
     return rows
+
+
+def _as_splits(column: str, values: Sequence[str]) -> Sequence[str]:
+    """The values of a column; those of is_valid, is_test and is_train as names of splits where all are booleans."""
+    split = split_named(column.removeprefix("is_")) if column.startswith("is_") else None
+    if split is None or not {value.lower() for value in values} <= _BOOLEANS.keys():
+        return values
+    other = TRAIN if split != TRAIN else HELD_OUT[0]
+    return [split if _BOOLEANS[value.lower()] else other for value in values]
 
 
 def held_out_part(parts: Mapping[str, T], split: str | None, where: str) -> T:
