@@ -23,7 +23,8 @@ A message says what was wrong, the value found, what is allowed, and the way out
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 
 class MapetError(Exception):
@@ -103,6 +104,43 @@ _MOST_LETTERS = 300
 def in_one_line(error: BaseException) -> str:
     """The beginning of what an exception of another library states, for the middle of a message; without words, its class."""
     return " ".join(str(error).split())[:_MOST_LETTERS].rstrip(".:") or type(error).__name__
+
+
+_KINDS = {
+    "float": "a number",
+    "finite": "a number that is neither NaN nor infinite",
+    "int": "a whole number",
+    "bool": "true or false",
+    "string": "text",
+    "tuple": "a list in brackets, such as [0.2, 1.0]",
+    "list": "a list in brackets, such as [0.2, 1.0]",
+    "dict": "names with values",
+    "model": "names with values",
+    "none": "null",
+}
+_BOUNDS = {
+    "greater_than": ("a number above", "gt"),
+    "greater_than_equal": ("at least", "ge"),
+    "less_than": ("a number below", "lt"),
+    "less_than_equal": ("at most", "le"),
+    "too_long": ("a list whose length is at most", "max_length"),
+    "too_short": ("a list whose length is at least", "min_length"),
+}
+
+
+def wanted(problems: Sequence[Mapping[str, Any]]) -> str:
+    """What is allowed where pydantic has found `problems` with one value, as the end of a sentence."""
+    return " or ".join(dict.fromkeys(map(_wanted, problems)))
+
+
+def _wanted(problem: Mapping[str, Any]) -> str:
+    kind, context = problem["type"], problem.get("ctx", {})
+    if kind in _BOUNDS:
+        words, limit = _BOUNDS[kind]
+        return f"{words} {context[limit]:,}" if isinstance(context[limit], int) else f"{words} {context[limit]:g}"
+    if kind == "literal_error":
+        return str(context["expected"])
+    return _KINDS.get(kind.partition("_")[0], str(problem["msg"]))
 
 
 def nearest(name: str, allowed: Iterable[str]) -> str:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 from typing import Any, Generic, TypeVar, cast, get_type_hints
 
-from mapet.errors import MapetError, NotAllowedError, SettingsError, nearest
+from mapet.errors import MapetError, NotAllowedError, SettingsError, nearest, wanted
 
 T = TypeVar("T")
 
@@ -141,7 +141,7 @@ def check_options(
         try:
             TypeAdapter(types.get(option, Any)).validate_python(value, strict=True)
         except ValidationError as problem:
-            raise error(f"The option {option} of {title} is {value!r:.80}. {problem.errors()[0]['msg']}.") from None
+            raise error(f"The option {option} of {title} is {value!r:.80}. Allowed: {wanted(problem.errors())}.") from None
     for option, parameter in parameters.items():
         if parameter.default is parameter.empty and option not in options:
             raise error(f"{start} need the option '{option}'.")

@@ -167,7 +167,7 @@ def test_aliases_that_expand_without_end_are_refused_at_once(tmp_path: Path) -> 
         ("name=mim", r"There is no setting 'name'\. It could be backbone\.name or objective\.name"),
         ("learning=1", "There is no setting 'learning'"),
         ("training.lr", "given as key=value, not 'training.lr'"),
-        ("training.lr=", r"training\.lr = None"),
+        ("training.lr=", r"training\.lr = null"),
         ("training.lr=[1", r"The value of 'training\.lr' is not valid YAML"),
         ("training=1", "There is no setting 'training'"),
         ("objective.options.a.b=1", None),

@@ -88,8 +88,33 @@ def test_a_run_has_one_length(training: dict) -> None:
 
 
 def test_the_length_is_not_optional() -> None:
-    with pytest.raises(SettingsError, match="training: Field required"):
+    with pytest.raises(SettingsError, match="training is missing"):
         parse_settings({})
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "allowed"),
+    [
+        ("training.lr", True, "a number"),
+        ("training.lr", "1e-3", "a number"),
+        ("training.color_jitter", True, "a number"),
+        ("training.betas", [True, 0.9], "a number"),
+        ("training.betas", [0.9, 0.9, 0.9], "a list whose length is at most 2"),
+        ("seed", False, "a whole number"),
+        ("training.batch_size", True, "a whole number"),
+        ("view.flip", 1, "true or false"),
+        ("mechanics.activation_checkpointing", "yes", "true or false"),
+        ("mechanics.device", 0, "text"),
+        ("objective.name", False, "text"),
+        ("training.precision", 32, "'fp32' or 'bf16'"),
+        ("image_size", 0, "at least 1"),
+    ],
+)
+def test_f17_a_value_of_another_kind_is_refused_with_what_is_allowed(name: str, value: object, allowed: str) -> None:
+    with pytest.raises(
+        SettingsError, match=rf"^{name}.* = .* is not allowed\. Allowed: {allowed}\. For example, the default: {name}="
+    ):
+        parse_settings(with_value(name, value))
 
 
 @pytest.mark.parametrize("name", [name for name in setting_names() if not name.startswith("mechanics.")])
@@ -123,7 +148,7 @@ def test_mechanics_are_no_science(name: str) -> None:
 
 def test_the_hash_depends_on_values_only() -> None:
     one = parse_settings({"seed": 1, "training": {"steps": 10, "lr": 1e-3}})
-    other = parse_settings({"training": {"lr": "0.001", "steps": 10}, "seed": 1})
+    other = parse_settings({"training": {"lr": 0.001, "steps": 1e1}, "seed": 1})
     assert one.science_hash == other.science_hash
     assert parse_settings(one.model_dump(mode="json")).science_hash == one.science_hash
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -8,13 +9,13 @@ import pytest
 import torch
 
 from mapet.data.sources import sample_keys, subset
-from mapet.errors import DataError, SettingsError, UnreadableImageError
+from mapet.errors import DataError, InterruptedRunError, SettingsError, UnreadableImageError
 from mapet.evaluation import online
 from mapet.evaluation.online import OnlineProbe, probe_parts
 from mapet.evaluation.presets import protocol_of
 from mapet.runtime.run_directory import RunDirectory
 from mapet.token_store.read import TokenStore
-from mapet.training.monitor import Moment
+from mapet.training.monitor import Moment, Monitor
 from mapet.training.pretrain import pretrain
 from mapet.training.trainer import Trainer
 from tests.training.tiny import (
@@ -72,6 +73,24 @@ def test_a_continued_run_probes_at_the_same_steps_with_the_same_figures(tmp_path
     assert again.first_step == 6
     again.run()
     assert figures(again) == before
+
+
+def test_f21_a_probe_that_was_due_when_a_run_stopped_is_not_forgotten(tmp_path: Path, store) -> None:
+    class Stopping(Monitor):
+        def before_step(self, step, token_ids):
+            if step == 4:
+                signal.raise_signal(signal.SIGTERM)
+
+    settings = {"mechanics__checkpoint_every": 12, "mechanics__log_every": 2}
+    whole, stopped = probed(tmp_path / "whole", store, **settings), probed(tmp_path / "parts", store, **settings)
+    whole.run()
+    stopped.monitors.append(Stopping())
+    with pytest.raises(InterruptedRunError, match="after step 5"):
+        stopped.run()
+    again = probed(tmp_path / "parts", store, **settings)
+    again.run()
+    assert figures(again) == figures(whole)
+    assert [*figures(whole)] == [6, 10, 12]
 
 
 def test_the_backbone_is_judged_as_it_stands(tmp_path: Path, store) -> None:

@@ -157,6 +157,16 @@ def test_f15_damaged_files_are_left_out_and_stated(run):
     assert "Step 1: Planted." in text
 
 
+@pytest.mark.parametrize("error", [RuntimeError, MemoryError])
+def test_a_fault_of_the_program_is_not_taken_for_a_damaged_file(run, monkeypatch, error):
+    def broken(_):
+        raise error("planted")
+
+    monkeypatch.setattr(html, "vital_figures", broken)
+    with pytest.raises(error, match="planted"):
+        write_report([run])
+
+
 def test_everything_is_escaped_even_in_figures(run, tmp_path):
     odd = RunDirectory(run.path.rename(tmp_path / "<b>&$x_{$ 図"))
     environment = json.loads(odd.environment.read_text(encoding="utf-8"))

@@ -146,26 +146,6 @@ def test_vital_signs_change_no_bit_of_the_training(tmp_path: Path, store, monkey
     ]
 
 
-VITAL = ("update/", "bits_", "effective", "accuracy")
-
-
-def test_a_continued_run_shows_the_same_signs(tmp_path: Path, store, monkeypatch) -> None:
-    monkeypatch.setattr(vital_signs, "STEPS_BETWEEN_LOOKS", 4)
-    settings = tiny_settings(training__steps=12, mechanics__log_every=2, mechanics__checkpoint_every=6)
-    tiny_trainer(tmp_path / "whole", store, settings).run()
-    tiny_trainer(tmp_path / "parts", store, settings).run()
-    shutil.rmtree(tmp_path / "parts" / "checkpoints" / "step-00000012")
-    again = tiny_trainer(tmp_path / "parts", store, settings)
-    assert again.first_step == 6
-    again.run()
-    signs = [
-        [{name: value for name, value in entry.items() if name.startswith(VITAL)} for entry in RunDirectory(path).read_metrics()]
-        for path in (tmp_path / "whole", tmp_path / "parts")
-    ]
-    assert signs[0] == signs[1]
-    assert ["effective_rank/patches" in entry for entry in signs[0]] == [False, True, False, True, False, False]
-
-
 def test_the_floor_of_stored_tokens(store) -> None:
     counts = count_stored(store, tiny_source())
     naive = np.zeros((16, VOCAB), int)

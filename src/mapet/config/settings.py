@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from mapet.config.architecture import LARGEST_IMAGE, LARGEST_VOCABULARY, check_architecture, check_names
-from mapet.errors import SettingsError, nearest
+from mapet.errors import SettingsError, nearest, wanted
 
 _Beta = Annotated[float, Field(ge=0, lt=1)]
 _Positive = Annotated[float, Field(gt=0)]
@@ -26,9 +26,14 @@ LOCAL_FEATURES = ("coates", "pixels")
 
 
 class Section(BaseModel):
-    """A group of settings; unknown keys are errors."""
+    """A group of settings; unknown keys are errors, and so is a value of another kind, such as true for a number."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, strict=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _as_yaml_means_it(cls, value: Any) -> Any:
+        return as_yaml_means_it(value)
 
 
 class BackboneSettings(Section):
@@ -195,6 +200,13 @@ def hash_of_science(science: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(science, sort_keys=True).encode()).hexdigest()[:16]
 
 
+def as_yaml_means_it(value: Any) -> Any:
+    """A value for a field that takes its own kind alone: a tuple in place of a list, a whole number in place of 1e4."""
+    if isinstance(value, list):
+        return tuple(value)
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
 def parse_settings(values: dict[str, Any]) -> PretrainSettings:
     """Settings from nested plain values.
 
@@ -222,6 +234,20 @@ def _explain(error: ValidationError) -> str:
     name = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
         return f"There is no setting '{name}'. {nearest(name, setting_names())}"
-    reason = problem["msg"].removeprefix("Value error, ")
-    where = f"{name} = {problem['input']!r}: " if name and problem["type"] != "missing" else f"{name}: " if name else ""
-    return f"{where}{reason}."
+    found = json.dumps(problem["input"], default=repr)[:80]
+    if problem["type"] == "value_error":
+        return f"{f'{name} = {found}: ' if name else ''}{problem['msg'].removeprefix('Value error, ')}."
+    if problem["type"] == "missing":
+        return f"{name} is missing.{_example(problem['loc'])}"
+    return f"{name} = {found} is not allowed. Allowed: {wanted([problem])}.{_example(problem['loc'])}"
+
+
+def _example(place: tuple[int | str, ...]) -> str:
+    """The default of the setting at `place`, as one would write it; nothing for a setting without one."""
+    name = ".".join(part for part in place if isinstance(part, str))
+    found: Any = PretrainSettings.model_construct(training=TrainingSettings.model_construct()).model_dump(mode="json")
+    for part in name.split("."):
+        found = found.get(part) if isinstance(found, dict) else None
+    if found is None or isinstance(found, dict):
+        return ""
+    return f" For example, the default: {name}={found if isinstance(found, str) else json.dumps(found)}"

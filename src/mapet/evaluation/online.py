@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from mapet.config.settings import PretrainSettings
 from mapet.data.loader import UnreadableImages
@@ -83,6 +85,14 @@ class OnlineProbe(Monitor):
             f"from, {format_seconds(seconds)}."
         )
         return Observation({**{f"online/{name}": figure for name, figure in figures.items()}, "online/seconds": seconds})
+
+    def state(self) -> dict[str, Tensor]:
+        """The step at which it was last asked whether a probe is due."""
+        return {"last": torch.tensor(self._last)}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """A probe that was due between then and the stop is still due."""
+        self._last = int(state["last"])
 
     def _judge(self, step: int) -> dict[str, float]:
         backbone = copy.deepcopy(self.trainer.objective.backbone)

@@ -7,12 +7,13 @@ from dataclasses import fields, replace
 from importlib.resources import files
 from importlib.util import find_spec
 from itertools import dropwhile, takewhile
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
 from mapet.config.plain_yaml import parse_own_yaml
-from mapet.errors import SettingsError, nearest
+from mapet.config.settings import as_yaml_means_it
+from mapet.errors import SettingsError, nearest, wanted
 from mapet.registry import Registry
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ def preset_text(name: str) -> str:
     if name == "transfer":
         raise SettingsError("A transfer is a protocol on several data sets, alone: mapet evaluate transfer:PROTOCOL BACKBONE SETS")
     if name not in PROTOCOLS:
-        raise SettingsError(f"There is no protocol called '{name}'. {nearest(name, PROTOCOLS)}")
+        raise SettingsError(f"There is no protocol called '{name}'. {nearest(name, [*PROTOCOLS, 'transfer'])}")
     file = files("mapet.evaluation") / "protocols" / f"{name}.yaml"
     return file.read_text(encoding="utf-8") if file.is_file() else ""
 
@@ -153,11 +154,15 @@ def _build(kind: type[Protocol], preset: Mapping[str, Any], overrides: Mapping[s
 
 
 def _validated(kind: type[Protocol], settings: Mapping[str, Any]) -> Protocol:
-    try:
-        return cast("Protocol", TypeAdapter(kind).validate_python(settings))
-    except ValidationError as error:
-        problem = error.errors()[0]
-        raise SettingsError(f"{kind.name}: {problem['loc'][0]} = {problem['input']!r}: {problem['msg']}.") from None
+    """The protocol with `settings`, each a value of its own kind: true is no number."""
+    types, values = get_type_hints(kind, include_extras=True), {}
+    for name, value in settings.items():
+        try:
+            values[name] = TypeAdapter(types[name]).validate_python(as_yaml_means_it(value), strict=True)
+        except ValidationError as error:
+            allowed = wanted(error.errors())
+            raise SettingsError(f"{kind.name}: {name} = {value!r:.80} is not allowed. Allowed: {allowed}.") from None
+    return kind(**values)
 
 
 def _short(value: Any) -> str:

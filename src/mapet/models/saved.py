@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from mapet.compat import VisionTransformer
 from mapet.config.architecture import LARGEST_IMAGE, check_architecture
-from mapet.errors import ModelError
+from mapet.errors import ModelError, wanted
 from mapet.models.backbone import image_size
 from mapet.models.judged import create_judged
 from mapet.models.weights import load_strictly
@@ -108,7 +108,7 @@ def _read_recipe(path: Path) -> tuple[BackboneRecipe, str]:
     except (ValidationError, ModelError) as error:
         reason = error.errors()[0] if isinstance(error, ValidationError) else str(error)
         if isinstance(reason, dict):
-            reason = f"{'.'.join(map(str, reason['loc']))}: {reason['msg']}."
+            reason = f"{'.'.join(map(str, reason['loc']))} is not {wanted([reason])}."
         raise ModelError(f"{path} is damaged, or no description of a backbone: {reason} Get or write the folder again.") from None
 
 

@@ -28,7 +28,7 @@ from mapet.runtime.run_directory import RunDirectory
 
 _OVERVIEW = "Overview"
 # What values of another kind than mapet writes end in, where they are used.
-_DAMAGE = (LookupError, TypeError, AttributeError, ValueError, ArithmeticError, MemoryError, RuntimeError)
+_DAMAGE = (LookupError, TypeError, AttributeError, ValueError, ArithmeticError)
 
 
 def write_report(runs: Sequence[RunDirectory], out: Path | None = None) -> Path:

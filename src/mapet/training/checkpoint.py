@@ -2,7 +2,7 @@
 
     checkpoints/step-00001500/model.safetensors       the objective: backbone, mask token, head
                               optimizer.safetensors   AdamW's moments and step counts, by parameter name
-                              window.safetensors      sums over the steps since the last line of the log, if there are any
+                              window.safetensors      sums since the last line of the log, what monitors have gathered; if any
                               checkpoint.json         step, hash of the science, SHA-256 of all files and of itself
 
 Nothing else is needed to continue exactly: order, corruption, jitter and drop path are functions of the step. A folder is written
@@ -46,7 +46,7 @@ class Checkpoint:
     science_hash: str
 
     def window(self) -> dict[str, Tensor]:
-        """What the log has summed up since its last line; see `TrainingLog.window`."""
+        """What the log has summed up since its last line, and the monitors; see `TrainingLog.window` and `Watch.state`."""
         return load_file(self.path / _WINDOW) if (self.path / _WINDOW).is_file() else {}
 
 

@@ -67,13 +67,15 @@ class TrainingLog:
 
     def restore(self, window: Mapping[str, Tensor], device: torch.device) -> None:
         """Goes on where a checkpoint has left off, so that an interrupted log has the lines of one that was not."""
-        if not window:
+        if "loss" not in window:
             return
         columns = {name: column.to(device) for name, column in window.items()}
         self.images = columns["images"].tolist()
         self.restored = sum(self.images)
         for row in range(len(columns["loss"])):
-            metrics = {name.removeprefix("metrics."): column[row] for name, column in columns.items() if "." in name}
+            metrics = {
+                name.removeprefix("metrics."): column[row] for name, column in columns.items() if name.startswith("metrics.")
+            }
             loss = columns["loss"][row]
             self.steps.append(StepSums(loss, columns["targets"][row], metrics, torch.full_like(loss, float("nan"))))
 

@@ -69,6 +69,13 @@ class Monitor:
         """Called whenever an entry is about to be logged."""
         return Observation()
 
+    def state(self) -> dict[str, Tensor]:
+        """What it has gathered on the way and cannot find anywhere else; kept in every checkpoint."""
+        return {}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Called behind `begin` with the `state` of the checkpoint that a run continues from, if it has one."""
+
 
 class Watch:
     """Asks all monitors, and passes their warnings on: each is said once in a run, and kept in warnings.jsonl.
@@ -91,6 +98,13 @@ class Watch:
         self._withdrawn = {line["name"] for line in kept if line["message"] is None}
         for monitor in monitors:
             monitor.begin(trainer)
+            start = _state_of(monitor)
+            if state := {name.removeprefix(start): found for name, found in trainer.window.items() if name.startswith(start)}:
+                monitor.restore(state)
+
+    def state(self) -> dict[str, Tensor]:
+        """What all monitors have gathered, for a checkpoint."""
+        return {f"{_state_of(monitor)}{name}": found for monitor in self.monitors for name, found in monitor.state().items()}
 
     def before_step(self, step: int, token_ids: Tensor | None) -> None:
         """Tells all monitors which step comes."""
@@ -124,6 +138,11 @@ class Watch:
         path = warnings_file(self.run)
         with storage_errors(path), path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
+
+
+def _state_of(monitor: Monitor) -> str:
+    """How the names of its state begin in a checkpoint."""
+    return f"monitors.{type(monitor).__name__}."
 
 
 def warnings_file(run: RunDirectory) -> Path:

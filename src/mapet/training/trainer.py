@@ -86,7 +86,7 @@ class Trainer:
             return
         mechanics = self.settings.mechanics
         log = TrainingLog(self.run_directory, self.first_step, self.steps_per_epoch)
-        log.restore(self._window, self.device)
+        log.restore(self.window, self.device)
         self.objective.train()
         watch = Watch(self.monitors, self)
         with StopRequest() as stop, progress("Pre-training", self.total_steps, self.first_step) as bar:
@@ -102,7 +102,7 @@ class Trainer:
                 if write:
                     log.write(done, rate, bar, watch)
                 if save:
-                    self._save(done, log.window())
+                    self._save(done, log.window() | watch.state())
                 bar.advance()
                 if stopping and done < self.total_steps:
                     raise InterruptedRunError(f"Stopped after step {done}. The same command continues from there.")
@@ -142,7 +142,7 @@ class Trainer:
     def _resume(self) -> int:
         """Loads the newest checkpoint, if there is one, and returns the step to go on with."""
         checkpoint = newest_checkpoint(self.run_directory.checkpoints)
-        self._window: dict[str, Tensor] = {} if checkpoint is None else checkpoint.window()
+        self.window: dict[str, Tensor] = {} if checkpoint is None else checkpoint.window()
         if checkpoint is None:
             self.run_directory.forget_metrics_after(0)
             return 0

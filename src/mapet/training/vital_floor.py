@@ -36,6 +36,17 @@ class TokenFloor:
         """How far a loss in nats a token lies below the entropy of the frequencies, in bits."""
         return (self.entropy - loss) / math.log(2)
 
+    def as_tensor(self) -> Tensor:
+        """Its numbers (3,), NaN for the one that is not known."""
+        by_position = math.nan if self.entropy_by_position is None else self.entropy_by_position
+        return torch.tensor([self.entropy, self.accuracy, by_position], dtype=torch.float64)
+
+    @classmethod
+    def of_tensor(cls, numbers: Tensor) -> TokenFloor:
+        """The floor that `as_tensor` gave."""
+        entropy, accuracy, by_position = numbers.tolist()
+        return cls(entropy, accuracy, None if math.isnan(by_position) else by_position)
+
 
 def floor_of(counts: np.ndarray) -> TokenFloor:
     """The floor of tokens counted by position, (N_p, vocab)."""
@@ -91,18 +102,18 @@ class RunningCounts:
     """
 
     def __init__(self, num_patches: int, vocab_size: int, device: torch.device) -> None:
-        self._counts = torch.zeros(num_patches * vocab_size, dtype=torch.int32, device=device)
+        self.counts = torch.zeros(num_patches * vocab_size, dtype=torch.int32, device=device)
         self._first_cell = torch.arange(num_patches, device=device) * vocab_size
         self._shape = num_patches, vocab_size
 
     def add(self, token_ids: Tensor) -> None:
         """Counts tokens (B, N_p) without waiting for the device."""
         cells = (token_ids + self._first_cell).flatten()
-        self._counts.scatter_add_(0, cells, torch.ones_like(cells, dtype=torch.int32))
+        self.counts.scatter_add_(0, cells, torch.ones_like(cells, dtype=torch.int32))
 
     def read(self) -> np.ndarray:
         """(N_p, vocab) int64; waits for the device."""
-        return self._counts.cpu().numpy().astype(np.int64).reshape(self._shape)
+        return self.counts.cpu().numpy().astype(np.int64).reshape(self._shape)
 
 
 def _entropy(counts: np.ndarray) -> float:

@@ -20,7 +20,7 @@ from mapet.training.log import OF_EVERY_ENTRY
 from mapet.training.monitor import Moment, Monitor, Observation
 from mapet.training.vital_band import AccuracyBand, stored_band
 from mapet.training.vital_batch import SHOWN_IMAGES, FixedBatch, TokenSigns, feature_ranks, token_signs
-from mapet.training.vital_floor import RunningCounts, count_stored, floor_of
+from mapet.training.vital_floor import RunningCounts, TokenFloor, count_stored, floor_of
 from mapet.training.vital_rules import Course, Rules
 from mapet.training.vital_updates import UpdateMeter, ratios_by_group
 
@@ -86,6 +86,19 @@ class VitalSigns(Monitor):
         if self._band is not None and moment.step == self.trainer.total_steps and "token_accuracy" in moment.entry:
             verdicts |= self._at_the_end(moment.entry["token_accuracy"])
         return Observation(scalars, verdicts)
+
+    def state(self) -> dict[str, Tensor]:
+        """The tokens counted so far, and what was made of them when they were last read."""
+        if self._running is None:
+            return {}
+        floor = {} if self._floor is None else {"floor": self._floor.as_tensor()}
+        return {"counts": self._running.counts, **floor}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Goes on counting."""
+        if self._running is not None:
+            self._running.counts.copy_(state["counts"])
+            self._floor = TokenFloor.of_tensor(state["floor"]) if "floor" in state else None
 
     def _at_the_end(self, accuracy: float) -> dict[str, str | None]:
         """What the last accuracy means: words for the terminal, and a warning where it lies below the band."""

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import pytest
 import torch
@@ -208,6 +210,17 @@ def test_infinity_from_float16_is_counted(tmp_path):
     np.save(tmp_path / "points.npy", points.numpy())
     with pytest.raises(TokenizerError, match="1 of the 1797 points"):
         kmeans(StoredPoints(tmp_path / "points.npy"), 10, seed=0)
+
+
+def test_f22_two_values_among_many_points_take_no_time(capsys) -> None:
+    points = torch.randn(2, 108, generator=seeded())[torch.arange(100_000) % 2]
+    began = time.perf_counter()
+    result = kmeans(points, 512, iterations=20, restarts=3, seed=0)
+    assert len(nearest.nearest_centroid(points, result.centroids).unique()) == 2
+    assert time.perf_counter() - began < 8
+    assert result.counts[:3].tolist() == [50_000, 50_000, 0]
+    assert torch.equal(result.centroids[:2], points[:2])
+    assert "100,000 points have 2 different values only" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("distinct", [1, 3])

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from mapet.errors import TokenizerError, nearest
 from mapet.runtime.processes import gather_numbers, this_process
-from mapet.tokenizers.clustering.lloyd import Data, exact_pass, inertia, moved, one_pass, pass_precision
+from mapet.runtime.progress import say
+from mapet.tokenizers.clustering.lloyd import Data, exact_pass, few_values, inertia, moved, one_pass, pass_precision
 from mapet.tokenizers.clustering.points import Points, as_points, blocks, fingerprint, placed
 from mapet.tokenizers.clustering.start import STARTS, first_centroids
 from mapet.tokenizers.clustering.state import State, StateFile
@@ -63,7 +64,7 @@ def kmeans(
 
     Args:
         points: (n, d) float32 or float16 in memory, or `StoredPoints`.
-        k: Number of centroids, at most n.
+        k: Number of centroids, at most n. Where fewer points differ, those are the centroids, and the rest repeats the first.
         seed: Determines every draw.
         iterations: At most so many moves of the centroids per restart.
         restarts: Independent starts.
@@ -85,6 +86,12 @@ def kmeans(
         raise TokenizerError(f"k-means needs k, iterations and restarts of at least 1, not {k}, {iterations} and {restarts}.")
     data = _measured(_gathered(as_points(points), k, device, memory, sharded), k)
     settings = {"k": k, "seed": seed, "iterations": iterations, "restarts": restarts, "start": start, "tolerance": tolerance}
+    if (values := few_values(data, k)) is not None:
+        say(f"The {data.total:,} points have {len(values):,} different values only: of {k:,} centroids no more are used.")
+        final, counts = exact_pass(data, values)
+        unused = k - len(values)
+        centroids = torch.cat([values, values[:1].expand(unused, -1)])
+        return KMeansResult(centroids, final, 0, torch.cat([counts, counts.new_zeros(unused)]), [final])
     prints = gather_numbers(fingerprint(data.points)) if sharded else [fingerprint(data.points)]
     file = StateFile(checkpoint, {**settings, "points": data.total, "fingerprints": prints}, sharded)
     state = file.load(data.device)

@@ -7,15 +7,16 @@ whatever precision found it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mapet.runtime.processes import all_sum_, broadcast_, gather_rows
+from mapet.runtime.processes import all_sum_, broadcast_, gather_numbers, gather_rows
 from mapet.tokenizers.clustering.nearest import CHUNK_VALUES, full_float32, nearest_centroid, squared_distances
 from mapet.tokenizers.clustering.points import Points, blocks
 
@@ -163,6 +164,32 @@ def summed_by_id(ids: Tensor, points: Tensor, k: int) -> Tensor:
     ordered, order = ids.sort(stable=True)
     starts = torch.searchsorted(ordered, torch.arange(k, device=ids.device))
     return F.embedding_bag(order, points, starts, mode="sum")
+
+
+def few_values(data: Data, k: int) -> Tensor | None:
+    """The different values (n, d) float32 of the points of all processes, as they come; None where there are `k` or more."""
+    found: dict[bytes, None] = {}
+    for row in _rows(data):
+        found[row.tobytes()] = None
+        if len(found) == k:
+            break
+    if max(gather_numbers(len(found)) if data.sharded else [len(found)]) >= k:
+        return None
+    everywhere = data.gather(_values(found, data))
+    distinct = dict.fromkeys(row.tobytes() for row in everywhere.cpu().numpy())
+    return None if len(distinct) >= k else _values(distinct, data)
+
+
+def _rows(data: Data) -> Iterator[np.ndarray]:
+    """The points of this process, one by one; -0 becomes 0."""
+    for block in blocks(data.points, data.device):
+        for rows in block.split(MIN_TILE):
+            yield from (rows.float().cpu() + 0.0).numpy()
+
+
+def _values(rows: Iterable[bytes], data: Data) -> Tensor:
+    values = np.array([np.frombuffer(row, np.float32) for row in rows], np.float32)
+    return torch.from_numpy(values.reshape(-1, data.points.dim)).to(data.device)
 
 
 def moved(data: Data, centroids: Tensor, totals: Totals) -> Tensor:

@@ -72,7 +72,7 @@ def _nearest(points: Tensor, centroids: Tensor, origin: Tensor, centred: Tensor,
     second = scores.scatter_(1, ids[:, None], float("inf")).amin(1)
     scores.scatter_(1, ids[:, None], best[:, None])
     doubtful = (second - best <= margin).nonzero()[:, 0]
-    if 2 * len(doubtful) > len(points) and len(first := _first_of_equals(centroids)) < len(centroids):
+    if 16 * len(doubtful) > len(points) and len(first := _first_of_equals(centroids)) < len(centroids):
         return first[_nearest(points, centroids[first], origin, centred[first], norms[first])]
     for rows in doubtful.split(256):
         candidates = scores[rows] <= (best + margin)[rows, None]
