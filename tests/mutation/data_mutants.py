@@ -100,8 +100,8 @@ MUTANTS = [
     (
         "mean-and-deviation/divided-by-the-mean",
         "data/views.py",
-        "_channels(tuple(std), scaled.dtype, scaled.device)",
-        "_channels(tuple(mean), scaled.dtype, scaled.device)",
+        "per_channel(tuple(std), scaled.dtype, scaled.device)",
+        "per_channel(tuple(mean), scaled.dtype, scaled.device)",
         "data/test_views.py::test_normalise_takes_bytes_and_floats",
     ),
     (

@@ -224,10 +224,10 @@ MUTANTS = [
     (
         "clipping/by-the-norm-of-the-sum",
         "training/step.py",
-        "        for gradient in gradients:\n            gradient.div_(num_targets.clamp(min=1))\n"
+        "        for gradient in gradients:\n            gradient.div_(count)\n"
         "        clip_norm = self.settings.training.clip_norm\n        norm = torch.nn.utils.get_total_norm(gradients)\n",
         "        norm = torch.nn.utils.get_total_norm(gradients)\n        for gradient in gradients:\n"
-        "            gradient.div_(num_targets.clamp(min=1))\n        clip_norm = self.settings.training.clip_norm\n",
+        "            gradient.div_(count)\n        clip_norm = self.settings.training.clip_norm\n",
         "training/test_step.py::test_clipping_bounds_the_norm_and_reports_what_it_was",
     ),
     (

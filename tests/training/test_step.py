@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from mapet.config.settings import PretrainSettings
 from mapet.data.batch import Batch
@@ -246,3 +247,36 @@ def test_r14_a_step_without_targets_moves_nothing(kind: str) -> None:
     assert_equal_weights(before, weights_of(step.objective))
     step(images, tokens, 2, 1e-3)
     assert any(not torch.equal(value, weights_of(step.objective)[name]) for name, value in before.items())
+
+
+class Waiting(TorchDispatchMode):
+    """Notes every operation for which a GPU would have to be waited for: numbers from the host, numbers to the host."""
+
+    NAMES = ("lift_fresh", "_local_scalar_dense", "nonzero", "masked_select", "unique")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        if name.startswith(self.NAMES):
+            self.seen.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("objective", ["mim", "pim", "mapet"])
+def test_after_the_first_a_step_waits_for_nothing_on_the_device(objective):
+    step = make_step(tiny_settings(objective__name=objective, training__color_jitter=0.4))
+    images, token_ids = images_and_tokens()
+    step(images, token_ids, 0, 1e-3)
+    with Waiting() as waiting:
+        step(images, token_ids, 1, 1e-3)
+    assert waiting.seen == []
+
+
+@pytest.mark.parametrize("wait", [lambda x: x.new_tensor([1.0]), lambda x: torch.tensor([1.0]), lambda x: float(x.sum())])
+def test_waiting_is_noticed(wait):
+    with Waiting() as waiting:
+        wait(torch.ones(3))
+    assert waiting.seen

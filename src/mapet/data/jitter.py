@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from mapet.data.views import per_channel
 from mapet.errors import SettingsError
 
 BRIGHTNESS, CONTRAST, SATURATION = range(3)
@@ -46,7 +47,7 @@ def jitter_with(images: Tensor, factors: Tensor, order: Tensor) -> Tensor:
     Returns:
         (B, 3, H, W), clamped to [0, 1] after every change.
     """
-    weights = images.new_tensor(_GREY_WEIGHTS).view(3, 1, 1)
+    weights = per_channel(_GREY_WEIGHTS, images.dtype, images.device)
     for kind in order.unbind(dim=1):
         factor = factors.gather(1, kind[:, None]).view(-1, 1, 1, 1)
         kind = kind.view(-1, 1, 1, 1)

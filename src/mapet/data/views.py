@@ -138,12 +138,12 @@ def normalise(images: Tensor, mean: tuple[float, ...] = IMAGENET_MEAN, std: tupl
         (B, 3, H, W) float32, or the float type that was given.
     """
     scaled = images.float() / 255 if images.dtype == torch.uint8 else images
-    return (scaled - _channels(tuple(mean), scaled.dtype, scaled.device)) / _channels(tuple(std), scaled.dtype, scaled.device)
+    return (scaled - per_channel(tuple(mean), scaled.dtype, scaled.device)) / per_channel(tuple(std), scaled.dtype, scaled.device)
 
 
 @cache
-def _channels(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """(C, 1, 1), copied to the device once: every copy from the host would wait for the device."""
+def per_channel(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """`values` as (C, 1, 1), copied to the device once: every copy from the host would wait for the device."""
     with torch.inference_mode(False):  # whoever asks first, it serves training too
         return torch.tensor(values, dtype=dtype, device=device).view(-1, 1, 1)
 

@@ -99,8 +99,9 @@ class TrainingStep(GuardedStep):
     def _normalise_and_clip(self, num_targets: Tensor) -> Tensor:
         """Turns gradients of the summed loss into those of the mean over all targets; returns their norm before clipping."""
         gradients = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
+        count = num_targets.clamp(min=1)
         for gradient in gradients:
-            gradient.div_(num_targets.clamp(min=1))
+            gradient.div_(count)
         clip_norm = self.settings.training.clip_norm
         norm = torch.nn.utils.get_total_norm(gradients)
         if clip_norm is not None:
