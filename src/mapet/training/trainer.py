@@ -137,6 +137,8 @@ class Trainer:
         if self.store is None:
             return None
         ids = self.store.lookup(loaded.keys, loaded.crops[0]).flatten(1)
+        if self.device.type == "cuda":
+            ids = ids.pin_memory()  # else the copy would wait for the device
         return ids.to(self.device, non_blocking=True)
 
     def _resume(self) -> int:

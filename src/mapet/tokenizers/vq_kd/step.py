@@ -76,8 +76,9 @@ class DistillationStep:
             parts = together.split([gradient.numel() for gradient in gradients])
             for gradient, part in zip(gradients, parts, strict=True):
                 gradient.copy_(part.view_as(gradient))
+        count = patches.clamp(min=1)
         for gradient in gradients:
-            gradient.div_(patches.clamp(min=1))
+            gradient.div_(count)
         return torch.nn.utils.get_total_norm(gradients)
 
     def _move(self, rate: float) -> None:
