@@ -142,7 +142,7 @@ MUTANTS = [
     (
         "labels-in-lists/numbers-taken-for-names",
         "data/labels.py",
-        "numbers, kind = {text: int(text) for text in distinct},",
+        'numbers, kind = {text: int(text.partition(".")[0]) for text in distinct},',
         "numbers, kind = {text: number for number, text in enumerate(distinct)},",
         "data/test_labels.py",
     ),
