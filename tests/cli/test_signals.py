@@ -64,6 +64,25 @@ def test_f20_while_a_tokenizer_is_fitted(number: int, tmp_path: Path, monkeypatc
     assert not (tmp_path / "tokenizer" / "tokenizer.json").exists()
 
 
+EVALUATED = """
+import os, signal
+import mapet.cli.main as entry
+
+def stop():
+    os.kill(os.getpid(), signal.SIGTERM)
+
+entry._run = lambda: eval("stop()", {"stop": stop})
+entry.main()
+"""
+
+
+def test_f20_while_annotations_are_evaluated(tmp_path: Path) -> None:
+    (tmp_path / "evaluated.py").write_text(EVALUATED, encoding="utf-8")
+    command = [sys.executable, "-m", "evaluated"]
+    done = subprocess.run(command, env=environment(), cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (130, "mapet: interrupted (SIGTERM)\n")
+
+
 TWICE = """
 import os, signal, sys, time
 import mapet.cli.main as entry

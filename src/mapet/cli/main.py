@@ -18,6 +18,10 @@ from typing import TextIO, cast
 INTERRUPTED = 130
 
 
+class _Interrupted(KeyboardInterrupt):
+    """Raised in place of its base: where that has left an `eval`, Python ends `python -m` by SIGINT, whatever the exit code."""
+
+
 class _Interruption:
     """Ends the command at the first SIGINT or SIGTERM inside the block, and the process at the second.
 
@@ -43,7 +47,7 @@ class _Interruption:
             os.write(2, f"mapet: {self._words(number)}\n".encode())
             os._exit(INTERRUPTED)
         self.number = number
-        raise KeyboardInterrupt
+        raise _Interrupted
 
     def report(self) -> None:
         """One line to the user, behind everything that was cleaned up."""
