@@ -17,6 +17,7 @@ from mapet.data.labels import NAMES
 from mapet.data.splits import split_named
 from mapet.data.tree import Walk, entries, loose_images, read_file, visible_folders
 from mapet.errors import DataError
+from mapet.runtime.printable import on_one_line
 from mapet.runtime.progress import say
 
 
@@ -133,7 +134,7 @@ class FolderImages:
 
     def describe(self, index: int) -> str:
         """The file's path."""
-        return str(self._root / self._files[index])
+        return on_one_line(self._root / self._files[index])
 
 
 def remember_only_folder(source: FolderImages, folder: Path) -> None:

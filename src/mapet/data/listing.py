@@ -18,6 +18,7 @@ from mapet.data.labels import labels_of_texts, listed_classes, number_labels
 from mapet.data.splits import SPLIT_COLUMNS
 from mapet.data.tree import MOST_BYTES, read_file
 from mapet.errors import DataError
+from mapet.runtime.printable import on_one_line
 from mapet.runtime.regular import read_regular
 
 PATH_COLUMNS = ("path", "file", "image")
@@ -71,7 +72,7 @@ class ListedImages:
 
     def describe(self, index: int) -> str:
         """The file's path."""
-        return str(self._folder / self._files[index])
+        return on_one_line(self._folder / self._files[index])
 
     def only(self, rows: np.ndarray) -> ListedImages:
         """Some of the rows."""

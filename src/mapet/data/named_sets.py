@@ -23,6 +23,7 @@ import numpy as np
 
 from mapet.data.tree import read_file
 from mapet.errors import DataError, StorageError, nearest
+from mapet.runtime.printable import on_one_line
 from mapet.runtime.progress import say
 
 _SEPARATOR = ":"
@@ -95,7 +96,7 @@ class ListedFiles(NamedImages):
 
     def describe(self, index: int) -> str:
         """The file's path."""
-        return str(self._files[index])
+        return on_one_line(self._files[index])
 
 
 class PixelArray(NamedImages):

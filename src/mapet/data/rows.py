@@ -22,6 +22,7 @@ from mapet.data.labels import NAMED_NUMBERS, NUMBERS, UNKNOWN, Labels, joined_la
 from mapet.data.splits import SPLIT_COLUMNS
 from mapet.data.tree import read_file
 from mapet.errors import DataError, UnreadableImageError
+from mapet.runtime.printable import on_one_line
 
 if TYPE_CHECKING:
     import pyarrow
@@ -111,7 +112,7 @@ class Table:
     def describe(self, row: int) -> str:
         """Table, row counted from 0, and the row's name if there is one."""
         name = self._name(row)
-        return f"{self.title} row {row}" + (f" ({name})" if name else "")
+        return on_one_line(f"{self.title} row {row}" + (f" ({name})" if name else ""))
 
     def _name(self, row: int) -> str | None:
         if self.columns.name:

@@ -16,6 +16,7 @@ from mapet.data.labels import labels_of_texts, listed_classes, number_labels
 from mapet.data.tar_index import index_tars, stamp
 from mapet.data.tree import MOST_BYTES
 from mapet.errors import DataError, UnreadableImageError
+from mapet.runtime.printable import on_one_line
 from mapet.runtime.progress import say
 from mapet.runtime.regular import open_regular
 
@@ -74,4 +75,4 @@ class TarImages:
 
     def describe(self, index: int) -> str:
         """Tar and member: "train-0003.tar: n01440764_10026.jpg"."""
-        return f"{self._titles[self._index.tars[index]]}: {self._index.name(index)}"
+        return on_one_line(f"{self._titles[self._index.tars[index]]}: {self._index.name(index)}")

@@ -16,6 +16,11 @@ def printable(text: str) -> str:
     return "".join(ascii(one)[1:-1] if _is_unshown(one) else one for one in text)
 
 
+def on_one_line(name: object) -> str:
+    """A name for the middle of a message: it may hold line ends, and forge a line of mapet's with them."""
+    return str(name).replace("\n", "\\n").replace("\t", "\\t")
+
+
 def _is_unshown(one: str) -> bool:
     return one not in "\n\t" and (unicodedata.category(one) in _UNSHOWN or one in _TURNING)
 
