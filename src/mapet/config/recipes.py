@@ -28,11 +28,14 @@ def recipe_text(recipe: str) -> str:
     if path.suffix not in (".yaml", ".yml"):
         raise SettingsError(f"There is no recipe '{recipe}'. {nearest(recipe, recipe_names())} Or give the path of a YAML file.")
     if not path.is_file():
-        raise SettingsError(f"The recipe file {path} does not exist.")
+        found = "is no regular file" if path.exists() else "does not exist"
+        raise SettingsError(f"The recipe file {path} {found}.")
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError:
         raise SettingsError(f"The recipe file {path} is not text (UTF-8).") from None
+    except OSError as error:
+        raise SettingsError(f"The recipe file {path} cannot be read: {error.strerror}.") from None
 
 
 def load_recipe(recipe: str, overrides: Sequence[str] = ()) -> PretrainSettings:

@@ -23,6 +23,7 @@ from mapet.data.splits import SPLIT_NAMES, TRAIN, split_named
 from mapet.errors import DataError, StorageError
 from mapet.runtime.files import write_text
 from mapet.runtime.progress import say
+from mapet.runtime.regular import open_regular
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetBuilder, DatasetDict, Features
@@ -160,6 +161,9 @@ def open_saved(folder: Path, location: str) -> dict[str, RowImages]:
     from datasets import Dataset, load_from_disk
 
     try:
+        for file in folder.rglob("*"):
+            if not file.is_dir():
+                open_regular(file).close()
         with silent_datasets():
             saved = load_from_disk(str(folder))
     except Exception as error:  # Arrow, JSON and the file system come through `datasets` as they are

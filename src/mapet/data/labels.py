@@ -15,6 +15,7 @@ import numpy as np
 
 from mapet.errors import DataError
 from mapet.runtime.progress import say
+from mapet.runtime.regular import read_text
 
 LISTINGS = ("labels.txt", "classes.txt")
 UNKNOWN = -1
@@ -58,7 +59,7 @@ def listed_names(listing: Path) -> list[str]:
         DataError: The file cannot be read as UTF-8, or has an empty line between others.
     """
     try:
-        text = listing.read_text(encoding="utf-8-sig")
+        text = read_text(listing, "utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(f"{listing} holds class names in another encoding than UTF-8. Save it as UTF-8, or remove it.") from error
     except OSError as error:

@@ -24,7 +24,7 @@ from mapet.data.rows import Columns, RowImages, Table, find_columns
 from mapet.errors import DataError, StorageError
 from mapet.runtime.files import atomic_file
 from mapet.runtime.progress import ProgressBar, progress
-from mapet.runtime.regular import open_regular
+from mapet.runtime.regular import open_regular, read_text
 
 if TYPE_CHECKING:
     import pyarrow
@@ -157,7 +157,7 @@ def _digest(path: Path, cache: Path, bar: ProgressBar) -> str:
             status = os.fstat(file.fileno())
             kept = cache / "hashes" / hashlib.sha256(repr(_facts(status)).encode()).hexdigest()[:32]
             if kept.is_file():
-                return kept.read_text(encoding="utf-8")
+                return read_text(kept)
             while chunk := file.read(_CHUNK):
                 digest.update(chunk)
                 bar.advance((size + len(chunk)) // _MIB - size // _MIB)

@@ -8,14 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor
 
 from mapet.data.sources import KEY_LENGTH
 from mapet.errors import CheckpointError, DataError, FailedRunError
 from mapet.runtime.files import atomic_file
-from mapet.runtime.regular import open_regular
-from mapet.runtime.tensors import write_tensors
+from mapet.runtime.tensors import open_tensors, write_tensors
 
 MEAN_PER_CLASS = "mean_per_class"
 SUFFIX = ".outcomes.safetensors"
@@ -101,8 +100,7 @@ def load_outcomes(path: Path, part: str = "pre-trained") -> tuple[np.ndarray, Ou
         CheckpointError: The file is missing or damaged.
     """
     try:
-        open_regular(path).close()
-        with safe_open(path, framework="pt") as file:
+        with open_tensors(path) as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}. Run the evaluation again to write it anew.") from None

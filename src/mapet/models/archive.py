@@ -23,13 +23,14 @@ from pickle import UnpicklingError
 from typing import Any, NamedTuple
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from mapet.errors import ModelError, in_one_line
 from mapet.models.pickle_limits import MOST_BYTES, PickleContents, examine
 from mapet.models.stand_ins import flatten, refuse_code, stand_ins, take_below
 from mapet.runtime.progress import progress
+from mapet.runtime.regular import open_regular
+from mapet.runtime.tensors import load_tensors
 
 _ZIP_START = b"PK\x03\x04"
 _LEGACY_START = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
@@ -94,12 +95,12 @@ def _read(path: Path, keys: Sequence[str]) -> dict[str, Tensor]:
 
 def _read_any(path: Path, keys: Sequence[str]) -> dict[str, Tensor]:
     """As `_read`, with messages that are clauses."""
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         start = file.read(16)
         if start[8:9] == b"{":
             if int.from_bytes(start[:8], "little") > _MOST_HEADER:
                 raise ModelError(f"it describes itself in more than {_MOST_HEADER} bytes")
-            return load_file(path)
+            return load_tensors(path)
         if not start.startswith((_ZIP_START, _LEGACY_START)):
             found = start[:8].hex(" ") or "nothing"
             raise ModelError(f"it begins with {found}, as neither safetensors nor torch.save nor TorchScript does")

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import cast
 
 from PIL import Image
-from safetensors.torch import load_file
 from torch import Tensor
 
 from mapet.compat import VisionTransformer, create_transform, resolve_model_data_config, timm
@@ -17,7 +16,7 @@ from mapet.models.opened import OpenedBackbone
 from mapet.models.preprocessing import check_preprocessing
 from mapet.models.weights import load_strictly
 from mapet.runtime.files import write_json
-from mapet.runtime.tensors import write_tensors
+from mapet.runtime.tensors import load_tensors, write_tensors
 
 _USAGE = """\
 import timm
@@ -58,7 +57,7 @@ def write(opened: OpenedBackbone, folder: Path) -> Written:
     labels = {"label_names": list(opened.classes)} if opened.classes else {}
     write_json(folder / "config.json", config | labels)
     again = cast(VisionTransformer, timm.create_model(f"local-dir:{folder}", pretrained=True)).eval()
-    load_strictly(again, load_file(folder / "model.safetensors"))
+    load_strictly(again, load_tensors(folder / "model.safetensors"))
     transform = create_transform(**resolve_model_data_config(again), is_training=False)
     check_preprocessing(recipe, cast(Callable[[Image.Image], Tensor], transform))
     return Written("timm", _USAGE, largest_difference(backbone, Outputs(again)))

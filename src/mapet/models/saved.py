@@ -12,8 +12,6 @@ from typing import Any
 
 import torch
 from pydantic import ConfigDict, TypeAdapter, ValidationError
-from safetensors import safe_open
-from safetensors.torch import load_file
 
 from mapet.compat import VisionTransformer
 from mapet.config.architecture import LARGEST_IMAGE, check_architecture
@@ -25,7 +23,7 @@ from mapet.runtime.files import atomic_directory, recover, sha256, write_json
 from mapet.runtime.json_files import read_json, sealed, unsealed
 from mapet.runtime.run_directory import RunDirectory
 from mapet.runtime.seeding import seeded_globally
-from mapet.runtime.tensors import write_tensors
+from mapet.runtime.tensors import load_tensors, open_tensors, write_tensors
 
 _ANOTHER_VERSION = "model.json beside it names another model than the one that was saved: get or write the folder again."
 _WEIGHTS = (".safetensors", ".pth", ".pt", ".pkl", ".bin", ".tar", ".ckpt")
@@ -95,7 +93,7 @@ def load_backbone(folder: Path) -> tuple[VisionTransformer, BackboneRecipe]:
         raise ModelError(f"{weights} is not what was written (cut off or changed). Run `mapet pretrain` with the same --out again.")
     _compare_shapes(recipe, weights)
     backbone = create_judged(recipe.name, **recipe.options)
-    load_strictly(backbone, load_file(weights), file=weights, way_out=_ANOTHER_VERSION)
+    load_strictly(backbone, load_tensors(weights), file=weights, way_out=_ANOTHER_VERSION)
     return backbone.eval(), recipe
 
 
@@ -116,7 +114,7 @@ def _compare_shapes(recipe: BackboneRecipe, weights: Path) -> None:
     """Refuses a description of other tensors than the file holds, before any memory is taken for them."""
     with torch.device("meta"):
         network = create_judged(recipe.name, **recipe.options)
-    with safe_open(weights, "pt") as file:
+    with open_tensors(weights) as file:
         shapes = {name: torch.empty(file.get_slice(name).get_shape(), device="meta") for name in file.keys()}  # noqa: SIM118
     load_strictly(network, shapes, file=weights, way_out=_ANOTHER_VERSION)
     if recipe.image_size not in image_size(network):

@@ -203,9 +203,8 @@ class ReportedRun:
             NotThereError: There is no checkpoint.
             CheckpointError: Every checkpoint is damaged.
         """
-        from safetensors.torch import load_file
-
         from mapet.models.weights import load_strictly
+        from mapet.runtime.tensors import load_tensors
         from mapet.training.checkpoint import newest_checkpoint
 
         checkpoint = newest_checkpoint(self.run.checkpoints)
@@ -214,7 +213,7 @@ class ReportedRun:
                 f"There is no checkpoint in {self.run.checkpoints}. Continue the run with the command it was started with "
                 f"(`mapet pretrain ... --out {self.run.path}`); it writes one when it stops."
             )
-        load_strictly(self.objective, load_file(checkpoint.path / "model.safetensors"))
+        load_strictly(self.objective, load_tensors(checkpoint.path / "model.safetensors"))
         return checkpoint.step
 
     @property

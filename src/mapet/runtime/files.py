@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from mapet.errors import StorageError
+from mapet.runtime.regular import open_regular
 
 
 @contextmanager
@@ -109,7 +110,7 @@ def write_json(path: Path, value: Any) -> None:
 
 def sha256(path: Path) -> str:
     """The SHA-256 of a file's content, in hex."""
-    with Path(path).open("rb") as file:
+    with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

@@ -7,7 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from mapet.errors import CheckpointError
+from mapet.runtime.files import storage_errors
+from mapet.runtime.regular import append_regular, read_regular
+
 _LARGEST_STEP = 2**53
+_MOST_BYTES = 2**34
 
 
 class Lines(NamedTuple):
@@ -29,10 +34,27 @@ class Lines(NamedTuple):
 
 
 def read_lines(path: Path, is_entry: Callable[[dict[str, Any]], bool]) -> Lines:
-    """The objects in the lines of `path` that `is_entry` accepts; no lines where there is no such file."""
-    texts = path.read_bytes().splitlines() if path.is_file() else []
+    """The objects in the lines of `path` that `is_entry` accepts; no lines where there is no such file.
+
+    Raises:
+        CheckpointError: It is no regular file, or may not be read.
+    """
+    try:
+        texts = read_regular(path, _MOST_BYTES).splitlines() if path.exists() else []
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}. Move it away.") from None
     entries = [entry for entry in map(_parsed, texts) if entry is not None and is_entry(entry)]
     return Lines(path, entries, len(texts) - len(entries))
+
+
+def append_line(path: Path, entry: dict[str, Any]) -> None:
+    """Adds an object to the file, which is made where there is none.
+
+    Raises:
+        StorageError: It cannot be written, or is no regular file.
+    """
+    with storage_errors(path), append_regular(path) as file:
+        file.write(json.dumps(entry).encode() + b"\n")
 
 
 def is_number(value: Any) -> bool:

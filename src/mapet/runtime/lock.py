@@ -23,6 +23,7 @@ from mapet.errors import InUseError
 from mapet.runtime.files import storage_errors
 from mapet.runtime.printable import printable
 from mapet.runtime.progress import say
+from mapet.runtime.regular import open_regular
 
 # A process that was just killed may need a moment to go.
 PATIENCE = 0.5
@@ -111,6 +112,6 @@ def _sign(descriptor: int) -> None:
 def _holder(file: Path) -> str:
     """Who holds the lock, as it signed."""
     record = ""
-    with suppress(OSError), file.open("rb") as content:
+    with suppress(OSError), open_regular(file) as content:
         record = content.read(_LONGEST_RECORD).decode(errors="replace")
     return printable(record) or "another process"

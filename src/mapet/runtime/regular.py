@@ -5,9 +5,10 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from io import FileIO
+from io import BytesIO, FileIO, TextIOWrapper
 from pathlib import Path
 
+MOST_TEXT = 2**28
 _KINDS = {
     stat.S_IFIFO: "a named pipe",
     stat.S_IFCHR: "a device",
@@ -33,6 +34,21 @@ def open_regular(path: Path | str) -> FileIO:
         raise
 
 
+def append_regular(path: Path | str) -> FileIO:
+    """`path` for adding to its end, unbuffered; made where it is missing.
+
+    Raises:
+        OSError: As `open_regular`.
+    """
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK, 0o666)
+    try:
+        _require_regular(os.fstat(descriptor).st_mode, path)
+        return FileIO(descriptor, "ab")
+    except OSError:
+        os.close(descriptor)
+        raise
+
+
 def read_regular(path: Path | str, most: int) -> bytes:
     """The whole content of `path`.
 
@@ -51,6 +67,17 @@ def read_regular(path: Path | str, most: int) -> bytes:
     if max(size, len(content)) > most:
         raise OSError(errno.EFBIG, f"it has {max(size, len(content)):,} bytes, and at most {most:,} are read", str(path))
     return content
+
+
+def read_text(path: Path | str, encoding: str = "utf-8", errors: str = "strict") -> str:
+    """The whole content of a text file of at most `MOST_TEXT` bytes.
+
+    Raises:
+        OSError: As `read_regular`.
+        UnicodeDecodeError: It is in another encoding.
+    """
+    with TextIOWrapper(BytesIO(read_regular(path, MOST_TEXT)), encoding, errors) as file:  # every kind of line end becomes one
+        return file.read()
 
 
 def _require_regular(mode: int, path: Path | str) -> None:

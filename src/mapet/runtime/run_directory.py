@@ -29,7 +29,7 @@ from mapet.config.settings import hash_of_science
 from mapet.errors import CheckpointError
 from mapet.runtime.files import storage_errors, write_json, write_text
 from mapet.runtime.json_files import read_json
-from mapet.runtime.jsonl import Lines, is_number, is_step, read_lines
+from mapet.runtime.jsonl import Lines, append_line, is_number, is_step, read_lines
 from mapet.runtime.progress import say
 
 # The types of what config.json holds; all of it may be missing.
@@ -121,8 +121,7 @@ class RunDirectory:
 
     def append_metrics(self, entry: dict[str, Any]) -> None:
         """Adds one line to metrics.jsonl."""
-        with storage_errors(self.metrics), self.metrics.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(entry) + "\n")
+        append_line(self.metrics, entry)
 
     def metrics_lines(self) -> Lines:
         """The entries of metrics.jsonl, numbers by name, each with a step, and how many lines are none."""

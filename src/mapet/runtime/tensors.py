@@ -5,11 +5,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+from mapet.runtime.regular import open_regular
 
 
 def digest(tensors: Mapping[str, Tensor]) -> str:
@@ -19,6 +22,23 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
         found.update(f"{name} {tensors[name].dtype} {tuple(tensors[name].shape)}".encode())
         found.update(tensors[name].detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return found.hexdigest()
+
+
+def open_tensors(path: Path) -> Any:
+    """A safetensors file, opened by `safe_open` as a context; nothing but a regular file is.
+
+    Raises:
+        OSError: As `open_regular`.
+        SafetensorError: It is damaged.
+    """
+    open_regular(path).close()
+    return safe_open(path, framework="pt")
+
+
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """All tensors of a safetensors file, on the CPU; raises what `open_tensors` raises."""
+    open_regular(path).close()
+    return load_file(path)
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:

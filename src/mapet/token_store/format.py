@@ -25,7 +25,7 @@ from mapet.data.sources import KEY_LENGTH
 from mapet.errors import SettingsError, TokenStoreError
 from mapet.runtime.files import sha256, write_json
 from mapet.runtime.json_files import parse_json, sealed, unsealed
-from mapet.runtime.regular import open_regular
+from mapet.runtime.regular import open_regular, read_text
 
 FORMAT = "mapet token store"
 VERSION = 2
@@ -191,10 +191,10 @@ def _read_json(folder: Path) -> dict[str, Any]:
     path = folder / HEADER
     if not folder.exists():
         raise TokenStoreError(f"There is no token store at {folder}. {build_hint(out=folder)}")
-    if not path.is_file():
+    if not path.exists():
         raise TokenStoreError(f"{folder} is not a token store: it has no {HEADER}. {build_hint()}")
     try:
-        content = parse_json(path.read_text(encoding="utf-8"))
+        content = parse_json(read_text(path))
     except (OSError, ValueError) as error:
         raise damaged(folder, f"{HEADER} cannot be read ({error})") from error
     if not isinstance(content, dict):

@@ -14,11 +14,13 @@ import shutil
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from io import BufferedReader
 from pathlib import Path
 
 import numpy as np
 
 from mapet.runtime.files import atomic_file
+from mapet.runtime.regular import open_regular
 from mapet.token_store.format import KEY_DTYPE, TokenSpace
 
 
@@ -72,7 +74,7 @@ class PartFolder:
         """The part called `name`; None, and the file removed, if it is damaged."""
         path = self._folder / name
         try:
-            with path.open("rb") as file, np.load(file, allow_pickle=False) as content:
+            with BufferedReader(open_regular(path)) as file, np.load(file, allow_pickle=False) as content:
                 part = Part(content["keys"], content["ids"], json.loads(content["unreadable"].tobytes()))
         except Exception:  # of garbled bytes, zipfile, zlib, NumPy and json raise whatever they meet
             part = None
@@ -91,7 +93,7 @@ class PartFolder:
     def covered(self, name: str) -> set[str]:
         """The keys of the images that the part called `name` is about; cheap, as its tokens are not read."""
         try:
-            with (self._folder / name).open("rb") as file, np.load(file, allow_pickle=False) as content:
+            with BufferedReader(open_regular(self._folder / name)) as file, np.load(file, allow_pickle=False) as content:
                 return {*content["keys"].astype("U").tolist(), *json.loads(content["unreadable"].tobytes())}
         except Exception:  # as in `read`
             return set()

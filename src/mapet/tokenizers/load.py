@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
+from safetensors import SafetensorError
 
 from mapet.errors import NotAllowedError, TokenizerError, UsageError, in_one_line, nearest
 from mapet.runtime.files import recover
 from mapet.runtime.json_files import read_json
 from mapet.runtime.regular import open_regular
+from mapet.runtime.tensors import load_tensors, open_tensors
 from mapet.tokenizers.base import DESCRIPTION_FILE, FORMAT, TOKENIZERS, WEIGHTS_FILE, Tokenizer
 
 # What makes a tokenizer of each name; {folder} is where the name is looked for.
@@ -64,12 +64,12 @@ def _load_folder(path: Path) -> Tokenizer:
     try:
         kind = TOKENIZERS.get(description["kind"])
         if (path / WEIGHTS_FILE).exists():
-            open_regular(path / WEIGHTS_FILE).close()  # a named pipe would block for ever
+            open_regular(path / WEIGHTS_FILE).close()
         if kind.kind in TOKENIZERS and kind.has_weights:
             _compare_shapes(kind, description["settings"], path / WEIGHTS_FILE)
         tokenizer = kind.from_settings(description["settings"])
         if tokenizer.state_dict():
-            tokenizer.load_state_dict(load_file(path / WEIGHTS_FILE))
+            tokenizer.load_state_dict(load_tensors(path / WEIGHTS_FILE))
     except NotAllowedError as error:
         raise NotAllowedError(f"The tokenizer at {path}: {error}") from None
     except _DAMAGE as error:
@@ -96,7 +96,7 @@ def _compare_shapes(kind: type[Tokenizer], settings: Any, weights: Path) -> None
     """Refuses settings that ask for other tensors than the file holds, before any memory is taken for them."""
     with torch.device("meta"):
         wanted = {name: tuple(value.shape) for name, value in kind.from_settings(settings).state_dict().items()}
-    with safe_open(weights, "pt") as file:
+    with open_tensors(weights) as file:
         found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
     if wanted != found:
         name = next(name for name in [*wanted, *found] if wanted.get(name) != found.get(name))

@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from mapet.errors import CheckpointError
@@ -25,7 +24,7 @@ from mapet.models.weights import load_strictly
 from mapet.runtime.files import atomic_directory, remove_leftovers, sha256, storage_errors, write_json
 from mapet.runtime.json_files import read_json, sealed, unsealed
 from mapet.runtime.progress import say
-from mapet.runtime.tensors import write_tensors
+from mapet.runtime.tensors import load_tensors, write_tensors
 
 _FILES = ("model.safetensors", "optimizer.safetensors")
 _WINDOW, _HEADER = "window.safetensors", "checkpoint.json"
@@ -47,7 +46,7 @@ class Checkpoint:
 
     def window(self) -> dict[str, Tensor]:
         """What the log has summed up since its last line, and the monitors; see `TrainingLog.window` and `Watch.state`."""
-        return load_file(self.path / _WINDOW) if (self.path / _WINDOW).is_file() else {}
+        return load_tensors(self.path / _WINDOW) if (self.path / _WINDOW).is_file() else {}
 
 
 def save_checkpoint(
@@ -107,8 +106,8 @@ def newest_checkpoint(folder: Path) -> Checkpoint | None:
 
 def load_checkpoint(checkpoint: Checkpoint, objective: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     """Puts weights and optimizer state back, strictly."""
-    load_strictly(objective, load_file(checkpoint.path / _FILES[0]))
-    moments = load_file(checkpoint.path / _FILES[1])
+    load_strictly(objective, load_tensors(checkpoint.path / _FILES[0]))
+    moments = load_tensors(checkpoint.path / _FILES[1])
     indices = {name: index for index, name in enumerate(_parameter_names(objective, optimizer))}
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in moments.items():

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from mapet.data.sources import ImageSource
-from mapet.runtime.files import storage_errors, write_text
-from mapet.runtime.jsonl import Lines, is_step, read_lines
+from mapet.runtime.files import write_text
+from mapet.runtime.jsonl import Lines, append_line, is_step, read_lines
 from mapet.runtime.progress import say
 from mapet.runtime.run_directory import RunDirectory
 
@@ -135,9 +135,7 @@ class Watch:
             self._withdrawn.add(name)
 
     def _keep(self, line: dict[str, Any]) -> None:
-        path = warnings_file(self.run)
-        with storage_errors(path), path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        append_line(warnings_file(self.run), line)
 
 
 def _state_of(monitor: Monitor) -> str:

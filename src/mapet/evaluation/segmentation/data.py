@@ -26,6 +26,7 @@ from mapet.data.tree import entries, read_file, visible_folders
 from mapet.errors import DataError, UnreadableImageError
 from mapet.evaluation.segmentation.masks import ADE20K_LISTING, IGNORE_ID, MASK_SUFFIXES, MaskIds, ids_of, read_ids
 from mapet.runtime.progress import progress, say
+from mapet.runtime.regular import read_text
 
 LAYOUT = (
     "Expected: images/train/X.jpg and images/val/X.jpg with annotations/train/X.png and annotations/val/X.png (ADE20K: training "
@@ -207,7 +208,7 @@ def _listed_splits(root: Path) -> dict[str, list[_Pair]]:
     splits: dict[str, list[_Pair]] = {}
     for name in lists.values():
         listing = root / f"{name}.txt"
-        named = [Path(line.split()[0]).name for line in listing.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+        named = [Path(line.split()[0]).name for line in _lines(listing) if line.strip()]
         stems = [Path(file).stem if is_image_name(file) else file for file in named]
         if lost := [stem for stem in stems if stem not in known]:
             raise DataError(f"{listing} names '{lost[0]}', which {root / 'images'} lacks ({len(lost)} of {len(stems)} do).")
@@ -219,6 +220,13 @@ def _listed_splits(root: Path) -> dict[str, list[_Pair]]:
                     "once."
                 )
     return splits
+
+
+def _lines(listing: Path) -> list[str]:
+    try:
+        return read_text(listing, "utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{listing} cannot be read as text in UTF-8: {getattr(error, 'strerror', None) or error}.") from None
 
 
 def _pairs(images: Path, masks: Path) -> list[tuple[Path, Path]]:

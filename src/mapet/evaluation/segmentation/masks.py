@@ -13,6 +13,7 @@ from mapet.data.image_names import SUFFIXES
 from mapet.data.labels import LISTINGS, listed_classes
 from mapet.data.tree import read_file
 from mapet.errors import DataError, UnreadableImageError
+from mapet.runtime.regular import read_text
 
 # Besides class numbers, arrays of classes hold these two.
 IGNORED, PADDED = -1, -2
@@ -127,7 +128,7 @@ def _check_stored(path: Path, stored: StoredImage) -> None:
 
 def _ade20k_names(listing: Path) -> list[str]:
     """The last column of a table with tabs, below its header: "wall, wood" is "wall"."""
-    lines = [line for line in listing.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    lines = [line for line in read_text(listing, errors="replace").splitlines() if line.strip()]
     names = [re.split(r"\t+", line.strip())[-1].split(",")[0].strip() for line in lines[1:]]
     if len(names) < 2:
         raise DataError(f"{listing} names {len(names)} classes. Take the file that comes with ADE20K (a header and 150 lines).")

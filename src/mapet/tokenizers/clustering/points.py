@@ -6,7 +6,7 @@ import hashlib
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from io import FileIO
+from io import BufferedReader, FileIO
 from pathlib import Path
 from typing import Protocol
 
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from mapet.errors import TokenizerError
+from mapet.runtime.regular import open_regular
 
 DTYPES = (torch.float16, torch.float32)
 # Values of one block: small beside what is clustered, large enough to keep a disk or a GPU busy.
@@ -103,14 +104,14 @@ class StoredPoints:
         """Consecutive points from the disk."""
         start, stop, _ = rows.indices(self.num_points)
         block = torch.empty(max(stop - start, 0), self.dim, dtype=self.dtype, pin_memory=pinned)
-        with self.path.open("rb", buffering=0) as file:
+        with open_regular(self.path) as file:
             self._fill(block, file, start)
         return block
 
     def take(self, indices: Tensor) -> Tensor:
         """Some of the points, each read on its own."""
         chosen = torch.empty(len(indices), self.dim, dtype=self.dtype)
-        with self.path.open("rb", buffering=0) as file:
+        with open_regular(self.path) as file:
             for row, index in zip(chosen, indices.tolist(), strict=True):
                 self._fill(row, file, index)
         return chosen
@@ -118,7 +119,7 @@ class StoredPoints:
     def _header(self) -> tuple[tuple[int, int], torch.dtype, int]:
         """Shape, type, and where the values begin."""
         try:
-            with self.path.open("rb") as file:
+            with BufferedReader(open_regular(self.path)) as file:
                 shape, columns_first, dtype = _HEADERS[np.lib.format.read_magic(file)](file)
                 offset = file.tell()
         except (OSError, ValueError, KeyError) as error:

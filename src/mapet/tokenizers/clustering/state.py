@@ -19,9 +19,11 @@ from torch import Tensor
 from mapet.errors import TokenizerError
 from mapet.runtime.files import atomic_file
 from mapet.runtime.processes import broadcast_, gather_numbers, this_process
+from mapet.runtime.regular import read_regular
 from mapet.runtime.tensors import digest, write_tensors
 
 # A state is written after an iteration if none was for so long, and after every restart.
+_MOST_BYTES = 2**40
 SECONDS_BETWEEN_STATES = 30.0
 
 
@@ -117,7 +119,7 @@ class StateFile:
     def _read(self) -> bytes:
         """The file's content, in all processes that need it."""
         reads = self._path is not None and self._path.is_file() and not (self._sharded and this_process().rank)
-        content = self._path.read_bytes() if reads and self._path else b""
+        content = read_regular(self._path, _MOST_BYTES) if reads and self._path else b""
         length = gather_numbers(len(content))[0] if self._sharded else 0
         if not length:
             return content

@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from mapet.errors import CheckpointError, ModelError
 from mapet.models.weights import load_strictly
 from mapet.runtime.files import atomic_file
-from mapet.runtime.tensors import digest, write_tensors
+from mapet.runtime.tensors import digest, open_tensors, write_tensors
 
 _MODEL, _MOMENTS, _WINDOW = "model.", "optimizer.", "window"
 
@@ -37,10 +37,10 @@ def load_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -
     Raises:
         CheckpointError: The file is damaged, or of another training.
     """
-    if not path.is_file():
+    if not path.exists():
         return 0, torch.empty(0, 3)
     try:
-        with safe_open(path, "pt") as file:
+        with open_tensors(path) as file:
             metadata, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         step = int(metadata["step"])
         if metadata.get("sha256") not in (None, digest(tensors)):  # files of earlier releases have none

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from mapet.data.loader import UnreadableImages, make_loader, sequential_batches
@@ -17,7 +16,7 @@ from mapet.runtime.files import atomic_directory, recover, write_json
 from mapet.runtime.json_files import read_json
 from mapet.runtime.progress import progress
 from mapet.runtime.seeding import seeded_generator
-from mapet.runtime.tensors import write_tensors
+from mapet.runtime.tensors import load_tensors, write_tensors
 from mapet.tokenizers.clustering.nearest import full_float32
 from mapet.tokenizers.features.base import FeatureExtractor, create_features, restore_features
 from mapet.tokenizers.vq_kd.settings import VQKDSettings
@@ -95,7 +94,7 @@ def saved_teacher(folder: Path) -> FeatureExtractor | None:
         return None
     try:
         teacher = restore_features(read_json(folder / _SETTINGS, dict))
-        load_strictly(teacher, load_file(folder / _WEIGHTS))
+        load_strictly(teacher, load_tensors(folder / _WEIGHTS))
     except NotAllowedError:
         raise
     except Exception as error:
