@@ -99,3 +99,29 @@ def test_refuses_images_of_another_size() -> None:
     backbone = create_backbone("vit_tiny_patch16_224", img_size=32, depth=1)
     with pytest.raises(ModelError, match=r"images are \(48, 48\) pixels, the backbone was built for \(32, 32\)"):
         embed_patches(backbone, torch.zeros(1, 3, 48, 48))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"depth": 1_000_000},
+        {"embed_dim": 12_000_000},
+        {"mlp_ratio": 1e9},
+        {"mlp_ratio": 10**60},
+        {"num_classes": 10**12},
+        {"img_size": 10**8},
+        {"img_size": [10**8, 10**8], "patch_size": 16},
+        {"depth": 512, "embed_dim": 65536},
+    ],
+    ids=str,
+)
+def test_sizes_beyond_the_machine_are_refused_before_memory_is_taken(options: dict) -> None:
+    """F23: with both figures."""
+    with pytest.raises(ModelError, match=r"would take [\d,]+ GiB for its weights, and this machine has \d+"):
+        create_backbone("vit_tiny_patch16_224", **options)
+
+
+@pytest.mark.parametrize("options", [{"num_heads": 10**9}, {"depth": "many"}, {"depth": -5}, {"embed_dim": 0}], ids=str)
+def test_sizes_that_are_none_are_refused(options: dict) -> None:
+    with pytest.raises(ModelError):
+        create_backbone("vit_tiny_patch16_224", **options)

@@ -170,11 +170,19 @@ def test_objects_that_call_what_runs_code_run_nothing(tmp_path, monkeypatch, val
     assert [file.name for file in tmp_path.iterdir()] == ["weights.pth"]
 
 
+def test_protocol_3_is_read_where_torch_does_so(tmp_path):
+    """F12: without torch's warning."""
+    torch.save({"w": torch.ones(2)}, tmp_path / "weights.pth", pickle_protocol=3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert read_tensors(tmp_path / "weights.pth")["w"].tolist() == [1, 1]
+
+
 def test_another_protocol_than_that_of_torch_save_is_refused_in_words(tmp_path):
     torch.save({"w": torch.ones(2)}, tmp_path / "weights.pth", pickle_protocol=4)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        with pytest.raises(ModelError, match=r"its pickle uses PROTO 4, which torch.save does not.*save its state dict"):
+        with pytest.raises(ModelError, match=r"of protocol 4, of which .* 2 and 3 only.*save its state dict again by torch\.save"):
             read_tensors(tmp_path / "weights.pth")
 
 

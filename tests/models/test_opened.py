@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mapet.compat import timm
 from mapet.errors import ModelError
-from mapet.models.backbone import check_backbone
+from mapet.models.backbone import check_backbone, num_heads
 from mapet.models.opened import open_backbone
 from mapet.models.relative_positions import resize_relative_positions
 from mapet.models.saved import load_backbone, save_backbone
@@ -361,3 +361,14 @@ def test_what_only_timm_knows_is_translated_by_timm(tmp_path):
         close(opened.backbone(images()), network(images()))
     with pytest.raises(ModelError, match="is no checkpoint of 'vit_tiny_patch16_224', nor any other"):
         open_backbone(save({"weight": torch.zeros(2)}, tmp_path / "odd.pth"), model="vit_tiny_patch16_224")
+
+
+@pytest.mark.parametrize("options", [{}, {"num_heads": 3}], ids=str)
+def test_a_number_of_heads_that_no_file_tells_is_stated(tmp_path: Path, options: dict, capsys: pytest.CaptureFixture[str]) -> None:
+    """R22: 12 heads and 3 have the same shapes."""
+    model = timm.create_model("vit_tiny_patch16_224", depth=1, num_heads=12, num_classes=0)
+    torch.save(model.state_dict(), tmp_path / "weights.pth")
+    backbone = open_backbone(tmp_path / "weights.pth", options=options).backbone
+    assert num_heads(backbone) == 3
+    said = "does not tell the number of heads; 3 are taken (64 wide). --option num_heads=N." in capsys.readouterr().err
+    assert said is (not options)

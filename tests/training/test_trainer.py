@@ -58,6 +58,12 @@ def test_the_lengths_of_run_and_warm_up(tmp_path: Path, store) -> None:
     assert tiny_trainer(tmp_path, store, settings).total_steps == 1
 
 
+@pytest.mark.parametrize(("warm_up", "said"), [(1000, True), (0.2, False)])
+def test_a_warm_up_that_does_not_end_is_stated(tmp_path: Path, store, capsys, warm_up: float, said: bool) -> None:
+    tiny_trainer(tmp_path, store, tiny_settings(training__steps=2, training__warmup_epochs=warm_up, training__warmup_steps=0))
+    assert ("does not end within the 2 steps of the run" in capsys.readouterr().err) is said
+
+
 def test_fewer_images_than_a_batch_are_refused(tmp_path: Path, store) -> None:
     settings = tiny_settings(training__batch_size=IMAGES + 1)
     with pytest.raises(DataError, match="40 images, fewer than one batch of 41"):

@@ -14,6 +14,7 @@ from __future__ import annotations
 import io
 import math
 import sys
+import warnings
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
@@ -134,7 +135,9 @@ def _load(source: Path | io.BytesIO, contents: PickleContents, path: Path, *, ma
     refuse_code(contents.names, path)
     with torch.serialization.safe_globals([*stand_ins(contents.names)]):
         try:
-            return torch.load(source, map_location="cpu", weights_only=True, mmap=mapped)
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "Detected pickle protocol")  # 3: its operations were examined
+                return torch.load(source, map_location="cpu", weights_only=True, mmap=mapped)
         except UnpicklingError as error:  # whose message advises to load without the limit
             raise ModelError(
                 "its pickle asks for what torch does not do for files of weights, such as a call of an object in it"

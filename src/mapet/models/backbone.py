@@ -6,7 +6,8 @@ same name before and after.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
 import torch
@@ -37,6 +38,7 @@ def build_by_timm(name: str, **timm_kwargs: Any) -> nn.Module:
     """
     if not timm.is_model(name):
         raise ModelError(f"timm {timm.__version__} has no model '{name}'. {nearest(name, timm.list_models('vit_*'))}")
+    _check_memory(name, timm_kwargs)
     try:
         return timm.create_model(name, **timm_kwargs)
     except Exception as error:  # what options of a wrong type raise, or network and Hub's cache, comes through timm as it is
@@ -47,6 +49,48 @@ def build_by_timm(name: str, **timm_kwargs: Any) -> nn.Module:
             f"Cannot fetch timm's weights for '{name}': {words}. Try again with a connection to the Hugging Face Hub, give a file "
             f"or folder with the weights (--model {name} says whose they are), or random:{name} for a random initialisation."
         ) from error
+
+
+# Sizes above which a model might not fit into memory.
+_LARGE = {"depth": 64, "embed_dim": 2048, "mlp_ratio": 8, "num_classes": 2**20, "img_size": 4096, "reg_tokens": 1024}
+_BLOCK_BYTES = 50_000  # of a block's objects in Python, whatever its width
+
+
+def _check_memory(name: str, options: Mapping[str, Any]) -> None:
+    """Refuses sizes whose model would not fit into this machine's memory, before any is taken.
+
+    Raises:
+        ModelError: Names the sizes and both amounts.
+    """
+    large = {key: value for key, value in options.items() if key in _LARGE and _number(value) > _LARGE[key]}
+    if not large:
+        return
+    with torch.device("meta"):
+        usual = cast(Any, timm.create_model(name))
+    sizes = {
+        "depth": len(getattr(usual, "blocks", ())),
+        "embed_dim": getattr(usual, "embed_dim", 1),
+        "mlp_ratio": 4,
+        "patch_size": 16,
+    }
+    sizes |= {"img_size": 224, "num_classes": 1000, "reg_tokens": 0}
+    depth, width, ratio, patch, side, classes, registers = (_number(options.get(key, size)) for key, size in sizes.items())
+    rows = (side / max(patch, 1)) ** 2 + registers + classes
+    weights = 4 * width * (depth * (4 + 2 * ratio) * width + rows)
+    needed = weights * (torch.get_default_device().type != "meta") + _BLOCK_BYTES * depth
+    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > there:
+        words = ", ".join(f"{key}={value}" for key, value in large.items())
+        raise ModelError(
+            f"'{name}' with {words} would take {needed / 2**30:,.0f} GiB for its weights, and this machine has "
+            f"{there / 2**30:,.0f} GiB of memory. Give smaller sizes."
+        )
+
+
+def _number(value: Any) -> float:
+    """The largest number in an option; 0 where it is none, which timm refuses in words."""
+    values = value if isinstance(value, list | tuple) else [value]
+    return max((float(one) for one in values if isinstance(one, int | float) and abs(one) < 2**200), default=0.0)
 
 
 def check_backbone(backbone: nn.Module) -> VisionTransformer:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from mapet.compat import VisionTransformer, resample_abs_pos_embed, timm
 from mapet.errors import ModelError, in_one_line
 from mapet.models.architecture import Architecture, skeleton, timm_name, timm_options, told_apart
-from mapet.models.backbone import grid_size, image_size
+from mapet.models.backbone import grid_size, image_size, num_heads
 from mapet.models.by_timm import translated_by_timm
 from mapet.models.contents import listing
 from mapet.models.entries import Entries, Entry
@@ -120,6 +120,10 @@ def _convert(
     backbone = recipe.build()
     recipe = replace(recipe, image_size=image_size(backbone)[0])
     conversion = _load(backbone, published, found, tuple(tensors), all_options)
+    if found.heads is None and model is None and "num_heads" not in options:
+        heads = num_heads(backbone)
+        note = f"The file does not tell the number of heads; {heads} are taken ({found.width // heads} wide). --option num_heads=N."
+        conversion = replace(conversion, notes=(*conversion.notes, note))
     if told is None:
         note = f"The file does not say how images were normalised; mean {mean} and standard deviation {std} are taken."
         conversion = replace(conversion, notes=(*conversion.notes, note))

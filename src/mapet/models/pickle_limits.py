@@ -107,7 +107,12 @@ def _walk(content: bytes) -> PickleContents:
 
 
 def _check_counts(name: str, operations: int, calls: int, names: int, argument: Any) -> None:
-    if name not in _OPERATIONS or (name == "PROTO" and argument != 2):
+    if name == "PROTO" and argument > 3:
+        raise ModelError(
+            f"its pickle is of protocol {argument}, of which torch's reader that runs no code takes 2 and 3 only. Where the file "
+            "is from you, save its state dict again by torch.save without pickle_protocol"
+        )
+    if name not in _OPERATIONS or (name == "PROTO" and argument < 2):
         raise ModelError(f"its pickle uses {name} {argument if name == 'PROTO' else ''}".rstrip() + ", which torch.save does not")
     if operations > _MOST_OPERATIONS or calls > _MOST_CALLS or names * calls > _MOST_LOOKUPS:
         raise ModelError(f"it is larger than files of weights are: {operations} operations, {calls} objects of {names} classes")

@@ -9,6 +9,7 @@ from io import BytesIO, FileIO, TextIOWrapper
 from pathlib import Path
 
 MOST_TEXT = 2**28
+_CHUNK = 2**20  # a read takes its memory before it knows how much there is
 _KINDS = {
     stat.S_IFIFO: "a named pipe",
     stat.S_IFCHR: "a device",
@@ -62,7 +63,7 @@ def read_regular(path: Path | str, most: int) -> bytes:
     with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
         content = file.read(min(size, most) + 1) if size <= most else b""
-        while content and len(content) <= most and (more := file.read(most + 1 - len(content))):
+        while content and len(content) <= most and (more := file.read(min(most + 1 - len(content), _CHUNK))):
             content += more
     if max(size, len(content)) > most:
         raise OSError(errno.EFBIG, f"it has {max(size, len(content)):,} bytes, and at most {most:,} are read", str(path))

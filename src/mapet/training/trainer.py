@@ -70,6 +70,11 @@ class Trainer:
         self.steps_per_epoch = step_batches(len(source), settings.training.batch_size, settings.seed, 0, 0).steps_per_epoch
         self.total_steps = settings.training.steps or max(1, round((settings.training.epochs or 0) * self.steps_per_epoch))
         self.warmup_steps = settings.training.warmup_steps + round(settings.training.warmup_epochs * self.steps_per_epoch)
+        if self.warmup_steps >= self.total_steps:
+            say(
+                f"The warm-up of {self.warmup_steps:,} steps does not end within the {self.total_steps:,} steps of the run: "
+                f"the rate stays below training.lr ({settings.training.lr:g}). Set training.warmup_epochs or warmup_steps lower."
+            )
         self.monitors = [VitalSigns(), *monitors]
         self.unreadable = UnreadableImages(settings.mechanics.max_unreadable) if unreadable is None else unreadable
         self.first_step = self._resume()

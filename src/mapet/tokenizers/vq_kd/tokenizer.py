@@ -17,6 +17,7 @@ from mapet.models.backbone import create_backbone, grid_size
 from mapet.models.weights import join_biases, load_strictly
 from mapet.registry import check_options
 from mapet.runtime.device import autocast
+from mapet.runtime.progress import say
 from mapet.tokenizers.base import Tokenizer, check_size
 from mapet.tokenizers.clustering.nearest import nearest_centroid
 
@@ -176,6 +177,8 @@ def _released_settings(tensors: Mapping[str, Tensor], num_heads: int | None) -> 
     heads = num_heads or width // _HEAD_WIDTH
     if width % heads:
         raise TokenizerError(f"An encoder {width} wide cannot have {heads} heads. Allowed: divisors of {width}.")
+    if num_heads is None:
+        say(f"The weights of VQ-KD do not tell the number of heads; {heads} are taken ({_HEAD_WIDTH} wide).")
     blocks = {name.split(".")[2] for name in tensors if re.match(r"encoder\.blocks\.\d+\.", name)}
     options = {"patch_size": patch, "embed_dim": width, "depth": len(blocks), "num_heads": heads}
     sizes = {"image_size": math.isqrt(positions[1] - 1) * patch, "vocab_size": codebook[0], "code_dim": code[0]}
