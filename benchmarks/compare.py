@@ -21,11 +21,11 @@ from mapet.evaluation.evaluate import evaluate
 from mapet.evaluation.probes.knn import KNN
 from mapet.evaluation.probes.linear import LinearProbe
 from mapet.objectives import OBJECTIVES
+from mapet.pretraining.pretrain import pretrain
 from mapet.report.reading import open_runs
 from mapet.runtime.device import choose_device
 from mapet.runtime.progress import say
 from mapet.runtime.run_directory import RunDirectory, describe_environment
-from mapet.training.pretrain import pretrain
 
 
 def run_one(

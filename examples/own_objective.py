@@ -64,8 +64,8 @@ def main(out: str = "runs/own_objective", *changes: str) -> None:
     from mapet.config import load_recipe
     from mapet.evaluation.evaluate import evaluate
     from mapet.evaluation.probes.knn import KNN
+    from mapet.pretraining.pretrain import pretrain
     from mapet.runtime.device import choose_device
-    from mapet.training.pretrain import pretrain
 
     named = ["objective.name=own_objective:Rotation", "objective.options={}"]  # importable from this folder
     run = pretrain("digits", load_recipe("digits", [*named, *changes]), out)

@@ -7,3 +7,13 @@ import tempfile
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_DATASETS_CACHE"] = tempfile.mkdtemp(prefix="mapet-tests-")
 os.environ["HF_HUB_OFFLINE"] = "1"
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def store(tmp_path_factory):
+    """A store of the tokens of the tiny images."""
+    from tests.tiny import tiny_store
+
+    return tiny_store(tmp_path_factory.mktemp("tiny") / "store")

@@ -41,7 +41,7 @@ def python_blocks(page: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def after_the_first_command(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in which what the documentation mentions exists: two class folders of photographs, called photos and cifar10, and RUN."""
+    """A folder with what the documentation mentions: two class folders of photographs, called photos and cifar10, and RUN."""
     folder = tmp_path_factory.mktemp("docs")
     draws = np.random.default_rng(0)
     for name in ("photos", "cifar10"):

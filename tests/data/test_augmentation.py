@@ -12,7 +12,7 @@ from mapet.data.augmentation import TrainingView, _posterize, seeded_everywhere
 from mapet.data.loader import make_loader
 from mapet.data.views import FixedView
 from mapet.errors import SettingsError
-from tests.training.tiny import tiny_source
+from tests.tiny import tiny_source
 
 STRONG = "rand-m9-mstd0.5-inc1"
 

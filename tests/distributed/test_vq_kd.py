@@ -33,4 +33,4 @@ def test_every_rank_ends_with_the_tokenizer_that_was_saved(tmp_path):
 
 def test_what_one_rank_hears_all_do(tmp_path):
     heard = run_ranks(f"{MODULE}:stop_one", 2, tmp_path)
-    assert heard == [[True, "The loss or its gradient is not finite at step 1", True]] * 2
+    assert heard == [[True, 1, True]] * 2

@@ -2,10 +2,9 @@ from __future__ import annotations
 
 import pytest
 
+from mapet.pretraining.pretrain import pretrain
 from mapet.runtime.run_directory import RunDirectory
-from mapet.training.pretrain import pretrain
-from tests.training.conftest import one_thread  # noqa: F401
-from tests.training.tiny import LOCATION, tiny_settings, tiny_store
+from tests.tiny import LOCATION, tiny_settings, tiny_store
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ from mapet.data.loader import UnreadableImages
 from mapet.data.sources import open_source
 from mapet.evaluation.subject import FeatureSet, Subject
 from mapet.models.saved import BackboneRecipe
-from tests.training.tiny import LOCATION
+from tests.tiny import LOCATION
 
 CLASSES = 4
 

@@ -22,10 +22,10 @@ from mapet.evaluation.probes.linear import LinearProbe
 from mapet.evaluation.subject import Subject
 from mapet.models.opened import open_backbone
 from mapet.models.saved import BackboneRecipe, load_backbone
+from mapet.pretraining.training import PreTraining
 from mapet.runtime.run_directory import RunDirectory
-from mapet.training.trainer import Trainer
 from tests.data.images import write_images
-from tests.training.tiny import LOCATION, TinyImages, assert_equal_weights, open_tiny, tiny_settings, tiny_store, weights_of
+from tests.tiny import LOCATION, TinyImages, assert_equal_weights, open_tiny, tiny_settings, tiny_store, weights_of
 
 CPU = torch.device("cpu")
 QUICK = LinearProbe(epochs=2, min_steps=3, batch_size=16)
@@ -51,8 +51,8 @@ def test_results_are_kept_in_the_run_directory(run: RunDirectory) -> None:
 
 def test_the_random_backbone_is_the_one_that_the_run_began_with(run: RunDirectory, tmp_path: Path, monkeypatch) -> None:
     began_with, compared_with = {}, {}
-    monkeypatch.setattr(Trainer, "run", lambda self: began_with.update(weights_of(self.objective.backbone)))
-    from mapet.training.pretrain import pretrain
+    monkeypatch.setattr(PreTraining, "run", lambda self: began_with.update(weights_of(self.objective.backbone)))
+    from mapet.pretraining.pretrain import pretrain
 
     store = tiny_store(tmp_path / "tokens")
     pretrain(LOCATION, tiny_settings(training__steps=4), tmp_path / "run", tokens=store.path)

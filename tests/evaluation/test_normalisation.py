@@ -26,7 +26,7 @@ from mapet.models.saved import BackboneRecipe
 from tests.evaluation.finetuning.subjects import CPU, quick, tiny_recipe, tiny_subject
 from tests.evaluation.segmentation.pictures import HEIGHT, WIDTH, write_folder
 from tests.evaluation.segmentation.test_training import OPTIONS, SMALL
-from tests.training.tiny import LOCATION, TinyImages
+from tests.tiny import LOCATION, TinyImages
 
 MEAN, STD, GREY = (0.1, 0.2, 0.3), (0.5, 0.6, 0.7), 200
 IMAGES = torch.full((3, 3, 16, 16), GREY, dtype=torch.uint8)

@@ -6,26 +6,23 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from mapet.data.sources import sample_keys, subset
+from mapet.engine.callbacks import LogPoint, Monitor
 from mapet.errors import DataError, InterruptedRunError, SettingsError, UnreadableImageError
 from mapet.evaluation import online
 from mapet.evaluation.online import OnlineProbe, probe_parts
 from mapet.evaluation.presets import protocol_of
-from mapet.runtime.run_directory import RunDirectory
+from mapet.pretraining.pretrain import pretrain
+from mapet.pretraining.training import PreTraining
 from mapet.token_store.read import TokenStore
-from mapet.training.monitor import Moment, Monitor
-from mapet.training.pretrain import pretrain
-from mapet.training.trainer import Trainer
-from tests.training.tiny import (
+from tests.tiny import (
     LOCATION,
     TinyImages,
     assert_equal_weights,
-    tiny_objective,
     tiny_settings,
-    tiny_source,
     tiny_store,
+    tiny_trainer,
     weights_of,
 )
 
@@ -35,16 +32,15 @@ def store(tmp_path_factory) -> TokenStore:
     return tiny_store(tmp_path_factory.mktemp("tiny") / "store")
 
 
-def probed(path: Path, store: TokenStore, *, monitors: bool = True, **changes) -> Trainer:
+def probed(path: Path, store: TokenStore, *, monitors: bool = True, **changes) -> PreTraining:
     settings = tiny_settings(**({"mechanics__probe_every": 1.0, "training__drop_path": 0.2} | changes))
     watching = (
         [OnlineProbe(settings, [protocol_of("knn"), protocol_of("linear", {"min_steps": 5, "epochs": 5})])] if monitors else []
     )
-    objective = tiny_objective(settings)
-    return Trainer(objective, tiny_source(), store, settings, RunDirectory(path), torch.device("cpu"), monitors=watching)
+    return tiny_trainer(path, store, settings, monitors=watching)
 
 
-def figures(trainer: Trainer) -> dict[int, list[float]]:
+def figures(trainer: PreTraining) -> dict[int, list[float]]:
     entries = trainer.run_directory.read_metrics()
     return {entry["step"]: [entry["online/knn"], entry["online/linear"]] for entry in entries if "online/knn" in entry}
 
@@ -96,14 +92,14 @@ def test_f21_a_probe_that_was_due_when_a_run_stopped_is_not_forgotten(tmp_path: 
 def test_the_backbone_is_judged_as_it_stands(tmp_path: Path, store) -> None:
     """Dark and bright images: features that tell them apart give 100 %, features that are all the same do not."""
     trainer = probed(tmp_path, store)
-    [probe] = trainer.monitors[1:]
-    probe.begin(trainer)
-    moment = Moment(12, 1e-3, {})
-    told = probe.observe(moment).scalars
+    [probe] = trainer.monitors
+    probe.begin(trainer.context())
+    point = LogPoint(12, 1e-3, {})
+    told = probe.observe(point).scalars
     for parameter in trainer.objective.backbone.parameters():
         parameter.data.zero_()
-    probe.begin(trainer)
-    blind = probe.observe(moment).scalars
+    probe.begin(trainer.context())
+    blind = probe.observe(point).scalars
     assert told["online/linear"] == 1
     assert blind["online/linear"] in (np.mean(probe.held_out.labels == 0), np.mean(probe.held_out.labels == 1))
     assert all(parameter.requires_grad for parameter in trainer.objective.backbone.parameters())

@@ -22,7 +22,7 @@ from mapet.runtime.run_directory import RunDirectory
 from mapet.token_store.build import build_store
 from mapet.token_store.read import TokenStore
 from tests.data.images import write_images
-from tests.training.tiny import LOCATION, VOCAB, tiny_tokenizer
+from tests.tiny import LOCATION, VOCAB, tiny_tokenizer
 
 CPU = torch.device("cpu")
 QUICK = TokenClassification(width=16, epochs=1, min_steps=100, batch_size=64, lr=0.01, weight_decay=0.0)

@@ -17,10 +17,11 @@ from pathlib import Path
 
 import torch
 
+from mapet.engine import checkpoint
 from mapet.errors import MapetError
+from mapet.pretraining import pretrain, step
 from mapet.runtime import files
-from mapet.training import checkpoint, pretrain, step
-from tests.training.tiny import LOCATION, tiny_settings, tiny_tokenizer
+from tests.tiny import LOCATION, tiny_settings, tiny_tokenizer
 
 STEPS = 20
 SLOWER = 0.01

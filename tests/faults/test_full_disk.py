@@ -14,14 +14,14 @@ from mapet.errors import StorageError
 from mapet.models.export import export
 from mapet.models.opened import open_backbone
 from mapet.models.saved import save_backbone
+from mapet.pretraining.pretrain import backbone_recipe
 from mapet.runtime import tensors
 from mapet.tokenizers.clustering.state import State, StateFile
 from mapet.tokenizers.feature_kmeans import FeatureKMeans
 from mapet.tokenizers.features.base import FeatureExtractor, create_features
 from mapet.tokenizers.vq_kd.state import save_state
 from mapet.tokenizers.vq_kd.teacher import fit_teacher
-from mapet.training.pretrain import backbone_recipe
-from tests.training.tiny import tiny_settings, tiny_source
+from tests.tiny import tiny_settings, tiny_source
 
 
 def backbone(path: Path) -> None:

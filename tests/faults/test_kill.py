@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from tests.command import ROOT, environment
 from tests.faults.killed_runs import STEPS
-from tests.training.tiny import LOCATION, assert_equal_weights, tiny_tokenizer, tiny_values
+from tests.tiny import LOCATION, assert_equal_weights, tiny_tokenizer, tiny_values
 
 TIMINGS = ("images_per_second", "waiting", "seconds")
 

@@ -20,6 +20,7 @@ from mapet.config.recipes import parse_options, recipe_text
 from mapet.data.decode import decode_image
 from mapet.data.loader import UnreadableImages
 from mapet.data.sources import open_source
+from mapet.engine.checkpoint import newest_checkpoint, save_checkpoint
 from mapet.errors import UnreadableImageError
 from mapet.evaluation.segmentation.masks import read_ids
 from mapet.models.archive import state_dict_of
@@ -33,7 +34,6 @@ from mapet.tokenizers.feature_kmeans import FeatureKMeans
 from mapet.tokenizers.features.base import create_features
 from mapet.tokenizers.load import load_tokenizer
 from mapet.tokenizers.random_projection import RandomProjection
-from mapet.training.checkpoint import newest_checkpoint, save_checkpoint
 from tests.data.containers import Labelled, in_csv, in_parquet, in_tar
 from tests.fuzz.mutations import damage_bytes, damage_json, damage_text, damage_zipped_pickle
 from tests.report.conftest import TINY, result
@@ -163,7 +163,7 @@ def _make_checkpoint(folder: Path) -> None:
 
 def _make_run(folder: Path) -> None:
     """A run of three steps, made once, with an evaluation."""
-    from mapet.training.pretrain import pretrain
+    from mapet.pretraining.pretrain import pretrain
 
     pretrain("digits", load_recipe("digits", TINY), folder / "run")
     shutil.rmtree(folder / "run" / "tensorboard")

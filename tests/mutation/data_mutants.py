@@ -46,7 +46,7 @@ MUTANTS = [
         "data/crops.py",
         "return epoch % self.count if self.count else epoch",
         "return min(epoch, self.count - 1) if self.count else epoch",
-        "training/test_training_views.py::test_views_come_by_in_turn",
+        "pretraining/test_training_views.py::test_views_come_by_in_turn",
     ),
     (
         "crop/one-for-all-images",

@@ -257,10 +257,10 @@ MUTANTS = [
     (
         "average-of-weights/a-step-behind",
         "evaluation/finetuning/training.py",
-        "        sums = self.step(images.to(device, non_blocking=True), labels.to(device, non_blocking=True), step, rate)\n"
+        "        sums = self.step(images.to(device, non_blocking=True), labels.to(device, non_blocking=True), step, lr)\n"
         "        if self.ema is not None:\n            self.ema.update(self.model)\n",
         "        if self.ema is not None:\n            self.ema.update(self.model)\n"
-        "        sums = self.step(images.to(device, non_blocking=True), labels.to(device, non_blocking=True), step, rate)\n",
+        "        sums = self.step(images.to(device, non_blocking=True), labels.to(device, non_blocking=True), step, lr)\n",
         f"{_TUNING}::test_the_average_of_the_weights_follows_every_step",
     ),
     (
@@ -279,9 +279,9 @@ MUTANTS = [
     ),
     (
         "clipping/the-number-and-not-the-gradient",
-        "evaluation/finetuning/step.py",
-        "torch.nn.utils.clip_grads_with_norm_(self._parameters, self.settings.clip_norm, norm)",
-        "norm = norm.clamp(max=self.settings.clip_norm)",
+        "engine/step.py",
+        "torch.nn.utils.clip_grads_with_norm_(self.parameters(), clip_norm, norm)",
+        "norm = norm.clamp(max=clip_norm)",
         _STEP,
     ),
     (
@@ -321,10 +321,10 @@ MUTANTS = [
     ),
     (
         "mean-and-deviation/vital-signs-by-imagenet",
-        "training/vital_batch.py",
+        "health/fixed_batch.py",
         "/ 255, settings.training.mean, settings.training.std)",
         "/ 255)",
-        "training/test_vital_signs.py::test_ranks_are_those_of_the_features_of_timm",
+        "health/test_signs.py::test_ranks_are_those_of_the_features_of_timm",
     ),
     (
         "mean-and-deviation/features-for-tokens-not-at-all",
@@ -335,16 +335,16 @@ MUTANTS = [
     ),
     (
         "log/loss-of-the-last-step-for-the-window",
-        "training/log.py",
-        '"loss": float(torch.stack([sums.loss for sums in self.steps]).sum()) / max(1, targets)',
-        '"loss": float(self.steps[-1].loss / self.steps[-1].targets.clamp(min=1))',
-        "training/test_trainer.py::test_an_entry_is_the_mean_over_its_window",
+        "engine/log.py",
+        '"loss": float(torch.stack([each.loss for each in sums]).sum()) / max(1, targets)',
+        '"loss": float(sums[-1].loss / sums[-1].targets.clamp(min=1))',
+        "pretraining/test_training.py::test_an_entry_is_the_mean_over_its_window",
     ),
     (
         "vital-signs/gain-with-each-image-among-the-others",
-        "training/vital_batch.py",
+        "health/fixed_batch.py",
         "(self.costs.sum() - np.trace(self.costs)) / (images * (images - 1)) - own",
         "self.costs.mean() - own",
-        "training/test_vital_signs.py::test_the_gain_is_none_without_a_tie_between_predictions_and_image",
+        "health/test_signs.py::test_the_gain_is_none_without_a_tie_between_predictions_and_image",
     ),
 ]

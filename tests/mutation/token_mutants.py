@@ -4,7 +4,7 @@ from __future__ import annotations
 
 _KMEANS = "tokenizers/clustering/test_kmeans.py"
 _FILES = "runtime/test_files.py"
-_RESUME = "training/test_training_views.py::test_a_run_stopped_within_an_epoch_continues_bitwise"
+_RESUME = "pretraining/test_training_views.py::test_a_run_stopped_within_an_epoch_continues_bitwise"
 
 MUTANTS = [
     (
@@ -108,10 +108,10 @@ MUTANTS = [
     ),
     (
         "store/tokens-of-another-view-than-shown",
-        "training/trainer.py",
-        "self.store.lookup(loaded.keys, loaded.crops[0])",
-        "self.store.lookup(loaded.keys, 0)",
-        "training/test_training_views.py::test_the_objective_sees_exactly_the_crop_whose_tokens_it_gets",
+        "token_store/token_source.py",
+        "self.store.lookup(batch.keys, batch.crops[0])",
+        "self.store.lookup(batch.keys, 0)",
+        "pretraining/test_training_views.py::test_the_objective_sees_exactly_the_crop_whose_tokens_it_gets",
     ),
     (
         "store/key-of-a-part-of-the-file",
@@ -122,38 +122,38 @@ MUTANTS = [
     ),
     (
         "resume/order-from-the-start",
-        "training/trainer.py",
+        "pretraining/training.py",
         "settings.training.batch_size, settings.seed, self.first_step, self.total_steps)",
         "settings.training.batch_size, settings.seed, 0, self.total_steps - self.first_step)",
         _RESUME,
     ),
     (
         "resume/moments-are-lost",
-        "training/checkpoint.py",
+        "engine/checkpoint.py",
         'optimizer.load_state_dict({"state": state,',
         'optimizer.load_state_dict({"state": {},',
         _RESUME,
     ),
     (
         "resume/a-step-taken-twice",
-        "training/trainer.py",
-        "return checkpoint.step\n",
-        "return checkpoint.step - 1\n",
+        "engine/loop.py",
+        "step, self._window = checkpoint.step,",
+        "step, self._window = checkpoint.step - 1,",
         _RESUME,
     ),
     (
         "checksum/only-the-weights",
-        "training/checkpoint.py",
+        "engine/checkpoint.py",
         'for name, expected in header["sha256"].items():',
         'for name, expected in [*header["sha256"].items()][:1]:',
-        "training/test_checkpoint.py::test_a_damaged_checkpoint_is_named_and_the_one_before_used",
+        "engine/test_checkpoint.py::test_a_damaged_checkpoint_is_named_and_the_one_before_used",
     ),
     (
         "checksum/not-of-the-header",
         "runtime/json_files.py",
         "values.get(SEAL) != _digest(entries)",
         "not values.get(SEAL)",
-        "training/test_checkpoint.py::test_no_byte_of_the_header_can_change_unnoticed",
+        "engine/test_checkpoint.py::test_no_byte_of_the_header_can_change_unnoticed",
     ),
     (
         "checksum/of-the-store-only-the-keys",

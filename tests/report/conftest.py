@@ -8,10 +8,10 @@ import pytest
 
 from mapet.config import load_recipe
 from mapet.evaluation.protocol import Result
+from mapet.pretraining.pretrain import pretrain
 from mapet.report import drawing, gallery
 from mapet.runtime.files import write_json
 from mapet.runtime.run_directory import RunDirectory
-from mapet.training.pretrain import pretrain
 
 TINY = [
     "backbone.options={patch_size: 4, embed_dim: 16, depth: 1, num_heads: 1, init_values: 0.1, num_classes: 0}",

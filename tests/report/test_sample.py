@@ -13,6 +13,7 @@ from mapet.data.decode import decode_image
 from mapet.data.sources import open_source, sample_key
 from mapet.data.views import Rendering
 from mapet.errors import DataError, NotThereError
+from mapet.pretraining.pretrain import pretrain
 from mapet.report.html import write_report
 from mapet.report.reading import ReportedRun
 from mapet.runtime.files import write_json
@@ -20,7 +21,6 @@ from mapet.runtime.run_directory import RunDirectory
 from mapet.token_store.read import TokenStore
 from mapet.tokenizers.base import Tokenizer
 from mapet.tokenizers.load import load_tokenizer
-from mapet.training.pretrain import pretrain
 from tests.report.conftest import TINY
 
 

@@ -4,11 +4,11 @@ import json
 
 import pytest
 
+from mapet.engine.warnings import warnings_file
 from mapet.errors import NotThereError
 from mapet.report.curves import curves
 from mapet.report.reading import ReportedRun
 from mapet.report.vitals import vital_figures, warning_texts
-from mapet.training.monitor import warnings_file
 
 SIGNS = {
     "bits_gained": 1.5,

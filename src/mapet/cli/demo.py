@@ -18,10 +18,10 @@ def demo(
     from mapet.evaluation.evaluate import evaluate
     from mapet.evaluation.probes.knn import KNN
     from mapet.evaluation.probes.linear import LinearProbe
+    from mapet.pretraining.pretrain import pretrain
     from mapet.report.html import write_report
     from mapet.runtime.device import choose_device
     from mapet.runtime.progress import format_seconds, say
-    from mapet.training.pretrain import pretrain
 
     began = time.monotonic()
     say("1/3  Pre-training a small ViT on 1,437 handwritten digits, without their labels")

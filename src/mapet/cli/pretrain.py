@@ -31,8 +31,8 @@ def pretrain(
     Fits a tokenizer and tokenises first where nothing is there yet. The same command continues an interrupted run exactly.
     """
     from mapet.config import load_recipe
-    from mapet.training.monitor import read_warnings, standing_warnings, warnings_file
-    from mapet.training.pretrain import pretrain as run_pretraining
+    from mapet.engine.warnings import read_warnings, standing_warnings, warnings_file
+    from mapet.pretraining.pretrain import pretrain as run_pretraining
 
     overrides = [*(set_ or [])]
     if max_unreadable is not None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -19,24 +18,22 @@ from torch import Tensor
 from mapet.config.settings import PretrainSettings
 from mapet.data.loader import UnreadableImages
 from mapet.data.sources import ImageSource, subset
+from mapet.engine.callbacks import LogPoint, Monitor, Observation
 from mapet.errors import DataError, MapetError
 from mapet.evaluation.presets import protocol_of
 from mapet.evaluation.protocol import Protocol
 from mapet.evaluation.subject import Subject, check_labels
+from mapet.health.context import PretrainContext
+from mapet.pretraining.pretrain import backbone_recipe
 from mapet.runtime.progress import format_seconds, say
 from mapet.runtime.seeding import seeded_globally
 from mapet.token_store.keys import image_keys
-from mapet.training.monitor import Moment, Monitor, Observation
-from mapet.training.pretrain import backbone_recipe
-
-if TYPE_CHECKING:
-    from mapet.training.trainer import Trainer
 
 PROBED_IMAGES = 2000
 HELD_OUT_SHARE = 0.2
 
 
-class OnlineProbe(Monitor):
+class OnlineProbe(Monitor[PretrainContext]):
     """Judges the backbone every `mechanics.probe_every` epochs, at the first log point then, and at the end.
 
     Args:
@@ -60,28 +57,28 @@ class OnlineProbe(Monitor):
         except DataError as error:
             raise DataError(f"{error} Or leave out --probe-every: the pre-training itself needs no labels.") from None
 
-    def begin(self, trainer: Trainer) -> None:
+    def begin(self, run: PretrainContext) -> None:
         """Chooses the images."""
-        self.trainer, self._last = trainer, trainer.first_step
-        self._period = max(1, round((self.settings.mechanics.probe_every or 1) * trainer.steps_per_epoch))
-        self.train, self.held_out = probe_parts(trainer.source)
+        self.run, self._last = run, run.first_step
+        self._period = max(1, round((self.settings.mechanics.probe_every or 1) * run.steps_per_epoch))
+        self.train, self.held_out = probe_parts(run.source)
 
-    def observe(self, moment: Moment) -> Observation:
+    def observe(self, point: LogPoint) -> Observation:
         """Top-1 of every protocol, 0 to 1, and the seconds that it took, where a probe is due."""
-        due = moment.step // self._period > self._last // self._period or moment.step == self.trainer.total_steps
-        self._last = moment.step
+        due = point.step // self._period > self._last // self._period or point.step == self.run.total_steps
+        self._last = point.step
         if not due:
             return Observation()
         began = time.perf_counter()
         try:
-            figures = self._judge(moment.step)
+            figures = self._judge(point.step)
         except MapetError as error:
-            say(f"No probe at step {moment.step}: {error}")
+            say(f"No probe at step {point.step}: {error}")
             return Observation()
         seconds = time.perf_counter() - began
         told = ", ".join(f"{name} {100 * figure:.1f} %" for name, figure in figures.items())
         say(
-            f"Probe at step {moment.step}: {told} of {len(self.held_out)} held-out training images, {len(self.train)} to learn "
+            f"Probe at step {point.step}: {told} of {len(self.held_out)} held-out training images, {len(self.train)} to learn "
             f"from, {format_seconds(seconds)}."
         )
         return Observation({**{f"online/{name}": figure for name, figure in figures.items()}, "online/seconds": seconds})
@@ -95,7 +92,7 @@ class OnlineProbe(Monitor):
         self._last = int(state["last"])
 
     def _judge(self, step: int) -> dict[str, float]:
-        backbone = copy.deepcopy(self.trainer.objective.backbone)
+        backbone = copy.deepcopy(self.run.objective.backbone)
         backbone.set_grad_checkpointing(False)
         subject = Subject(
             f"step {step}",
@@ -103,7 +100,7 @@ class OnlineProbe(Monitor):
             backbone_recipe(self.settings),
             self.train,
             self.held_out,
-            device=self.trainer.device,
+            device=self.run.device,
             workers=self.settings.mechanics.workers,
             unreadable=UnreadableImages(len(self.train) + len(self.held_out)),
         )

@@ -12,10 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mapet.compat import param_groups_weight_decay  # pyright: ignore[reportPrivateImportUsage]
 from mapet.errors import ModelError
 
-UNDECAYED = ("pos_embed", "cls_token", "reg_token")
 _SPLIT_PROJECTION = re.compile(r"(?P<attention>.*\.attn)\.q\.(?P<kind>weight|bias)")
 
 
@@ -53,12 +51,6 @@ def init_linears(module: nn.Module) -> None:
             nn.init.trunc_normal_(part.weight, std=0.02)
             if part.bias is not None:
                 nn.init.zeros_(part.bias)
-
-
-def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Parameters for an optimizer: no weight decay on vectors, biases, positions, class tokens and registers."""
-    undecayed = [name for name, _ in model.named_parameters() if name.rpartition(".")[2] in UNDECAYED]
-    return param_groups_weight_decay(model, weight_decay, no_weight_decay_list=undecayed)
 
 
 def load_strictly(

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mapet.errors import MapetError
+from mapet.health.accuracy_band import band_of, stride
+from mapet.health.token_floor import count_all, floor_of
 from mapet.report.drawing import RUN_COLORS, SOFT, Picture, canvas, short
 from mapet.report.reading import ReportedRun, entropy
 from mapet.token_store.read import TokenStore
-from mapet.training.vital_band import band_of, stride
-from mapet.training.vital_floor import count_all, floor_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

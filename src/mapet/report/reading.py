@@ -18,6 +18,7 @@ from pydantic import TypeAdapter
 from mapet.config.recipes import refuse_foreign_names
 from mapet.config.settings import PretrainSettings, parse_settings
 from mapet.data.sources import recorded_location
+from mapet.engine.warnings import warning_lines
 from mapet.errors import CheckpointError, NotThereError
 from mapet.evaluation.outcomes import SUFFIX, Outcomes, load_outcomes
 from mapet.evaluation.protocol import Result
@@ -30,7 +31,6 @@ from mapet.token_store.read import TokenStore
 from mapet.tokenizers.base import Tokenizer
 from mapet.tokenizers.judging import information
 from mapet.tokenizers.load import load_tokenizer
-from mapet.training.monitor import warning_lines
 
 _RESULT = TypeAdapter(Result)
 _OBJECTIVES = {"mapet": "MaPeT", "pim": "PIM", "mim": "MIM"}
@@ -187,7 +187,7 @@ class ReportedRun:
     @cached_property
     def objective(self) -> Objective:
         """The objective in evaluation mode, as it was before training."""
-        from mapet.training.pretrain import backbone_recipe, build_objective
+        from mapet.pretraining.pretrain import backbone_recipe, build_objective
 
         objective = build_objective(self.settings, backbone_recipe(self.settings).build())
         objective.backbone.set_grad_checkpointing(False)
@@ -203,9 +203,9 @@ class ReportedRun:
             NotThereError: There is no checkpoint.
             CheckpointError: Every checkpoint is damaged.
         """
+        from mapet.engine.checkpoint import newest_checkpoint
         from mapet.models.weights import load_strictly
         from mapet.runtime.tensors import load_tensors
-        from mapet.training.checkpoint import newest_checkpoint
 
         checkpoint = newest_checkpoint(self.run.checkpoints)
         if checkpoint is None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from mapet.engine.warnings import read_warnings
 from mapet.errors import NotThereError
+from mapet.health.rules import LARGE_UPDATE, SMALL_UPDATE
 from mapet.report.drawing import RUN_COLORS, SOFT, Picture, canvas, short, slug
 from mapet.report.page import text
 from mapet.report.reading import ReportedRun
-from mapet.training.monitor import read_warnings
-from mapet.training.vital_rules import LARGE_UPDATE, SMALL_UPDATE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -144,6 +144,11 @@ def gather_rows(tensor: Tensor) -> Tensor:
     return torch.cat([rows[:length] for rows, length in zip(received, lengths, strict=True)])
 
 
+def any_process(flag: bool) -> bool:
+    """Whether `flag` is set in any process, the same answer in all of them; nothing is exchanged where there is only one."""
+    return bool(all_sum_(torch.tensor(int(flag)))) if _connected() else flag
+
+
 def gather_numbers(number: int) -> list[int]:
     """The `number` of every process, in the order of their ranks."""
     numbers = torch.zeros(this_process().world if _connected() else 1, dtype=torch.int64)

@@ -13,7 +13,7 @@ from mapet.data.views import IMAGENET_MEAN, IMAGENET_STD
 from mapet.evaluation.finetuning.protocol import FineTune
 from mapet.evaluation.subject import Subject
 from mapet.models.saved import BackboneRecipe
-from tests.training.tiny import LOCATION
+from tests.tiny import LOCATION
 
 CPU = torch.device("cpu")
 OPTIONS = {"patch_size": 4, "embed_dim": 24, "depth": 2, "num_heads": 2, "init_values": 0.1, "num_classes": 0, "img_size": 16}

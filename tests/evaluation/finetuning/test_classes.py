@@ -11,7 +11,7 @@ from mapet.errors import DataError
 from mapet.evaluation.classes import check_complete, check_same_classes
 from mapet.evaluation.finetuning.protocol import FineTune
 from tests.data.images import write_images
-from tests.training.tiny import LOCATION, TinyImages
+from tests.tiny import LOCATION, TinyImages
 
 
 def folder_with(path: Path, train: str, val: str) -> str:

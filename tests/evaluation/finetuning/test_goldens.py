@@ -12,13 +12,12 @@ from torch.nn.functional import cross_entropy
 
 from mapet.compat import VisionTransformer, timm
 from mapet.data.views import IMAGENET_MEAN, IMAGENET_STD
+from mapet.engine.optimizer import adamw, layer_groups
+from mapet.engine.schedule import cosine
 from mapet.evaluation.finetuning.classifier import classifier_recipe, init_head, transfer
 from mapet.evaluation.finetuning.protocol import FineTune
-from mapet.evaluation.finetuning.training import make_optimizer
-from mapet.evaluation.supervised.optim import parameter_groups
 from mapet.models.saved import BackboneRecipe
 from mapet.models.weights import join_qkv, load_strictly
-from mapet.training.optim import learning_rate
 from tests.golden import load_golden, with_prefix
 
 POOLS = {"avg": "mean", "token": "cls"}
@@ -100,7 +99,7 @@ def test_parameter_groups_are_those_of_beit(kind: str) -> None:
     facts, tensors = load_golden(BEIT)
     expected = facts["param_groups"][kind]
     model = beit_of(kind, facts, tensors)
-    groups = parameter_groups(model, facts["config"]["depth"], expected["layer_decay"], expected["weight_decay"])
+    groups = layer_groups(model, facts["config"]["depth"], expected["layer_decay"], expected["weight_decay"])
     assert described(groups, model) == {
         (round(group["lr_scale"], 12), group["weight_decay"]): sorted(group["names"]) for group in expected["groups"]
     }
@@ -119,7 +118,7 @@ def test_parameter_groups_of_a_plain_vit_are_the_same() -> None:
     expected = facts["param_groups"]["meanpool_abs"]
     config = facts["config"] | {"patch_size": 16, "init_values": None}
     model = classifier_of(config, FineTune())
-    groups = described(parameter_groups(model, config["depth"], expected["layer_decay"], expected["weight_decay"]), model)
+    groups = described(layer_groups(model, config["depth"], expected["layer_decay"], expected["weight_decay"]), model)
     assert len(groups) == len(expected["groups"])
     for group in expected["groups"]:
         names = [
@@ -132,7 +131,8 @@ def test_without_layer_decay_all_layers_have_one_rate() -> None:
     facts, _ = load_golden("mapet/finetune_tiny_avg_a")
     settings = FineTune(layer_decay=None, weight_decay=0.3)
     model = classifier_of(facts["config"], settings)
-    optimizer = make_optimizer(model, facts["config"]["depth"], settings)
+    groups = layer_groups(model, facts["config"]["depth"], settings.layer_decay, settings.weight_decay)
+    optimizer = adamw(groups, settings.betas, settings.eps)
     assert sorted((group["lr_scale"], group["weight_decay"]) for group in optimizer.param_groups) == [(1.0, 0.0), (1.0, 0.3)]
     assert sum(len(group["params"]) for group in optimizer.param_groups) == len([*model.parameters()])
 
@@ -143,8 +143,7 @@ def test_the_cosine_is_that_of_beit(name: str) -> None:
     config, expected = facts["sched"][name], tensors[f"sched.{name}"].numpy()
     warmup, total = config.get("warmup_epochs", 0) * config["niter_per_ep"], config["epochs"] * config["niter_per_ep"]
     lr, last = config["base_value"], config["final_value"]
-    settings = FineTune(epochs=config["epochs"], lr=lr, min_lr=last, warmup_lr=0, warmup_epochs=0)
-    found = np.array([learning_rate(step, total, warmup, settings.schedule) for step in range(total)])
+    found = np.array([cosine(step, total, warmup, lr=lr, min_lr=last, warmup_lr=0) for step in range(total)])
     np.testing.assert_allclose(found[warmup:], expected[warmup:], rtol=1e-12)
     if warmup:  # theirs reaches the peak one step early and stays there for two; ours rises evenly to the first step behind it
         np.testing.assert_allclose(expected[:warmup], lr * np.arange(warmup) / (warmup - 1), rtol=1e-12)

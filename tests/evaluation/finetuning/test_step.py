@@ -10,12 +10,12 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, log_softmax, one_hot
 
 from mapet.data.views import normalise
+from mapet.engine.optimizer import adamw, layer_groups
 from mapet.evaluation.finetuning.classifier import build_classifier
 from mapet.evaluation.finetuning.protocol import FineTune
 from mapet.evaluation.finetuning.step import FineTuneStep
-from mapet.evaluation.finetuning.training import make_optimizer
 from tests.evaluation.finetuning.subjects import CPU, quick, tiny_subject
-from tests.training.tiny import assert_equal_weights, weights_of
+from tests.tiny import assert_equal_weights, weights_of
 
 IMAGES = torch.randint(0, 256, (8, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 LABELS = torch.tensor([0, 1, 1, 0, 1, 0, 0, 1])
@@ -23,7 +23,8 @@ LABELS = torch.tensor([0, 1, 1, 0, 1, 0, 0, 1])
 
 def step_of(settings: FineTune) -> FineTuneStep:
     model, recipe, _ = build_classifier(tiny_subject(), settings)
-    return FineTuneStep(model.train(), make_optimizer(model, 2, settings), settings, recipe, CPU)
+    groups = layer_groups(model, 2, settings.layer_decay, settings.weight_decay)
+    return FineTuneStep(model.train(), adamw(groups, settings.betas, settings.eps), settings, recipe, CPU)
 
 
 def normalised(step: FineTuneStep, images: Tensor = IMAGES) -> Tensor:

@@ -7,13 +7,14 @@ import signal
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
 from mapet.data.augmentation import TrainingView
+from mapet.engine.checkpoint import newest_checkpoint
+from mapet.engine.loop import LoopSettings
 from mapet.errors import (
     CheckpointError,
     InterruptedRunError,
@@ -28,24 +29,11 @@ from mapet.evaluation.finetuning.judging import judge_models
 from mapet.evaluation.finetuning.training import AugmentedImages, FineTuning
 from mapet.evaluation.presets import protocol_of
 from mapet.evaluation.protocol import Findings
-from mapet.evaluation.supervised import training as loop
 from mapet.models.opened import OpenedBackbone
 from mapet.models.positions import with_own_tables
 from mapet.models.saved import load_backbone
-from mapet.training.checkpoint import newest_checkpoint
 from tests.evaluation.finetuning.subjects import CPU, EVERYTHING, OPTIONS, quick, tiny_recipe, tiny_subject
-from tests.training.tiny import LOCATION, assert_equal_weights, weights_of
-
-
-def at_step(tuning: FineTuning, number: int, action: Any) -> None:
-    take = tuning._take
-
-    def taking(step: int, *rest: Any) -> Any:
-        if step == number:
-            action()
-        return take(step, *rest)
-
-    tuning._take = taking
+from tests.tiny import LOCATION, assert_equal_weights, at_step, weights_of
 
 
 def told(tuning: FineTuning) -> list[tuple[Any, ...]]:
@@ -91,30 +79,34 @@ def test_without_a_folder_nothing_is_kept_and_the_figures_are_the_same(tmp_path:
 
 
 @pytest.mark.parametrize("how", ["signal", "killed"])
-def test_a_continued_fine_tuning_is_the_uninterrupted_one(tmp_path: Path, monkeypatch, how: str) -> None:
-    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 3)
-    monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=count().__next__))  # a checkpoint after every third step
+def test_a_continued_fine_tuning_is_the_uninterrupted_one(tmp_path: Path, how: str) -> None:
     settings = quick(**EVERYTHING)
-    whole, stopped = (FineTuning(tiny_subject(tmp_path / name), settings, tmp_path / name) for name in ("whole", "stopped"))
-    figures = whole.run()
+
+    def tuning(name: str) -> FineTuning:
+        """Writes a checkpoint after every third step."""
+        when, clock = LoopSettings(checkpoint_seconds=3), count().__next__
+        return FineTuning(tiny_subject(tmp_path / name), settings, tmp_path / name, when=when, clock=clock)
+
+    whole, stopped = tuning("whole"), tuning("stopped")
+    figures = whole.train_and_evaluate()
     if how == "signal":
         at_step(stopped, 6, lambda: os.kill(os.getpid(), signal.SIGTERM))
         with pytest.raises(InterruptedRunError, match=r"Stopped after step 7 of the fine-tuning\. The same command continues"):
-            stopped.run()
+            stopped.train_and_evaluate()
     else:
         at_step(stopped, 8, lambda: (_ for _ in ()).throw(MemoryError))
         with pytest.raises(MemoryError):
-            stopped.run()
-    again = FineTuning(tiny_subject(tmp_path / "stopped"), settings, tmp_path / "stopped")
+            stopped.train_and_evaluate()
+    again = tuning("stopped")
     assert again.first_step == (7 if how == "signal" else 6)
-    assert again.run() == figures
+    assert again.train_and_evaluate() == figures
     assert_equal_weights(weights_of(again.state), weights_of(whole.state))
     entries = told(whole)
     assert [entry[0] for entry in entries] == [5, 5, 10, 10]
     assert told(again) == entries  # F21
-    finished = FineTuning(tiny_subject(tmp_path / "stopped"), settings, tmp_path / "stopped")
-    monkeypatch.setattr(FineTuning, "load", None)
-    assert finished.run() == figures, "without another step"
+    finished = tuning("stopped")
+    finished.batches = None
+    assert finished.train_and_evaluate() == figures, "without another step"
 
 
 def test_workers_and_looks_change_nothing(tmp_path: Path) -> None:
@@ -127,13 +119,13 @@ def test_workers_and_looks_change_nothing(tmp_path: Path) -> None:
 
 def trained(folder: Path, settings: Any, workers: int) -> dict[str, torch.Tensor]:
     tuning = FineTuning(tiny_subject(workers=workers), settings, folder)
-    tuning.run()
+    tuning.train_and_evaluate()
     return weights_of(tuning.state)
 
 
 def test_the_average_of_the_weights_follows_every_step(tmp_path: Path) -> None:
     tuning = FineTuning(tiny_subject(), quick(ema=0.8), tmp_path)
-    expected, take = weights_of(tuning.model), tuning._take
+    expected, take = weights_of(tuning.model), tuning.training_step
 
     def taking(*arguments: Any) -> Any:
         sums = take(*arguments)
@@ -141,8 +133,8 @@ def test_the_average_of_the_weights_follows_every_step(tmp_path: Path) -> None:
             expected[name] = 0.8 * expected[name] + 0.2 * value
         return sums
 
-    tuning._take = taking
-    tuning.run()
+    tuning.training_step = taking
+    tuning.train_and_evaluate()
     torch.testing.assert_close(dict(tuning.ema.module.state_dict()), expected, rtol=1e-5, atol=1e-7)
     assert not torch.equal(expected["head.weight"], tuning.model.head.weight)
 
@@ -166,11 +158,10 @@ def test_the_figure_is_that_of_the_last_look_not_of_the_best(tmp_path: Path, mon
     assert found.details["top1_by_epoch"] == [[1.0, 0.9], [2.0, 0.4], [3.0, 0.6]]
 
 
-def test_the_rate_rises_and_falls_step_by_step(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(loop, "LOG_EVERY", 1)
+def test_the_rate_rises_and_falls_step_by_step(tmp_path: Path) -> None:
     settings = quick(epochs=4, warmup_epochs=1, lr=1e-3, min_lr=1e-5, warmup_lr=1e-6)
-    tuning = FineTuning(tiny_subject(tmp_path), settings, tmp_path)
-    tuning.run()
+    tuning = FineTuning(tiny_subject(tmp_path), settings, tmp_path, when=LoopSettings(log_every=1))
+    tuning.train_and_evaluate()
     rates = [entry[2] for entry in told(tuning) if entry[2] is not None]
     warmup = [1e-6 + (1e-3 - 1e-6) * step / 5 for step in range(5)]
     cosine = [1e-5 + (1e-3 - 1e-5) * 0.5 * (1 + math.cos(math.pi * step / 15)) for step in range(15)]
@@ -188,7 +179,7 @@ def test_few_images_are_passed_over_more_often_with_a_longer_warmup(tmp_path: Pa
 
 def test_fewer_images_than_a_batch_are_one_batch(tmp_path: Path) -> None:
     tuning = FineTuning(tiny_subject(), quick(batch_size=64, epochs=2), tmp_path)
-    tuning.run()
+    tuning.train_and_evaluate()
     assert tuning.total_steps == 2
     assert quick(batch_size=64, epochs=2).note(40) == "40 images are fewer than a batch of 64, and are one batch."
     assert quick(batch_size=40, epochs=2).note(40) == ""
@@ -207,7 +198,7 @@ def test_from_scratch_nothing_of_the_backbone_is_used(tmp_path: Path, capsys) ->
     first, second = (FineTuning(subject, settings, tmp_path / str(number)) for number, subject in enumerate(subjects))
     other = FineTuning(trained, quick(), tmp_path / "other")
     for tuning in (first, second, other):
-        tuning.run()
+        tuning.train_and_evaluate()
     assert_equal_weights(weights_of(first.model), weights_of(second.model))
     assert not torch.equal(first.model.get_parameter("pos_embed"), other.model.get_parameter("pos_embed"))
     assert capsys.readouterr().err.count("Weights: all new, at random initialisation") == 2
@@ -230,7 +221,7 @@ def test_a_loss_that_is_not_finite_stops_before_anything_moves(tmp_path: Path) -
         tuning.model.get_parameter("pos_embed")[0, 3] = math.nan
     before = weights_of(tuning.model.head)
     with pytest.raises(NonFiniteLossError, match="not finite at step 0 of the fine-tuning"):
-        tuning.run()
+        tuning.train_and_evaluate()
     assert_equal_weights(before, weights_of(tuning.model.head))
     assert not (tmp_path / "model").exists()
     assert newest_checkpoint(tmp_path / "checkpoints") is None

@@ -13,7 +13,7 @@ from mapet.evaluation.finetuning.classifier import build_classifier
 from mapet.evaluation.finetuning.judging import judge_models
 from mapet.evaluation.finetuning.training import FineTuning
 from tests.evaluation.finetuning.subjects import quick, tiny_subject
-from tests.training.tiny import LOCATION, TinyImages, assert_equal_weights, weights_of
+from tests.tiny import LOCATION, TinyImages, assert_equal_weights, weights_of
 
 
 class Damaged(TinyImages):
@@ -85,7 +85,7 @@ def test_r14_a_batch_of_which_one_image_is_left_is_not_mixed(tmp_path: Path) -> 
     assert (len(inputs), targets.tolist()) == (1, [[0.0, 1.0]])
     nothing = LoadedBatch(images[:0], [], torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64), [])
     before = weights_of(tuning.model)
-    assert tuning.take(0, nothing, 1.0) is None
+    assert tuning.training_step(0, nothing, 1.0) is None
     assert_equal_weights(before, weights_of(tuning.model))
 
 

@@ -13,7 +13,7 @@ from mapet.evaluation.probes.attentive import AttentiveHead, AttentiveProbe, Tok
 from mapet.evaluation.probes.representations import patch_tokens
 from mapet.runtime.seeding import seeded_globally
 from tests.evaluation.planted import tiny_subject
-from tests.training.tiny import assert_equal_weights, weights_of
+from tests.tiny import assert_equal_weights, weights_of
 
 QUICK = AttentiveProbe(epochs=3, min_steps=1, batch_size=16, lr=3e-3)
 

@@ -17,7 +17,7 @@ from mapet.evaluation.probes.linear_fit import Normaliser
 from mapet.evaluation.probes.representations import describe_all, evaluation_view, every_layer, last_layer
 from mapet.evaluation.subject import Subject
 from tests.evaluation.planted import tiny_subject
-from tests.training.tiny import LOCATION, TinyImages
+from tests.tiny import LOCATION, TinyImages
 
 BEIT = LinearProbe(
     layers="every",

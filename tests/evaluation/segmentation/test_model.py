@@ -7,10 +7,10 @@ import torch
 from torch import nn
 
 from mapet.compat import timm
+from mapet.engine.optimizer import layer_groups, layer_of
+from mapet.engine.schedule import linear as learning_rate
 from mapet.errors import SettingsError
 from mapet.evaluation.segmentation.model import UperNet, at_crop_size, blocks_of_depth, check_blocks
-from mapet.evaluation.segmentation.schedule import learning_rate
-from mapet.evaluation.supervised.optim import layer_of, parameter_groups
 from tests.golden import GOLDENS
 
 
@@ -109,7 +109,7 @@ def test_layers_are_numbered_as_in_mmsegmentation() -> None:
 def test_learning_rates_fall_from_layer_to_layer_and_positions_are_not_decayed() -> None:
     model = UperNet(tiny(), 3, [0, 1, 2, 3], 8, 8)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    grouped = parameter_groups(model, 4, 0.5, 0.05)
+    grouped = layer_groups(model, 4, 0.5, 0.05)
     groups = {names[id(p)]: (group["lr_scale"], group["weight_decay"]) for group in grouped for p in group["params"]}
     assert len(groups) == len(names)
     assert groups["backbone.patch_embed.proj.weight"] == (0.5**5, 0.05)

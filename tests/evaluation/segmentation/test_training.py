@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from PIL import Image
 
 from mapet.data.loader import UnreadableImages, step_batches
 from mapet.data.views import IMAGENET_MEAN, IMAGENET_STD, normalise
+from mapet.engine.loop import LoopSettings
 from mapet.errors import CheckpointError, DataError, InterruptedRunError, NonFiniteLossError
 from mapet.evaluation.segmentation.augment import Augmentation
 from mapet.evaluation.segmentation.data import open_segmentation
@@ -18,9 +20,9 @@ from mapet.evaluation.segmentation.masks import PADDED
 from mapet.evaluation.segmentation.protocol import Segment
 from mapet.evaluation.segmentation.training import SegmentationTraining
 from mapet.evaluation.subject import Subject
-from mapet.evaluation.supervised import training as loop
 from mapet.models.saved import BackboneRecipe
 from tests.evaluation.segmentation.pictures import write_pair
+from tests.tiny import StopAfter
 
 OPTIONS = {"img_size": 16, "patch_size": 8, "embed_dim": 16, "depth": 4, "num_heads": 2, "num_classes": 0}
 RECIPE = BackboneRecipe("vit_tiny_patch16_224", OPTIONS, 16, IMAGENET_MEAN, IMAGENET_STD, seed=0)
@@ -31,7 +33,7 @@ SMALL = {
 
 
 def training_in(
-    folder: Path, pictures: Path, kept: bool = True, seed: int = 0, unreadable: int = 0, **settings
+    folder: Path, pictures: Path, kept: bool = True, seed: int = 0, unreadable: int = 0, loop: Any = None, **settings
 ) -> SegmentationTraining:
     train, test = open_segmentation(str(pictures))
     recipe = BackboneRecipe(RECIPE.name, RECIPE.options, 16, RECIPE.mean, RECIPE.std, seed)
@@ -39,36 +41,17 @@ def training_in(
         "tiny", recipe.build(), recipe, train, test, device=torch.device("cpu"), workers=0, unreadable=UnreadableImages(unreadable)
     )
     subject.folder = folder if kept else None
-    return SegmentationTraining(subject, train, Segment(**{**SMALL, **settings}), folder)
+    return SegmentationTraining(subject, train, Segment(**{**SMALL, **settings}), folder, **(loop or {}))
 
 
-class StopAfter:
-    """A signal that comes while some step is taken."""
-
-    def __init__(self, steps: int) -> None:
-        self.left = steps
-
-    def __enter__(self) -> StopAfter:
-        return self
-
-    def __exit__(self, *_: object) -> None: ...
-
-    @property
-    def requested(self) -> bool:
-        self.left -= 1
-        return self.left <= 0
-
-
-def test_an_interrupted_training_goes_on_exactly(tmp_path: Path, folder: Path, monkeypatch) -> None:
+def test_an_interrupted_training_goes_on_exactly(tmp_path: Path, folder: Path) -> None:
     whole = training_in(tmp_path / "whole", folder)
-    expected = whole.run().state_dict()
-    with monkeypatch.context() as patch:
-        patch.setattr(loop, "StopRequest", lambda: StopAfter(4))
-        with pytest.raises(InterruptedRunError, match=r"after step 4 .*same command continues"):
-            training_in(tmp_path / "cut", folder).run()
+    expected = whole.trained_model().state_dict()
+    with pytest.raises(InterruptedRunError, match=r"after step 4 .*same command continues"):
+        training_in(tmp_path / "cut", folder, loop={"stop": lambda: StopAfter(4)}).run()
     continued = training_in(tmp_path / "cut", folder)
     assert continued.first_step == 4
-    found = continued.run().state_dict()
+    found = continued.trained_model().state_dict()
     assert all(torch.equal(value, found[name]) for name, value in expected.items())
     lines = [training.run_directory.read_metrics() for training in (whole, continued)]
     assert [entry["step"] for entry in lines[0]] == [6]
@@ -76,22 +59,19 @@ def test_an_interrupted_training_goes_on_exactly(tmp_path: Path, folder: Path, m
     assert lines[0][0]["loss"] == lines[1][0]["loss"]  # F21
     again = training_in(tmp_path / "cut", folder)  # what is finished is not trained again
     assert again.first_step == 6
-    assert torch.equal(again.run().state_dict()["backbone.pos_embed"], expected["backbone.pos_embed"])
+    assert torch.equal(again.trained_model().state_dict()["backbone.pos_embed"], expected["backbone.pos_embed"])
 
 
-def test_checkpoints_come_every_few_minutes(tmp_path: Path, folder: Path, monkeypatch) -> None:
-    saved = []
-    monkeypatch.setattr(loop, "save_checkpoint", lambda folder, step, *rest, **_: saved.append(step))
-    training_in(tmp_path, folder).run()
-    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0.0)
-    training_in(tmp_path, folder, steps=3).run()
-    assert saved == [6, 1, 2, 3]
+def test_checkpoints_come_every_few_minutes(tmp_path: Path, folder: Path) -> None:
+    for name, seconds, kept in (("minutes", 300.0, [6]), ("always", 0.0, [1, 2, 3, 4, 5, 6])):
+        settings = LoopSettings(checkpoint_seconds=seconds, keep_checkpoints=9)
+        training_in(tmp_path / name, folder, loop={"when": settings}).run()
+        assert [int(path.name[5:]) for path in sorted((tmp_path / name / "checkpoints").iterdir())] == kept
 
 
-def test_nothing_is_kept_where_nothing_may_be(tmp_path: Path, folder: Path, monkeypatch) -> None:
-    monkeypatch.setattr(loop, "StopRequest", lambda: StopAfter(2))
+def test_nothing_is_kept_where_nothing_may_be(tmp_path: Path, folder: Path) -> None:
     with pytest.raises(InterruptedRunError, match=r"Nothing was kept: give --out"):
-        training_in(tmp_path, folder, kept=False).run()
+        training_in(tmp_path, folder, kept=False, loop={"stop": lambda: StopAfter(2)}).run()
     assert not (tmp_path / "checkpoints").exists()
 
 
@@ -202,7 +182,7 @@ def test_blocks_of_a_beit_learn_tables_of_their_own(tmp_path: Path, folder: Path
     parts = {"device": torch.device("cpu"), "workers": 0, "unreadable": UnreadableImages()}
     subject = Subject("beit", recipe.build(), recipe, train, test, **parts)
     subject.folder = tmp_path / "out"
-    model = SegmentationTraining(subject, train, Segment(**{**SMALL, "steps": 2}), tmp_path / "out").run()
+    model = SegmentationTraining(subject, train, Segment(**{**SMALL, "steps": 2}), tmp_path / "out").trained_model()
     first, last = (model.get_parameter(f"backbone.blocks.{n}.attn.relative_position_bias_table") for n in (0, 3))
     assert first.shape == (7 * 7 + 3, 2)
     assert not torch.equal(first, last)
@@ -226,10 +206,10 @@ def test_bf16_ends_with_the_logits(tmp_path: Path, folder: Path) -> None:
 def test_r14_a_batch_whose_pixels_are_all_ignored_is_no_step(tmp_path: Path, folder: Path) -> None:
     """R14: weights, and the means of batch norm, stay as they are."""
     training = training_in(tmp_path, folder)
-    batch = next(iter(training.load()))
+    batch = next(iter(training.batches()))
     before = {name: value.clone() for name, value in training.model.state_dict().items()}
     assert batch.labels is not None
     ignored = replace(batch, labels=torch.full_like(batch.labels, -1))
-    assert training.take(0, ignored, 1.0) is None
+    assert training.training_step(0, ignored, 1.0) is None
     assert all(torch.equal(value, before[name]) for name, value in training.model.state_dict().items())
-    assert training.take(0, batch, 1.0) is not None
+    assert training.training_step(0, batch, 1.0) is not None

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,17 +13,21 @@ import torch
 from safetensors.torch import load_file
 
 from mapet.data.loader import UnreadableImages
+from mapet.engine.callbacks import LogPoint
+from mapet.engine.checkpoint import newest_checkpoint
 from mapet.errors import CheckpointError, InterruptedRunError, ModelError, NonFiniteLossError, SettingsError, TokenizerError
 from mapet.models.saved import BackboneRecipe, save_backbone
 from mapet.runtime.run_directory import RunDirectory
+from mapet.runtime.tensors import write_tensors
 from mapet.tokenizers.load import load_tokenizer
 from mapet.tokenizers.vq_kd import step as vq_kd_step
 from mapet.tokenizers.vq_kd import training as vq_kd_training
-from mapet.tokenizers.vq_kd.log import TrainingLog
+from mapet.tokenizers.vq_kd.distillation import Distillation
 from mapet.tokenizers.vq_kd.settings import VQKDSettings
 from mapet.tokenizers.vq_kd.tokenizer import VQKD
 from mapet.tokenizers.vq_kd.training import train_vq_kd
-from tests.training.tiny import BATCH, IMAGES, TinyImages
+from mapet.tokenizers.vq_kd.use import CodebookUse
+from tests.tiny import BATCH, IMAGES, StopAfter, TinyImages
 
 ENCODER = {"patch_size": 4, "embed_dim": 24, "depth": 1, "num_heads": 2}
 SETTINGS = VQKDSettings(
@@ -80,11 +82,13 @@ def test_what_it_leaves(whole):
     assert tokenizer.fit_report["loss"] == entries[-1]["loss"]
     assert tokenizer.fit_report["usage_over_steps"] == 8
     assert sorted(file.name for file in (whole.parent / "tok.training").iterdir()) == [
+        "checkpoints",
         "config.json",
         "environment.json",
         "metrics.jsonl",
-        "state.safetensors",
         "teacher",
+        "tensorboard",
+        "unreadable.json",
     ]
 
 
@@ -121,8 +125,8 @@ def test_a_network_with_its_projection_as_teacher(tmp_path):
     options = {"pretrained": False, "projection": True}
     settings = replace(SETTINGS, teacher="vit_tiny_patch16_224", teacher_options=options, teacher_image_size=64, steps=2)
     train(tmp_path / "tok", settings)
-    weights = load_file(tmp_path / "tok.training" / "state.safetensors")
-    assert len(weights["model.decode_task_layer.2.weight"]) == 1000
+    weights = load_file(newest_checkpoint(tmp_path / "tok.training" / "checkpoints").path / "model.safetensors")
+    assert len(weights["decode_task_layer.2.weight"]) == 1000
 
 
 @pytest.mark.parametrize("steps", [2, 3, 5])
@@ -132,24 +136,20 @@ def test_an_interrupted_training_continues_bitwise(whole, tmp_path, steps):
     train(tmp_path / "tok")
     assert load_tokenizer(tmp_path / "tok").fingerprint == load_tokenizer(whole).fingerprint
     assert load_tokenizer(tmp_path / "tok").fit_report == load_tokenizer(whole).fit_report  # F21
-    one, other = ([{**line, "images_per_second": 0} for line in metrics(out)] for out in (whole, tmp_path / "tok"))
-    assert one == other
+    assert timeless(tmp_path / "tok") == timeless(whole)
+
+
+TIMES = ("images_per_second", "waiting", "seconds")
+
+
+def timeless(out: Path) -> list[dict[str, float]]:
+    return [{name: value for name, value in entry.items() if name not in TIMES} for entry in metrics(out)]
 
 
 def train_until(number: int, out: Path, **how) -> None:
-    """Trains, with Ctrl-C just before step `number` begins."""
-    move, moved = vq_kd_step.DistillationStep._move, []
-
-    def interrupted(step, rate):
-        moved.append(rate)
-        if len(moved) == number - 1:
-            os.kill(os.getpid(), signal.SIGINT)
-        move(step, rate)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(vq_kd_step.DistillationStep, "_move", interrupted)
-        with pytest.raises(InterruptedRunError, match=f"Stopped after step {number}"):
-            train(out, **how)
+    """Trains, with Ctrl-C while step `number` is taken."""
+    with pytest.raises(InterruptedRunError, match=f"Stopped after step {number} of the VQ-KD training"):
+        train(out, stop=lambda: StopAfter(number), **how)
 
 
 def test_a_finished_training_is_not_repeated(whole, monkeypatch):
@@ -203,57 +203,62 @@ def test_a_killed_training_continues_bitwise(whole, tmp_path):
     assert [entry["step"] for entry in metrics(tmp_path / "tok")] == [2, 3, 4]
     train(tmp_path / "tok")
     assert load_tokenizer(tmp_path / "tok").fingerprint == load_tokenizer(whole).fingerprint
-    timeless = [
-        [{name: value for name, value in entry.items() if name != "images_per_second"} for entry in metrics(out)]
-        for out in (tmp_path / "tok", whole)
-    ]
-    assert timeless[0] == timeless[1]
+    assert timeless(tmp_path / "tok") == timeless(whole)
 
 
 def test_a_damaged_state_is_named(tmp_path):
     train_until(2, tmp_path / "tok")
-    state = tmp_path / "tok.training" / "state.safetensors"
+    training = tmp_path / "tok.training"
+    state = newest_checkpoint(training / "checkpoints").path / "model.safetensors"
     state.write_bytes(state.read_bytes()[:-9])
-    with pytest.raises(CheckpointError, match=r"state\.safetensors is damaged.*Delete .*tok\.training to start again"):
+    with pytest.raises(CheckpointError, match=r"checkpoints below .* are damaged\. Delete that folder"):
         train(tmp_path / "tok")
-    (state.parent / "teacher" / "weights.safetensors").write_bytes(b"no")
+    (training / "teacher" / "weights.safetensors").write_bytes(b"no")
     with pytest.raises(CheckpointError, match=r"The teacher in .* is damaged"):
         train(tmp_path / "tok")
 
 
 def test_a_loss_that_is_not_finite_moves_nothing(tmp_path):
     train_until(3, tmp_path / "tok")
-    state = tmp_path / "tok.training" / "state.safetensors"
-    before = state.read_bytes()
+    before = {path: path.read_bytes() for path in (tmp_path / "tok.training" / "checkpoints").rglob("*.safetensors")}
     forward, moved = vq_kd_step.Distillation.forward, []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(vq_kd_step.Distillation, "forward", lambda *inputs: poisoned(forward(*inputs)))
         patch.setattr(vq_kd_step.Distillation, "move", lambda *_: moved.append(1))
-        patch.setattr(torch.optim.AdamW, "step", lambda *_: moved.append(1))
-        with pytest.raises(NonFiniteLossError, match=r"not finite at step 3\. The optimizer did not move.*of that batch: \w{32}"):
+        with pytest.raises(
+            NonFiniteLossError,
+            match=r"at step 3 of the VQ-KD training\. The optimizer did not move.*batch: \w{32}",
+        ):
             train(tmp_path / "tok")
     assert not moved
-    assert state.read_bytes() == before
+    assert {path: path.read_bytes() for path in (tmp_path / "tok.training" / "checkpoints").rglob("*.safetensors")} == before
 
 
 def poisoned(output):
     return replace(output, reconstruction=output.reconstruction * float("nan"))
 
 
-def test_a_collapsed_codebook_is_told_once(tmp_path, capsys):
-    from mapet.runtime.progress import ProgressBar
-    from mapet.runtime.run_directory import RunDirectory
-    from mapet.tokenizers.vq_kd.distillation import Distillation
-
+def test_a_collapsed_codebook_is_warned_of() -> None:
     model = Distillation(VQKD(16, 40, 8, "vit_tiny_patch16_224", ENCODER), 12, 1)
-    log, bar = TrainingLog(RunDirectory(tmp_path), model, torch.empty(0, 3)), ProgressBar("", 1)
+    use, found = CodebookUse(model, patches_per_step=16), []
     for step in (50, 100, 150):
         model.recent.add(torch.tensor([5, 3, 9] + [0] * 37), step)
-        log.add(torch.tensor([1.0, 8.0, 16.0]))
-        log.write(step, 0.1, bar)
-    said = capsys.readouterr().err
-    assert said.count("only 3 of 40 codes were used in the last 100 steps") == 1
-    assert said.startswith("Step 100:")
+        found.append(use.observe(LogPoint(step, 0.1, {})))
+    assert [observation.scalars["used_codes"] for observation in found] == [3, 3, 3]
+    assert found[0].warnings == {"collapsed_codebook": None}
+    assert "Only 3 of 40 codes were used in the last 100 steps" in found[1].warnings["collapsed_codebook"]
+
+
+def test_a_training_that_an_earlier_release_began_is_continued(whole, tmp_path) -> None:
+    """That release kept one file, state.safetensors, where there are checkpoints now."""
+    train_until(3, tmp_path / "tok")
+    training = tmp_path / "tok.training"
+    checkpoint = newest_checkpoint(training / "checkpoints")
+    files = {name: load_file(checkpoint.path / f"{name}.safetensors") for name in ("model", "optimizer")}
+    tensors = {f"{kind}.{name}": value for kind, content in files.items() for name, value in content.items()}
+    write_tensors(training / "state.safetensors", tensors | {"window": torch.empty(0, 3)}, {"step": "3"})
+    shutil.rmtree(training / "checkpoints")
+    assert train(tmp_path / "tok").fingerprint == load_tokenizer(whole).fingerprint
 
 
 @pytest.mark.parametrize(

@@ -48,7 +48,7 @@ class FineTune(FineTuneSettings):
         kept = nullcontext(subject.folder) if subject.folder else tempfile.TemporaryDirectory(prefix="mapet-finetune-")
         with kept as folder:
             tuning = FineTuning(subject, self, Path(folder))
-            found = tuning.run()
+            found = tuning.train_and_evaluate()
             if subject.folder:
                 save_models(tuning, subject.folder)
             looks = [entry for entry in tuning.run_directory.read_metrics() if "test_top1" in entry]

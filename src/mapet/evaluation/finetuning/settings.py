@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from mapet.config.settings import TrainingSettings
 from mapet.data.augmentation import INTERPOLATIONS, check_rand_augment
 from mapet.data.crops import check_scale
 from mapet.errors import SettingsError, nearest
@@ -150,11 +149,6 @@ class FineTuneSettings(Protocol, ABC):
         if isinstance(epochs, int | float) and 0 < epochs <= self.warmup_epochs:
             return {"warmup_epochs": epochs / 10}
         return {}
-
-    @property
-    def schedule(self) -> TrainingSettings:
-        """What the learning rate of a step depends on."""
-        return TrainingSettings(epochs=self.epochs, lr=self.lr, min_lr=self.min_lr, warmup_lr=self.warmup_lr)
 
     @property
     def mixes(self) -> bool:

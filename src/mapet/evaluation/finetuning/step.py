@@ -1,4 +1,4 @@
-"""One optimizer step of a fine-tuning: normalise, erase, mix, predict, clip, move. No host sync on the way."""
+"""One optimizer step of a fine-tuning: normalise, erase, mix, predict, clip, step. There is no host sync."""
 
 from __future__ import annotations
 
@@ -9,12 +9,11 @@ from torch.nn.functional import cross_entropy
 from mapet.compat import Mixup, RandomErasing, mixup_target
 from mapet.data.augmentation import seeded_everywhere
 from mapet.data.views import normalise
+from mapet.engine.step import GuardedStep, StepSums
 from mapet.evaluation.finetuning.settings import FineTuneSettings
 from mapet.models.saved import BackboneRecipe
 from mapet.runtime.device import autocast
 from mapet.runtime.seeding import derive_seed
-from mapet.training.guard import GuardedStep
-from mapet.training.step import StepSums
 
 
 class FineTuneStep(GuardedStep):
@@ -40,7 +39,6 @@ class FineTuneStep(GuardedStep):
     ) -> None:
         super().__init__(optimizer, device)
         self.model, self.settings, self.recipe = model, settings, recipe
-        self._parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         self._erase = RandomErasing(settings.erasing, mode="pixel", device=str(device))
         self._mixup = Mixup(
             mixup_alpha=settings.mixup,
@@ -64,8 +62,8 @@ class FineTuneStep(GuardedStep):
         torch.manual_seed(derive_seed(self.settings.seed, "drop path", step))  # every device; a GPU's noise too
         inputs, targets = self.prepare(images, labels, step)
         loss = self._backward(inputs, targets)
-        norm = self._clip()
-        self.move(step, learning_rate, finite=torch.isfinite(loss) & torch.isfinite(norm))
+        norm = self.clip(self.settings.clip_norm)
+        self.optimizer_step(step, learning_rate, finite=torch.isfinite(loss) & torch.isfinite(norm))
         return StepSums(loss, torch.full_like(loss, len(inputs)), {}, norm)
 
     def prepare(self, images: Tensor, labels: Tensor, step: int) -> tuple[Tensor, Tensor]:
@@ -100,10 +98,3 @@ class FineTuneStep(GuardedStep):
             (loss / len(inputs)).backward()
             losses.append(loss.detach())
         return torch.stack(losses).sum()
-
-    def _clip(self) -> Tensor:
-        gradients = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients)
-        if self.settings.clip_norm is not None:
-            torch.nn.utils.clip_grads_with_norm_(self._parameters, self.settings.clip_norm, norm)
-        return norm

@@ -1,7 +1,7 @@
-"""A fine-tuning: what is loaded, how a step is taken, and when the test images are looked at.
+"""A fine-tuning: what is loaded, how a step is taken, and when the test images are evaluated.
 
-The test images are looked at now and then so that a run can be watched. The figure is that of the last step, whatever came before:
-the best of several looks would be chosen on the test set.
+The test images are evaluated now and then so that a run can be watched. The result is that of the last step, whatever came before:
+the best of several evaluations would be chosen on the test set.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-import torch
 from torch import Tensor, nn
 
 from mapet.compat import ModelEmaV3
@@ -19,20 +18,20 @@ from mapet.data.augmentation import TrainingView
 from mapet.data.background import BackgroundBatches, BatchMaker
 from mapet.data.loader import LoadedBatch, Samples, bytes_of, step_batches
 from mapet.data.sources import ImageSource
+from mapet.engine.optimizer import adamw, layer_groups
+from mapet.engine.schedule import cosine
+from mapet.engine.step import StepSums
 from mapet.evaluation.finetuning.classifier import build_classifier
 from mapet.evaluation.finetuning.judging import judge_models
 from mapet.evaluation.finetuning.settings import FineTuneSettings
 from mapet.evaluation.finetuning.step import FineTuneStep
 from mapet.evaluation.protocol import Findings
 from mapet.evaluation.subject import Subject
-from mapet.evaluation.supervised.optim import parameter_groups
 from mapet.evaluation.supervised.training import SupervisedTraining
 from mapet.models.weights import fingerprint
 from mapet.runtime.progress import say
 from mapet.runtime.seeding import derive_seed
 from mapet.token_store.keys import image_keys
-from mapet.training.optim import learning_rate
-from mapet.training.step import StepSums
 
 EMA = "ema_"
 
@@ -64,26 +63,28 @@ class FineTuning(SupervisedTraining):
         subject: The backbone, which stays as it is, and the images.
         settings: Of the fine-tuning.
         folder: For metrics.jsonl and TensorBoard's events, and for checkpoints if the subject has a folder.
+        loop: Of `Training`: `when`, `stop`, `clock`.
     """
 
     remedy = "A lower lr (--set lr=...), a longer warm-up (--set warmup_epochs=...) or --set clip_norm=1 usually helps."
     step: FineTuneStep
 
-    def __init__(self, subject: Subject, settings: FineTuneSettings, folder: Path) -> None:
-        super().__init__(subject, folder)
-        self.settings = settings
-        self.called, self.uses_backbone = "training from scratch" if settings.scratch else "fine-tuning", not settings.scratch
+    def __init__(self, subject: Subject, settings: FineTuneSettings, folder: Path, **loop: Any) -> None:
+        super().__init__(subject, folder, "training from scratch" if settings.scratch else "fine-tuning", **loop)
+        self.settings, self.uses_backbone = settings, not settings.scratch
         self.model, self.recipe, self.transfer = build_classifier(subject, settings)
         self.ema = None if settings.ema is None else ModelEmaV3(self.model, decay=settings.ema)
         depth = len([*subject.backbone.blocks.children()])
-        self.step = FineTuneStep(self.model, make_optimizer(self.model, depth, settings), settings, self.recipe, subject.device)
+        groups = layer_groups(self.model, depth, settings.layer_decay, settings.weight_decay)
+        optimizer = adamw(groups, settings.betas, settings.eps)
+        self.step = FineTuneStep(self.model, optimizer, settings, self.recipe, subject.device)
         self.batch_size = min(settings.batch_size, len(subject.train))
         self.steps_per_epoch = len(subject.train) // self.batch_size
         self.total_steps = max(1, round(settings.epochs * self.steps_per_epoch), settings.min_steps)
         self.warmup_steps = round(self.total_steps * settings.warmup_epochs / settings.epochs)
         self.evaluate_every = max(1, round(self.total_steps * settings.evaluate_every / settings.epochs))
         self.state = nn.ModuleDict({"model": self.model} if self.ema is None else {"model": self.model, "ema": self.ema.module})
-        self.hash = self._hash()
+        self.identity = self._identity()
         self.first_step = self.resume()
 
     @property
@@ -91,47 +92,47 @@ class FineTuning(SupervisedTraining):
         """Prefix of the figures to what is judged."""
         return {"": self.model} if self.ema is None else {"": self.model, EMA: self.ema.module}
 
-    def run(self) -> Findings:
-        """Takes all steps that are left; returns the figures of the last, those of an average of the weights named ema_*.
+    def train_and_evaluate(self) -> Findings:
+        """Takes all steps that are left; returns the metrics of the last, those of an average of the weights named ema_*.
 
         Raises:
             NonFiniteLossError: The loss or its gradient is not finite; the weights are those before that step.
             InterruptedRunError: SIGINT or SIGTERM came; a checkpoint was written if there is a folder.
         """
         say(self.transfer.line())
-        self.found: Findings | None = None
-        if self.first_step < self.total_steps:
-            self.train()
-        if self.found is None:
-            self.look()
-        assert self.found is not None
-        return self.found
+        self._last: Findings | None = None
+        self.run()
+        if self._last is None:
+            self.evaluate()
+        assert self._last is not None
+        return self._last
 
-    def is_look(self, done: int) -> bool:
+    def is_evaluated(self, done: int) -> bool:
         """Now and then, and at the end."""
         return done == self.total_steps or done % self.evaluate_every == 0
 
-    def look(self) -> dict[str, float]:
+    def evaluate(self) -> dict[str, float]:
         """Accuracies on the test images, of the weights as they are now."""
-        self.found = judge_models(self.models, self.recipe, self.subject, self.settings)
-        return self.found.figures
+        self._last = judge_models(self.models, self.recipe, self.subject, self.settings)
+        return self._last.figures
 
-    def rate(self, step: int) -> float:
+    def learning_rate(self, step: int) -> float:
         """Warm-up and cosine."""
-        return learning_rate(step, self.total_steps, self.warmup_steps, self.settings.schedule)
+        rates = self.settings
+        return cosine(step, self.total_steps, self.warmup_steps, lr=rates.lr, min_lr=rates.min_lr, warmup_lr=rates.warmup_lr)
 
-    def take(self, step: int, batch: LoadedBatch, rate: float) -> StepSums | None:
+    def training_step(self, step: int, batch: LoadedBatch, lr: float) -> tuple[StepSums, int] | None:
         """One step of the optimizer and of the average of the weights; none where no image of the batch could be read."""
         if not len(batch.images):
             return None
         device = self.subject.device
         images, labels = batch.images, cast(Tensor, batch.labels)
-        sums = self.step(images.to(device, non_blocking=True), labels.to(device, non_blocking=True), step, rate)
+        sums = self.step(images.to(device, non_blocking=True), labels.to(device, non_blocking=True), step, lr)
         if self.ema is not None:
             self.ema.update(self.model)
-        return sums
+        return sums, len(images)
 
-    def load(self) -> Iterable[LoadedBatch]:
+    def batches(self) -> Iterable[LoadedBatch]:
         """The batches of every step that is left."""
         settings, subject = self.settings, self.subject
         view = TrainingView(
@@ -147,7 +148,7 @@ class FineTuning(SupervisedTraining):
         images = AugmentedImages(subject.train, view, settings.seed)
         return BackgroundBatches(images, steps.with_epochs(), subject.workers, pin_memory=subject.device.type == "cuda")
 
-    def _hash(self) -> str:
+    def _identity(self) -> str:
         """Names everything that the weights depend on: settings, initial weights, images and labels."""
         train, recipe = self.subject.train, self.subject.recipe
         keys = image_keys(train)
@@ -159,9 +160,3 @@ class FineTuning(SupervisedTraining):
             "normalisation": [*recipe.mean, *recipe.std],
         }
         return fingerprint(self.model, facts)[:16]
-
-
-def make_optimizer(model: nn.Module, depth: int, settings: FineTuneSettings) -> torch.optim.AdamW:
-    """Fused AdamW, which skips its step where `found_inf` is set."""
-    groups = parameter_groups(model, depth, settings.layer_decay, settings.weight_decay)
-    return torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, eps=settings.eps, fused=True)

@@ -59,7 +59,7 @@ class Segment(SegmentSettings):
         with kept as folder:
             subject.keys["training"].record_all(train.keys)
             training = SegmentationTraining(subject, train, self, Path(folder))
-            model = training.run()
+            model = training.trained_model()
             overlays = Path(folder) / "overlays"
             scores, outcomes = judge_model(model, subject, test, self, overlays if subject.folder else None)
             log = training.run_directory.read_metrics()

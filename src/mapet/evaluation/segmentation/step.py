@@ -1,4 +1,4 @@
-"""One optimizer step of a segmentation: normalise, predict, move. No host sync on the way."""
+"""One optimizer step of a segmentation: normalise, predict, step. There is no host sync."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from mapet.data.views import normalise
+from mapet.engine.step import GuardedStep, StepSums
 from mapet.evaluation.segmentation.loss import at_size, pixel_loss
 from mapet.evaluation.segmentation.masks import PADDED
 from mapet.evaluation.segmentation.model import UperNet
@@ -13,8 +14,6 @@ from mapet.evaluation.segmentation.settings import SegmentSettings
 from mapet.models.saved import BackboneRecipe
 from mapet.runtime.device import autocast
 from mapet.runtime.seeding import derive_seed
-from mapet.training.guard import GuardedStep
-from mapet.training.step import StepSums
 
 
 class SegmentationStep(GuardedStep):
@@ -60,9 +59,9 @@ class SegmentationStep(GuardedStep):
         loss = pixel_loss(logits.float(), classes, published)
         loss = loss + self.settings.aux_weight * pixel_loss(aux_logits.float(), classes, published)
         loss.backward()
-        norm = torch.nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
+        norm = self.clip(None)
         loss = loss.detach()
-        self.move(step, learning_rate, finite=torch.isfinite(loss) & torch.isfinite(norm))
+        self.optimizer_step(step, learning_rate, finite=torch.isfinite(loss) & torch.isfinite(norm))
         return StepSums(loss, torch.ones_like(loss), {"pixel_accuracy": _accuracy(logits.detach(), classes)}, norm)
 
 

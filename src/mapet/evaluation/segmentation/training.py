@@ -5,26 +5,25 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from pathlib import Path
-
-import torch
+from typing import Any
 
 from mapet.data.loader import LoadedBatch, StepBatches, step_batches
+from mapet.engine.optimizer import adamw, layer_groups
+from mapet.engine.schedule import linear
+from mapet.engine.step import StepSums
 from mapet.errors import DataError
 from mapet.evaluation.segmentation.augment import Augmentation
 from mapet.evaluation.segmentation.data import MaskedImages
 from mapet.evaluation.segmentation.loader import labels_of, load_pairs
 from mapet.evaluation.segmentation.model import UperNet, at_crop_size, blocks_of_depth, check_blocks
-from mapet.evaluation.segmentation.schedule import learning_rate
 from mapet.evaluation.segmentation.settings import SegmentSettings
 from mapet.evaluation.segmentation.step import SegmentationStep
 from mapet.evaluation.subject import Subject
-from mapet.evaluation.supervised.optim import parameter_groups
 from mapet.evaluation.supervised.training import SupervisedTraining
 from mapet.models.backbone import blocks_of
 from mapet.models.positions import with_own_tables
 from mapet.models.weights import fingerprint
 from mapet.runtime.seeding import seeded_globally
-from mapet.training.step import StepSums
 
 
 class SegmentationTraining(SupervisedTraining):
@@ -35,6 +34,7 @@ class SegmentationTraining(SupervisedTraining):
         images: The images to train on.
         settings: Of the training.
         folder: For metrics.jsonl and TensorBoard's events, and for checkpoints if the subject has a folder.
+        loop: Of `Training`: `when`, `stop`, `clock`.
 
     Raises:
         CheckpointError: The folder holds another training.
@@ -46,54 +46,53 @@ class SegmentationTraining(SupervisedTraining):
     model: UperNet
     step: SegmentationStep
 
-    def __init__(self, subject: Subject, images: MaskedImages, settings: SegmentSettings, folder: Path) -> None:
-        super().__init__(subject, folder)
-        self.images, self.settings, self.called = images, settings, "segmentation"
+    def __init__(self, subject: Subject, images: MaskedImages, settings: SegmentSettings, folder: Path, **loop: Any) -> None:
+        super().__init__(subject, folder, "segmentation", **loop)
+        self.images, self.settings = images, settings
         self.batch_size = min(settings.batch_size, len(images))
         if self.batch_size < 2:
             raise DataError(f"{images.location} has {len(images)} image to train on; at least two are needed, for batch norm.")
-        self.total_steps, self.steps_per_epoch = settings.steps, self._batches(0, 0).steps_per_epoch
-        self.hash = self._hash()
+        self.total_steps, self.steps_per_epoch = settings.steps, self._step_batches(0, 0).steps_per_epoch
+        self.identity = self._identity()
         self.model = self.state = build_model(subject, settings, len(images.class_names))
         depth = len([*blocks_of(subject.backbone)])
-        groups = parameter_groups(self.model, depth, settings.layer_decay, settings.weight_decay)
-        optimizer = torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.999), eps=1e-8, fused=True)
-        self.step = SegmentationStep(self.model, optimizer, settings, subject.recipe, subject.device)
+        groups = layer_groups(self.model, depth, settings.layer_decay, settings.weight_decay)
+        self.step = SegmentationStep(self.model, adamw(groups, (0.9, 0.999)), settings, subject.recipe, subject.device)
         self.first_step = self.resume()
 
-    def run(self) -> UperNet:
+    def trained_model(self) -> UperNet:
         """Takes all steps that are left; returns the model in evaluation mode.
 
         Raises:
             NonFiniteLossError: The loss or its gradient is not finite; the weights are those before that step.
             InterruptedRunError: SIGINT or SIGTERM came; a checkpoint was written if there is a folder.
         """
-        self.train()
+        self.run()
         return self.model.eval()
 
-    def rate(self, step: int) -> float:
+    def learning_rate(self, step: int) -> float:
         """Warm-up and a straight line to 0."""
-        return learning_rate(step, self.total_steps, self.settings.warmup_steps, self.settings.lr)
+        return linear(step, self.total_steps, self.settings.warmup_steps, self.settings.lr)
 
-    def take(self, step: int, batch: LoadedBatch, rate: float) -> StepSums | None:
-        """Batch norm needs two images, and the loss a pixel with a class; other batches teach nothing."""
+    def training_step(self, step: int, batch: LoadedBatch, lr: float) -> tuple[StepSums, int] | None:
+        """Batch norm needs two images, and the loss a pixel with a class; nothing can be learned from other batches."""
         if len(batch.images) < 2 or not (labels_of(batch) >= 0).any():
             return None
         device = self.subject.device
         images, labels = (tensor.to(device, non_blocking=True) for tensor in (batch.images, labels_of(batch)))
-        return self.step(images, labels, step, rate)
+        return self.step(images, labels, step, lr), len(images)
 
-    def load(self) -> Iterable[LoadedBatch]:
+    def batches(self) -> Iterable[LoadedBatch]:
         """The crops of every step that is left."""
         settings, subject = self.settings, self.subject
         augment = Augmentation(settings.crop, settings.scale, settings.ratio, settings.max_class_share)
-        batches = self._batches(self.first_step, settings.steps)
+        batches = self._step_batches(self.first_step, settings.steps)
         return load_pairs(self.images, augment, batches, settings.seed, subject.workers, subject.device.type == "cuda")
 
-    def _batches(self, first: int, last: int) -> StepBatches:
+    def _step_batches(self, first: int, last: int) -> StepBatches:
         return step_batches(len(self.images), self.batch_size, self.settings.seed, first, last)
 
-    def _hash(self) -> str:
+    def _identity(self) -> str:
         """Names everything that the weights depend on: settings, the backbone's weights, images and masks."""
         normalisation = [*self.subject.recipe.mean, *self.subject.recipe.std]
         facts = {"settings": self.settings.describe(), "images": self.images.digest, "normalisation": normalisation}

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from mapet.config.settings import TrainingSettings
 from mapet.data.loader import UnreadableImages, step_batches
+from mapet.engine.optimizer import decay_groups
+from mapet.engine.schedule import cosine
 from mapet.errors import NonFiniteLossError, SettingsError, nearest
 from mapet.evaluation.copies import count_copies
 from mapet.evaluation.evaluate import describe_note
@@ -27,13 +28,11 @@ from mapet.evaluation.subject import Subject
 from mapet.evaluation.supervised.length import note_if_longer
 from mapet.evaluation.tokens.data import TokenMaker, TokenSplit
 from mapet.evaluation.tokens.heads import HEADS, TokenMLP, count_parameters, init_head, is_finite, token_vit
-from mapet.models.weights import decay_groups
 from mapet.runtime.device import autocast
 from mapet.runtime.files import write_json
 from mapet.runtime.lock import only_writer
 from mapet.runtime.progress import progress, say
 from mapet.runtime.seeding import derive_seed, seeded_globally
-from mapet.training.optim import learning_rate
 
 _CHUNK = 1024
 _PRECISIONS = ("fp32", "bf16")
@@ -113,12 +112,11 @@ class TokenClassification(Protocol):
         """Says so where few images are passed more often."""
         return note_if_longer(train_images, self.batch_size, self.epochs, self.min_steps)
 
-    def schedule(self, images: int) -> tuple[TrainingSettings, int, int]:
-        """Settings for the learning rate, all steps, and those of the warm-up, for so many training images."""
+    def steps(self, images: int) -> tuple[int, int]:
+        """All steps, and those of the warm-up, for so many training images."""
         per_epoch = images // min(self.batch_size, images)
         steps = max(round(self.epochs * per_epoch), self.min_steps, 1)
-        settings = TrainingSettings(steps=steps, lr=self.lr, min_lr=self.min_lr, weight_decay=self.weight_decay)
-        return settings, steps, min(round(self.warmup_epochs * per_epoch), steps)
+        return steps, min(round(self.warmup_epochs * per_epoch), steps)
 
 
 def evaluate_tokens(
@@ -228,7 +226,8 @@ def token_line(result: Result) -> str:
 
 def _train(protocol: TokenClassification, model: nn.Module, train: TokenSplit, device: torch.device) -> float:
     """Trains in place; the mean loss of the last hundred steps."""
-    settings, steps, warmup = protocol.schedule(len(train.labels))
+    steps, warmup = protocol.steps(len(train.labels))
+    rates = {"lr": protocol.lr, "min_lr": protocol.min_lr, "warmup_lr": 1e-6}
     groups = decay_groups(model, protocol.weight_decay)
     optimizer = torch.optim.AdamW(groups, lr=protocol.lr)
     losses: list[Tensor] = []
@@ -237,7 +236,7 @@ def _train(protocol: TokenClassification, model: nn.Module, train: TokenSplit, d
         for step, (ids, labels) in enumerate(_batches(protocol, train, steps, device)):
             torch.manual_seed(derive_seed(protocol.seed, "drop path", step))
             for group in optimizer.param_groups:
-                group["lr"] = learning_rate(step, steps, warmup, settings)
+                group["lr"] = cosine(step, steps, warmup, **rates)
             optimizer.zero_grad()
             with autocast(device, protocol.precision):
                 loss = cross_entropy(model(ids).float(), labels, label_smoothing=protocol.label_smoothing)

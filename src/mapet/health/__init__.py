@@ -1,0 +1,1 @@
+"""Vital signs: whether a pre-training is healthy, for next to nothing."""

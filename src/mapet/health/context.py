@@ -1,0 +1,33 @@
+"""What monitors may know of a pre-training."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mapet.config.settings import PretrainSettings
+from mapet.data.crops import Crops
+from mapet.data.sources import ImageSource
+from mapet.engine.callbacks import RunContext
+from mapet.objectives.base import Objective
+from mapet.token_store.token_source import TokenSource
+
+
+@dataclass(frozen=True)
+class PretrainContext(RunContext):
+    """What monitors may know of a pre-training.
+
+    Args:
+        objective: What is trained.
+        source: The images that it trains on.
+        tokens: Their visual tokens.
+        crops: Where the images are cropped.
+        settings: Of the run.
+        warmup_steps: Steps in which the learning rate rises.
+    """
+
+    objective: Objective
+    source: ImageSource
+    tokens: TokenSource
+    crops: Crops
+    settings: PretrainSettings
+    warmup_steps: int

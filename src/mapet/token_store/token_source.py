@@ -1,0 +1,97 @@
+"""Where the visual tokens of a batch come from: a store, a tokenizer that runs beside the training, or nowhere."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mapet.data.loader import LoadedBatch, UnreadableImage, UnreadableImages
+from mapet.data.sources import ImageSource
+from mapet.data.views import Rendering
+from mapet.token_store.encode import encode, rendering_for
+from mapet.token_store.keys import image_keys
+from mapet.token_store.read import TokenStore
+from mapet.tokenizers.base import Tokenizer
+
+
+class TokenSource(ABC):
+    """The visual tokens of the regions that a batch shows.
+
+    Attributes:
+        fingerprint: Of the tokenizer; None where there are no tokens.
+        rendering: How the loader renders each region for the tokenizer, beside the backbone's view; None where it need not.
+        store: Where all tokens can be read before training; None where they cannot.
+    """
+
+    fingerprint: str | None = None
+    rendering: Rendering | None = None
+    store: TokenStore | None = None
+
+    @abstractmethod
+    def tokens(self, batch: LoadedBatch, device: torch.device) -> Tensor | None:
+        """Tokens (B, N_p) int64, on `device`, of exactly the regions in `batch`; None where there are none."""
+
+    def known_images(self, source: ImageSource, unreadable: UnreadableImages) -> list[int]:
+        """Positions in `source` of the images that have tokens; those without are added to `unreadable`.
+
+        Raises:
+            DataError: More images are without tokens than may be skipped.
+            TokenStoreError: The images are not those of the store.
+        """
+        return [*range(len(source))]
+
+
+class NoTokens(TokenSource):
+    """For objectives that predict something else."""
+
+    def tokens(self, batch: LoadedBatch, device: torch.device) -> None:
+        """None."""
+
+
+class StoredTokens(TokenSource):
+    """Looks tokens up by sample key.
+
+    Args:
+        store: Knows every image that is shown.
+    """
+
+    def __init__(self, store: TokenStore) -> None:
+        self.store: TokenStore = store
+        self.fingerprint = store.tokenizer_fingerprint
+
+    def tokens(self, batch: LoadedBatch, device: torch.device) -> Tensor:
+        """Those of the view that `batch` shows."""
+        ids = self.store.lookup(batch.keys, batch.crops[0]).flatten(1)
+        pinned = ids.pin_memory() if device.type == "cuda" else ids  # else the copy would wait for the device
+        return pinned.to(device, non_blocking=True)
+
+    def known_images(self, source: ImageSource, unreadable: UnreadableImages) -> list[int]:
+        """Those that the store holds; the reasons for the others are in it."""
+        known, keys, skipped = self.store.match(source), image_keys(source), []
+        for index in np.setdiff1d(range(len(source)), known).tolist():
+            name = source.describe(index)
+            reason = self.store.unreadable[keys[index]].removeprefix(f"{name}: ")
+            skipped.append(UnreadableImage(index, keys[index], name, reason))
+        unreadable.record(skipped)
+        return known
+
+
+class OnlineTokens(TokenSource):
+    """Encodes every region when it is shown.
+
+    Args:
+        tokenizer: Moved to `device`, in evaluation mode.
+        device: Where it computes.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, device: torch.device) -> None:
+        self.tokenizer = tokenizer.to(device).eval()
+        self.fingerprint, self.rendering = tokenizer.fingerprint, rendering_for(tokenizer)
+
+    def tokens(self, batch: LoadedBatch, device: torch.device) -> Tensor:
+        """Of `batch.tokenizer_images`, as the loader rendered them."""
+        assert batch.tokenizer_images is not None, "the loader was not given the token source's rendering"
+        return encode(self.tokenizer, batch.tokenizer_images, device).flatten(1)
