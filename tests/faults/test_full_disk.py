@@ -10,6 +10,7 @@ import torch
 from safetensors import SafetensorError
 
 from mapet.data.loader import UnreadableImages
+from mapet.engine.checkpoint import save_checkpoint
 from mapet.errors import StorageError
 from mapet.models.export import export
 from mapet.models.opened import open_backbone
@@ -19,7 +20,6 @@ from mapet.runtime import tensors
 from mapet.tokenizers.clustering.state import State, StateFile
 from mapet.tokenizers.feature_kmeans import FeatureKMeans
 from mapet.tokenizers.features.base import FeatureExtractor, create_features
-from mapet.tokenizers.vq_kd.state import save_state
 from mapet.tokenizers.vq_kd.teacher import fit_teacher
 from tests.tiny import tiny_settings, tiny_source
 
@@ -29,9 +29,9 @@ def backbone(path: Path) -> None:
     save_backbone(path, recipe, recipe.build())
 
 
-def vq_kd_state(path: Path) -> None:
+def checkpoint(path: Path) -> None:
     model = torch.nn.Linear(2, 2)
-    save_state(path, 1, model, torch.optim.AdamW(model.parameters()), torch.empty(0, 3))
+    save_checkpoint(path, 1, "0" * 16, model, torch.optim.AdamW(model.parameters()), keep=1)
 
 
 def small_features() -> FeatureExtractor:
@@ -50,7 +50,7 @@ def exported(form: str) -> Callable[[Path], object]:
 WRITERS = {
     "backbone": backbone,
     "tokenizer": lambda path: FeatureKMeans(small_features(), torch.zeros(3, 4)).save(path),
-    "VQ-KD state": vq_kd_state,
+    "checkpoint": checkpoint,
     "VQ-KD teacher": teacher,
     "k-means state": lambda path: StateFile(path, {}, False).save(State(centroids=torch.zeros(2, 2)), now=True),
     "timm export": exported("timm"),
@@ -69,4 +69,4 @@ def test_f10_a_full_disk_ends_in_words(tmp_path: Path, write: Callable[[Path], o
         StorageError, match=r"Cannot write .*out.*No space left on device.*MiB are free.*run the same command again"
     ):
         write(tmp_path / "out")
-    assert [*tmp_path.iterdir()] == []
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []

@@ -23,7 +23,7 @@ from mapet.runtime.run_directory import RunDirectory
 from mapet.token_store.format import TokenSpace
 from mapet.token_store.parts import PartFolder
 from mapet.tokenizers.clustering.points import StoredPoints
-from mapet.tokenizers.vq_kd.state import load_state
+from mapet.tokenizers.vq_kd.state import load_earlier_state
 from mapet.tokenizers.vq_kd.teacher import saved_teacher
 from tests.data.containers import Labelled, as_dataset
 from tests.data.images import png
@@ -181,7 +181,7 @@ def test_other_files_that_are_no_regular_ones(tmp_path: Path, replace) -> None:
     for read in (
         lambda: load_outcomes(file, "pre-trained"),
         lambda: (
-            load_state(file, model, torch.optim.AdamW(model.parameters()))
+            load_earlier_state(file, model, torch.optim.AdamW(model.parameters()), 4)
             if replace is not folder
             else load_outcomes(file, "random")
         ),
