@@ -36,7 +36,7 @@ MUTANTS = [
     ),
     (
         "views/the-same-in-every-epoch-of-fine-tuning",
-        "evaluation/finetuning/training.py",
+        "evaluation/supervised/images.py",
         'derive_seed(self._seed, "view", epoch, key)',
         'derive_seed(self._seed, "view", key)',
         "evaluation/finetuning/test_training.py::test_every_epoch_draws_anew_and_every_seed_too",

@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mapet.compat import VisionTransformer
 from mapet.data.loader import LoadedBatch, UnreadableImage, UnreadableImages, make_loader, sequential_batches
@@ -19,6 +19,7 @@ from mapet.data.sources import ImageSource, only_folder
 from mapet.data.views import FixedView, View, normalise
 from mapet.errors import DataError, ModelError, SettingsError
 from mapet.evaluation.copies import SeenKeys
+from mapet.models.backbone import normed_tokens
 from mapet.models.saved import BackboneRecipe
 from mapet.runtime.progress import progress
 
@@ -167,9 +168,8 @@ class Subject:
             (B, D) each; the second is (B, 0) without a class token.
         """
         backbone = self.backbone
-        tokens = backbone.forward_features(normalise(images.to(self.device, non_blocking=True), self.recipe.mean, self.recipe.std))
-        if isinstance(backbone.norm, nn.Identity):
-            tokens = backbone.fc_norm(tokens)
+        inputs = normalise(images.to(self.device, non_blocking=True), self.recipe.mean, self.recipe.std)
+        tokens = normed_tokens(backbone, inputs)
         cls = tokens[:, 0] if backbone.cls_token is not None else tokens[:, 0, :0]
         return tokens[:, backbone.num_prefix_tokens :].mean(dim=1).float(), cls.float()
 

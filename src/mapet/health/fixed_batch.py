@@ -19,7 +19,7 @@ from mapet.data.crop_loader import CropBatch, make_crop_loader
 from mapet.data.views import Rendering, normalise
 from mapet.engine.callbacks import evaluating
 from mapet.health.context import PretrainContext
-from mapet.models.backbone import image_size
+from mapet.models.backbone import image_size, normed_tokens
 from mapet.objectives.base import Objective
 from mapet.runtime.device import autocast
 from mapet.runtime.seeding import seeded_generator
@@ -149,10 +149,7 @@ def feature_ranks(
     features = []
     with evaluating(backbone), autocast(device, settings.training.precision):
         for _, batch in shown.parts(settings):
-            tokens = backbone.forward_features(batch.images)
-            if isinstance(backbone.norm, torch.nn.Identity):
-                tokens = backbone.fc_norm(tokens)
-            features.append(tokens[:, backbone.num_prefix_tokens :].float())
+            features.append(normed_tokens(backbone, batch.images)[:, backbone.num_prefix_tokens :].float())
     patches = torch.cat(features)
     rows = patches.flatten(0, 1)
     return effective_rank(rows[:: -(-len(rows) // _ROWS)]), effective_rank(patches.mean(dim=1))

@@ -221,3 +221,9 @@ def enter_blocks(backbone: VisionTransformer, tokens: Tensor) -> Tensor:
 def final_norm(backbone: VisionTransformer) -> nn.Module:
     """The norm behind the last block; timm calls it `fc_norm` where the backbone averages its patches."""
     return backbone.fc_norm if isinstance(backbone.norm, nn.Identity) else backbone.norm
+
+
+def normed_tokens(backbone: VisionTransformer, images: Tensor) -> Tensor:
+    """All tokens behind the final norm, (B, N, D), of normalised images (B, 3, H, W)."""
+    tokens = backbone.forward_features(images)  # where the patches are averaged, timm's norm stands behind the average
+    return final_norm(backbone)(tokens) if isinstance(backbone.norm, nn.Identity) else tokens

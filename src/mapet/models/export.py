@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from mapet.compat import VisionTransformer
 from mapet.errors import FailedRunError, ModelError
-from mapet.models.backbone import final_norm, image_size
+from mapet.models.backbone import image_size, normed_tokens
 from mapet.models.model_card import model_card
 from mapet.models.opened import OpenedBackbone
 from mapet.registry import Registry
@@ -108,10 +108,7 @@ class Outputs(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """From images (B, 3, H, W), normalised."""
-        if self.classifies:
-            return self.backbone(images)
-        tokens = self.backbone.forward_features(images)
-        return final_norm(self.backbone)(tokens) if isinstance(self.backbone.norm, nn.Identity) else tokens
+        return self.backbone(images) if self.classifies else normed_tokens(self.backbone, images)
 
 
 @torch.inference_mode()

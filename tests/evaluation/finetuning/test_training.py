@@ -26,9 +26,10 @@ from mapet.evaluation.evaluate import evaluate
 from mapet.evaluation.finetuning import training
 from mapet.evaluation.finetuning.classifier import build_classifier
 from mapet.evaluation.finetuning.judging import judge_models
-from mapet.evaluation.finetuning.training import AugmentedImages, FineTuning
+from mapet.evaluation.finetuning.training import FineTuning
 from mapet.evaluation.presets import protocol_of
 from mapet.evaluation.protocol import Findings
+from mapet.evaluation.supervised.images import AugmentedImages
 from mapet.models.opened import OpenedBackbone
 from mapet.models.positions import with_own_tables
 from mapet.models.saved import load_backbone

@@ -28,7 +28,7 @@ def naive_probe(subject, protocol: LinearProbe, lr: float, weight_decay: float) 
     features = (raw - raw.mean(0)) / raw.std(0, ddof=1)
     weight, bias = np.zeros((features.shape[1], CLASSES)), np.zeros(CLASSES)
     moments = [[np.zeros_like(value), np.zeros_like(value)] for value in (weight, bias)]
-    steps = list(order_of(len(labels), protocol.batch_size, protocol.seed, 0, protocol.epochs))
+    steps = list(order_of(len(labels), protocol.batch_size, protocol.seed, protocol.epochs))
     for step, rows in enumerate(steps):
         logits = features[rows] @ weight + bias
         shares = np.exp(logits - logits.max(1, keepdims=True))

@@ -7,7 +7,7 @@ the best of several evaluations would be chosen on the test set.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,9 +15,7 @@ from torch import Tensor, nn
 
 from mapet.compat import ModelEmaV3
 from mapet.data.augmentation import TrainingView
-from mapet.data.background import BackgroundBatches, BatchMaker
-from mapet.data.loader import LoadedBatch, Samples, bytes_of, step_batches
-from mapet.data.sources import ImageSource
+from mapet.data.loader import LoadedBatch, step_batches
 from mapet.engine.optimizer import adamw, layer_groups
 from mapet.engine.schedule import cosine
 from mapet.engine.step import StepSums
@@ -27,33 +25,13 @@ from mapet.evaluation.finetuning.settings import FineTuneSettings
 from mapet.evaluation.finetuning.step import FineTuneStep
 from mapet.evaluation.protocol import Findings
 from mapet.evaluation.subject import Subject
+from mapet.evaluation.supervised.images import augmented_batches
 from mapet.evaluation.supervised.training import SupervisedTraining
 from mapet.models.weights import fingerprint
 from mapet.runtime.progress import say
-from mapet.runtime.seeding import derive_seed
 from mapet.token_store.keys import image_keys
 
 EMA = "ema_"
-
-
-class AugmentedImages(BatchMaker[LoadedBatch]):
-    """Decodes and views whole batches: item (epoch, [i, j, ...]) is a `LoadedBatch`, a function of seed, epoch and sample keys.
-
-    One loader serves all epochs, so that its workers are not started anew in each.
-    """
-
-    def __init__(self, source: ImageSource, view: TrainingView, seed: int) -> None:
-        self._source, self._view, self._seed = source, view, seed
-
-    def __getitem__(self, item: tuple[int, Sequence[int]]) -> LoadedBatch:
-        epoch, indices = item
-        samples = Samples(self._source, indices)
-        images = [self._view(image, derive_seed(self._seed, "view", epoch, key)) for image, key in samples]
-        return samples.batch(images, self._view.size)
-
-    def pixels(self, item: tuple[int, Sequence[int]]) -> int:
-        """Bytes of a batch."""
-        return len(item[1]) * bytes_of(self._view.size)
 
 
 class FineTuning(SupervisedTraining):
@@ -145,8 +123,7 @@ class FineTuning(SupervisedTraining):
             self.recipe.mean,
         )
         steps = step_batches(len(subject.train), self.batch_size, settings.seed, self.first_step, self.total_steps)
-        images = AugmentedImages(subject.train, view, settings.seed)
-        return BackgroundBatches(images, steps.with_epochs(), subject.workers, pin_memory=subject.device.type == "cuda")
+        return augmented_batches(subject, view, steps, settings.seed)
 
     def _identity(self) -> str:
         """Names everything that the weights depend on: settings, initial weights, images and labels."""

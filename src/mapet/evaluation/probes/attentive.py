@@ -152,7 +152,7 @@ class Tokens:
 
     def batches(self, batch_size: int, epochs: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Tokens (B, N_p, D) and labels (B,) in a new order in every epoch."""
-        return self._load(order_of(len(self), batch_size, seed, 0, epochs))
+        return self._load(order_of(len(self), batch_size, seed, epochs))
 
     def in_order(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Tokens (B, N_p, D) and labels (B,) of every image once."""

@@ -9,12 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mapet.data.loader import StepBatches, make_loader, step_batches
+from mapet.data.loader import StepBatches, step_batches
 from mapet.data.sources import subset
 from mapet.data.views import AugmentedView, View
 from mapet.evaluation.held_out import hold_out_rows
 from mapet.evaluation.probes.representations import Describe, describe_all
 from mapet.evaluation.subject import Subject, refuse_non_finite
+from mapet.evaluation.supervised.images import augmented_batches
 
 
 class ProbeImages(Protocol):
@@ -57,7 +58,7 @@ class CachedImages:
 
     def batches(self, batch_size: int, epochs: int, seed: int) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
         """As in `ProbeImages`."""
-        for chosen in order_of(len(self.labels), batch_size, seed, 0, epochs):
+        for chosen in order_of(len(self.labels), batch_size, seed, epochs):
             rows = torch.tensor(chosen, device=self.features.device)
             yield self.features[rows], self.labels[rows], None if self.held_out is None else ~self.held_out[rows]
 
@@ -91,17 +92,15 @@ class AugmentedImages:
     def batches(self, batch_size: int, epochs: int, seed: int) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
         """As in `ProbeImages`."""
         subject, view = self._subject, AugmentedView(self._subject.recipe.image_size)
-        for epoch in range(epochs):
-            steps = order_of(len(self.labels), batch_size, seed, epoch, epoch + 1)
-            for loaded in make_loader(subject.train, view, steps, subject.workers, seed, epoch):
-                subject.unreadable.record(loaded.unreadable)
-                if not len(loaded.images):
-                    continue  # nothing of it could be read
-                subject.record_keys(subject.train, loaded)
-                features = self._describe(loaded.images)
-                refuse_non_finite(subject, subject.train, loaded, features)
-                learned = None if self.held_out is None else ~self.held_out[loaded.indices.to(subject.device)]
-                yield features.clone(), cast(Tensor, loaded.labels).to(subject.device), learned
+        for loaded in augmented_batches(subject, view, order_of(len(self.labels), batch_size, seed, epochs), seed):
+            subject.unreadable.record(loaded.unreadable)
+            if not len(loaded.images):
+                continue  # nothing of it could be read
+            subject.record_keys(subject.train, loaded)
+            features = self._describe(loaded.images)
+            refuse_non_finite(subject, subject.train, loaded, features)
+            learned = None if self.held_out is None else ~self.held_out[loaded.indices.to(subject.device)]
+            yield features.clone(), cast(Tensor, loaded.labels).to(subject.device), learned
 
     def unaugmented(self) -> Tensor:
         """As in `ProbeImages`."""
@@ -114,7 +113,7 @@ class AugmentedImages:
         return describe_all(self._subject, images, self._view, self._describe, "held-out")
 
 
-def order_of(images: int, batch_size: int, seed: int, first_epoch: int, last_epoch: int) -> StepBatches:
+def order_of(images: int, batch_size: int, seed: int, epochs: int) -> StepBatches:
     """The rows of every step of some epochs; a batch holds all images where there are fewer than its size."""
     size = min(batch_size, images)
-    return step_batches(images, size, seed, first_epoch * (images // size), last_epoch * (images // size))
+    return step_batches(images, size, seed, 0, epochs * (images // size))

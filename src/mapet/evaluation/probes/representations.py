@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mapet.compat import VisionTransformer
 from mapet.data.sources import ImageSource
 from mapet.data.views import EvaluationView, FixedView, View, normalise
 from mapet.evaluation.subject import FeatureSet, Subject, refuse_non_finite
+from mapet.models.backbone import normed_tokens
 
 Describe = Callable[[Tensor], Tensor]
 
@@ -81,10 +82,7 @@ def patch_tokens(subject: Subject) -> Describe:
     @torch.inference_mode()
     def describe(images: Tensor) -> Tensor:
         backbone = subject.backbone
-        tokens = backbone.forward_features(_input(subject, images))
-        if isinstance(backbone.norm, nn.Identity):
-            tokens = backbone.fc_norm(tokens)
-        return rounded_to_half(tokens[:, backbone.num_prefix_tokens :])
+        return rounded_to_half(normed_tokens(backbone, _input(subject, images))[:, backbone.num_prefix_tokens :])
 
     return describe
 
