@@ -11,11 +11,10 @@ from mapet.compat import VisionTransformer
 from mapet.data.batch import Batch
 from mapet.models.two_stream import mapet_visibility
 from mapet.objectives.base import ObjectiveOutput, token_loss
-from mapet.objectives.encoding import masked_rows, run_blocks
-from mapet.objectives.mapet import MaPeT
-from mapet.objectives.masking import random_mask
-from mapet.objectives.mim import MIM, MaskCorruption
-from mapet.objectives.permutation import PermutationCorruption, take
+from mapet.objectives.encoding import gather_rows, masked_rows, run_blocks
+from mapet.objectives.mapet import MaPeT, PermutationCorruption
+from mapet.objectives.masking import MaskCorruption, random_mask
+from mapet.objectives.mim import MIM
 from mapet.objectives.pixels import PixelObjective
 from tests.contracts import objective_suite as suite
 from tests.contracts.tiny_objectives import PATCH
@@ -29,7 +28,7 @@ class OpenMIM(MIM):
 
     def forward(self, batch: Batch, corruption: MaskCorruption, return_logits: bool = False) -> ObjectiveOutput:
         hidden, valid = corruption.hidden_patches()
-        logits = self.predict(take(self.encode(batch.images, corruption.mask)[:, 1:], hidden))
+        logits = self.predict(gather_rows(self.encode(batch.images, corruption.mask)[:, 1:], hidden))
         targets = self.check_tokens(batch).gather(1, hidden)
         return token_loss(logits, targets, hidden, valid=valid, return_logits=return_logits)
 
@@ -101,7 +100,7 @@ class ForgetsWhatItLearned(MIM):
 
     steps = 0
 
-    def before_move(self) -> None:
+    def before_optimizer_step(self) -> None:
         self.steps += 1
 
     def predict(self, features: Tensor) -> Tensor:

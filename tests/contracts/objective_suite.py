@@ -19,7 +19,7 @@ from mapet.data.batch import Batch
 from mapet.errors import ModelError, SettingsError
 from mapet.models import create_backbone
 from mapet.objectives import OBJECTIVES, create_objective
-from mapet.objectives.base import NEEDS
+from mapet.objectives.base import NEEDS, MaskedTokenObjective, TokenObjective
 from mapet.objectives.masking import narrow_corruption
 from tests.contracts.tiny_objectives import (
     BACKBONE,
@@ -236,7 +236,7 @@ def learns_a_planted_task(name: str) -> None:
         output = objective(batch, objective.corrupt(batch, generator))
         optimizer.zero_grad()
         (output.loss_sum / output.num_targets).backward()
-        objective.before_move()
+        objective.before_optimizer_step()
         optimizer.step()
         loss = float(output.loss_sum.detach() / output.num_targets)
         first = first or loss
@@ -365,16 +365,19 @@ OF_ALL: list[Check] = [
 OF_TOKENS: list[Check] = [
     starts_near_the_uniform_guess,
     targets_are_the_tokens_of_their_patches,
-    content_of_a_target_never_reaches_its_own_prediction,
     what_is_visible_reaches_every_prediction,
     an_ignored_token_is_no_target,
     refuses_tokens_that_do_not_fit,
-    refuses_a_context_out_of_range,
 ]
+OF_HIDDEN_TOKENS: list[Check] = [content_of_a_target_never_reaches_its_own_prediction]
+OF_MASKED_TOKENS: list[Check] = [refuses_a_context_out_of_range]
 OF_PIXELS: list[Check] = [knows_how_images_were_normalised, hidden_pixels_never_enter_the_blocks]
 
 
 def checks_of(name: str) -> list[Check]:
-    """All checks that an objective must pass."""
-    needs = OBJECTIVES.get_or_import(name).needs
-    return OF_ALL + (OF_TOKENS if "tokens" in needs else []) + (OF_PIXELS if "pixels" in needs else [])
+    """All checks that an objective must pass. A `TokenObjective` that is no `MaskedTokenObjective` hides nothing."""
+    kind = OBJECTIVES.get_or_import(name)
+    checks, masked = [*OF_ALL], issubclass(kind, MaskedTokenObjective)
+    if "tokens" in kind.needs:
+        checks += OF_TOKENS + (OF_HIDDEN_TOKENS if masked or not issubclass(kind, TokenObjective) else [])
+    return checks + (OF_MASKED_TOKENS if masked else []) + (OF_PIXELS if "pixels" in kind.needs else [])

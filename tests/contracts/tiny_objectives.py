@@ -75,7 +75,7 @@ def gradients(objective: Objective) -> dict[str, Tensor]:
 def move(objective: Objective) -> None:
     """One plain step of gradient descent."""
     mean_loss(objective).backward()
-    objective.before_move()
+    objective.before_optimizer_step()
     torch.optim.SGD([value for value in objective.parameters() if value.requires_grad], lr=0.1).step()
     objective.zero_grad(set_to_none=True)
 

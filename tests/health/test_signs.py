@@ -269,7 +269,7 @@ class Told(nn.Module):
         self.right = right
 
     def corrupt(self, batch, generator):
-        from mapet.objectives.permutation import PermutationCorruption
+        from mapet.objectives.mapet import PermutationCorruption
 
         return PermutationCorruption(torch.rand(len(batch.images), 16, generator=generator).argsort(dim=1))
 

@@ -55,14 +55,14 @@ MUTANTS = [
     ),
     (
         "permutation/mask-tokens-in-raster-order",
-        "objectives/permutation.py",
-        "mask_tokens = take(self.mask_token + positions, targets)",
-        "mask_tokens = take(self.mask_token + positions, targets.sort(dim=1).values)",
+        "objectives/mapet.py",
+        "mask_tokens = gather_rows(self.mask_token + positions, targets)",
+        "mask_tokens = gather_rows(self.mask_token + positions, targets.sort(dim=1).values)",
         _DENSE,
     ),
     (
         "permutation/the-first-predicted-and-not-the-last",
-        "objectives/permutation.py",
+        "objectives/mapet.py",
         "predicted = targets[:, -self.num_predicted :]",
         "predicted = targets[:, : self.num_predicted]",
         _DENSE,
@@ -203,7 +203,7 @@ MUTANTS = [
     (
         "alignment/the-teacher-catches-up-a-step-late",
         "pretraining/step.py",
-        "        self.objective.before_move()\n",
+        "        self.objective.before_optimizer_step()\n",
         "",
         "pretraining/test_untokenised.py::test_a_lagging_teacher_is_one_step_behind",
     ),

@@ -11,7 +11,7 @@ from mapet.models import create_backbone
 from mapet.models.two_stream import mapet_visibility
 from mapet.models.weights import join_qkv
 from mapet.objectives import create_objective
-from mapet.objectives.permutation import PermutationCorruption
+from mapet.objectives.mapet import PermutationCorruption
 from tests.golden import load_golden, with_prefix
 
 MASKS = ["n6_l1", "n6_l3", "n17_l5", "n17_l16", "n65_l17", "n197_l1", "n197_l50", "n197_l148"]

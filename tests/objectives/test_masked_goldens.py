@@ -18,7 +18,7 @@ from mapet.objectives.beit_v2 import BEiTv2
 from mapet.objectives.beit_v2 import _our_name as beit_v2_name
 from mapet.objectives.cae import CAE, _cross_attention_biases
 from mapet.objectives.cae import _our_name as cae_name
-from mapet.objectives.mim import MaskCorruption
+from mapet.objectives.masking import MaskCorruption
 from tests.golden import load_golden, with_prefix
 
 
@@ -169,7 +169,7 @@ def test_cae_after_a_step(name: str, teacher: str) -> None:
         if key.endswith("qkv.bias") and parameter.grad is not None:  # keys have no bias in the release
             third = len(parameter) // 3
             parameter.grad[third : 2 * third] = 0
-    objective.before_move()
+    objective.before_optimizer_step()
     trained = [parameter for parameter in objective.parameters() if parameter.grad is not None]
     torch.optim.SGD(trained, lr=config["sgd_lr_between_steps"]).step()
     batch, corruption = batch_of(golden, "_step2")

@@ -13,7 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from mapet.config.settings import PretrainSettings
 from mapet.data.batch import Batch
 from mapet.objectives.base import Objective, ObjectiveOutput
-from mapet.objectives.mim import MIM, MaskCorruption
+from mapet.objectives.masking import MaskCorruption
+from mapet.objectives.mim import MIM
 from mapet.pretraining.step import TrainingStep, make_optimizer
 from tests.tiny import BATCH, VOCAB, assert_equal_weights, tiny_objective, tiny_settings, weights_of
 
@@ -131,8 +132,8 @@ class Recorded(nn.Module):
     def corrupt(self, *arguments: Any) -> Any:
         return self.objective.corrupt(*arguments)
 
-    def before_move(self) -> None:
-        self.objective.before_move()
+    def before_optimizer_step(self) -> None:
+        self.objective.before_optimizer_step()
 
     def forward(self, batch: Batch, corruption: Any) -> ObjectiveOutput:
         self.seen.append((batch.images, *dataclasses.astuple(corruption)[:1], torch.rand(3)))

@@ -112,50 +112,30 @@ class Objective(nn.Module, ABC, Generic[Corruption]):
         """Rows an image that pass the backbone's blocks, which is what most of its cost goes by."""
         return self.backbone.num_prefix_tokens + self.num_patches
 
-    def before_move(self) -> None:
+    def before_optimizer_step(self) -> None:
         """Called once an optimizer step, after all backward passes and before the optimizer moves."""
 
 
 class TokenObjective(Objective[Corruption]):
-    """An objective that predicts visual tokens: a mask token, and a linear head behind the backbone's final norm.
+    """An objective that predicts visual tokens by a linear head behind the backbone's final norm.
 
     Args:
         backbone: A plain timm ViT, trained in place.
         vocab_size: Number of visual tokens.
-        num_context: Number of patches that stay visible, at least 0, or their share, a float between 0 and 1, rounded to whole
-            patches; by default a quarter of them, rounded down.
     """
 
     needs = ("tokens",)
-    mask_token: nn.Parameter
 
-    def __init__(self, backbone: VisionTransformer, vocab_size: int, num_context: float | None = None) -> None:
+    def __init__(self, backbone: VisionTransformer, vocab_size: int) -> None:
         super().__init__(backbone)
-        context = self.num_patches // 4 if num_context is None else num_context
-        self.num_context = count_of("num_context", context, self.num_patches, 0, self.num_patches - 1)
         self.vocab_size = vocab_size
-        self.num_targets = self.num_patches - self.num_context
-        self.mask_token = nn.Parameter(torch.empty(1, 1, backbone.embed_dim))
         self.head = nn.Linear(backbone.embed_dim, vocab_size)
         self.init_weights()
 
     def init_weights(self) -> None:
-        """Mask token and head: truncated normal of 0.02, biases 0. The backbone keeps timm's initialisation."""
-        nn.init.trunc_normal_(self.mask_token, std=0.02)
+        """The head: truncated normal of 0.02, biases 0. The backbone keeps timm's initialisation."""
         nn.init.trunc_normal_(self.head.weight, std=0.02)
         nn.init.zeros_(self.head.bias)
-
-    def load_released(self, state_dict: Mapping[str, Tensor]) -> None:
-        """Loads a pre-training checkpoint of MaPeT's release, under its published key names.
-
-        Every parameter must be there and none may be left over; the classification head of the backbone, which the release's
-        pre-training model does not have, keeps its values.
-
-        Raises:
-            ModelError: Lists the keys that are missing, left over or of another shape.
-        """
-        renamed = {_OURS.get(name, f"backbone.{name}"): value for name, value in join_qkv(state_dict).items()}
-        load_strictly(self, renamed, optional=("backbone.head.",))
 
     def predict(self, features: Tensor) -> Tensor:
         """(B, T, D) outputs of the last block to (B, T, vocab) logits."""
@@ -171,6 +151,43 @@ class TokenObjective(Objective[Corruption]):
                 f"{found}. Use a tokenizer whose grid is that of the backbone."
             )
         return batch.token_ids
+
+
+class MaskedTokenObjective(TokenObjective[Corruption]):
+    """A token objective that hides patches: a mask token, and how many patches stay visible.
+
+    Args:
+        backbone: A plain timm ViT, trained in place.
+        vocab_size: Number of visual tokens.
+        num_context: Number of patches that stay visible, at least 0, or their share, a float between 0 and 1, rounded to whole
+            patches; by default a quarter of them, rounded down.
+    """
+
+    mask_token: nn.Parameter
+
+    def __init__(self, backbone: VisionTransformer, vocab_size: int, num_context: float | None = None) -> None:
+        super().__init__(backbone, vocab_size)
+        context = self.num_patches // 4 if num_context is None else num_context
+        self.num_context = count_of("num_context", context, self.num_patches, 0, self.num_patches - 1)
+        self.num_targets = self.num_patches - self.num_context
+
+    def init_weights(self) -> None:
+        """A mask token of the head's width, then the head: truncated normal of 0.02, biases 0."""
+        self.mask_token = nn.Parameter(torch.empty(1, 1, self.head.in_features))
+        nn.init.trunc_normal_(self.mask_token, std=0.02)
+        super().init_weights()
+
+    def load_released(self, state_dict: Mapping[str, Tensor]) -> None:
+        """Loads a pre-training checkpoint of MaPeT's release, under its published key names.
+
+        Every parameter must be there and none may be left over; the classification head of the backbone, which the release's
+        pre-training model does not have, keeps its values.
+
+        Raises:
+            ModelError: Lists the keys that are missing, left over or of another shape.
+        """
+        renamed = {_OURS.get(name, f"backbone.{name}"): value for name, value in join_qkv(state_dict).items()}
+        load_strictly(self, renamed, optional=("backbone.head.",))
 
 
 def token_loss(

@@ -19,10 +19,9 @@ from mapet.compat import VisionTransformer
 from mapet.data.batch import Batch
 from mapet.models.backbone import grid_size
 from mapet.models.weights import join_biases, load_strictly
-from mapet.objectives.block_masks import block_masks
-from mapet.objectives.mim import MIM, MaskCorruption
-
-HIDDEN_SHARE = 75 / 196
+from mapet.objectives.block_masks import HIDDEN_SHARE, block_masks
+from mapet.objectives.masking import MaskCorruption
+from mapet.objectives.mim import MIM
 
 
 class BEiT(MIM):

@@ -24,9 +24,8 @@ from mapet.models.backbone import blocks_of, final_norm
 from mapet.models.weights import init_linears, join_biases, load_strictly
 from mapet.objectives.base import ObjectiveOutput, token_loss
 from mapet.objectives.beit import BEiT, released_name
-from mapet.objectives.encoding import masked_rows, run_blocks
-from mapet.objectives.mim import MaskCorruption
-from mapet.objectives.permutation import take
+from mapet.objectives.encoding import gather_rows, masked_rows, run_blocks
+from mapet.objectives.masking import MaskCorruption
 
 
 class BEiTv2(BEiT):
@@ -83,8 +82,10 @@ class BEiTv2(BEiT):
         through_class = run_blocks(self.backbone, torch.cat([last[:, :1], early[:, 1:]], dim=1), self.head_blocks)
         hidden, valid = corruption.hidden_patches()
         targets = token_ids.gather(1, hidden)
-        first = token_loss(self.predict(take(last[:, 1:], hidden)), targets, hidden, valid=valid, return_logits=return_logits)
-        second = token_loss(self.predict_again(take(through_class[:, 1:], hidden)), targets, hidden, valid=valid)
+        first = token_loss(
+            self.predict(gather_rows(last[:, 1:], hidden)), targets, hidden, valid=valid, return_logits=return_logits
+        )
+        second = token_loss(self.predict_again(gather_rows(through_class[:, 1:], hidden)), targets, hidden, valid=valid)
         metrics = {**first.metrics, "correct_through_class": second.metrics["correct"]}
         shown = (first.logits, first.target_positions)
         return ObjectiveOutput(first.loss_sum + second.loss_sum, first.num_targets, metrics, *shown)

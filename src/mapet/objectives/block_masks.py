@@ -23,6 +23,8 @@ from mapet.errors import SettingsError, nearest
 
 FILLINGS = ("under-fill", "top-up", "blocks")
 ATTEMPTS = 10
+# BEiT hides 75 of 196 patches.
+HIDDEN_SHARE = 75 / 196
 SMALLEST_SHARE = 16 / 196
 LONGEST_ASPECT = 1 / 0.3
 # Rectangles after which every image is finished: of 100,000 images with 75, 98 or 118 of 196 hidden, none was left.

@@ -25,17 +25,15 @@ from mapet.models.backbone import grid_size
 from mapet.models.backbone import num_heads as heads_of
 from mapet.models.regressor import LayerNorm, Neck, sine_positions
 from mapet.models.weights import init_linears, join_biases, load_strictly
-from mapet.objectives.base import IGNORED, ObjectiveOutput, TokenObjective, token_loss
+from mapet.objectives.base import IGNORED, MaskedTokenObjective, ObjectiveOutput, token_loss
 from mapet.objectives.block_masks import block_masks
-from mapet.objectives.encoding import encode_some
-from mapet.objectives.masking import random_mask
-from mapet.objectives.mim import MaskCorruption
-from mapet.objectives.permutation import take
+from mapet.objectives.encoding import encode_some, gather_rows
+from mapet.objectives.masking import MaskCorruption, random_mask
 
 TEACHERS, MASKS = ("self", "lagging"), ("random", "block")
 
 
-class CAE(TokenObjective[MaskCorruption]):
+class CAE(MaskedTokenObjective[MaskCorruption]):
     """Context autoencoder on visual tokens.
 
     Args:
@@ -77,7 +75,6 @@ class CAE(TokenObjective[MaskCorruption]):
         width = own if width is None else width
         self.neck = Neck(width, num_heads or heads_of(backbone), regressor_depth, decoder_depth, layer_scale)
         self.project = nn.Identity() if width == own else nn.Sequential(nn.Linear(own, width), LayerNorm(width))
-        self.mask_token = nn.Parameter(torch.empty(1, 1, width))
         self.head = nn.Linear(width, vocab_size)
         self.register_buffer("positions", sine_positions(grid_size(backbone), width), persistent=False)
         self.init_weights()
@@ -107,7 +104,7 @@ class CAE(TokenObjective[MaskCorruption]):
         hidden, visible = self._split(corruption)
         guesses = self.guess(batch.images, visible, hidden)
         targets = token_ids.gather(1, hidden)
-        logits = self.head(self.neck.decode(guesses, take(self.positions, hidden)))
+        logits = self.head(self.neck.decode(guesses, gather_rows(self.positions, hidden)))
         tokens = token_loss(logits, targets, hidden, return_logits=return_logits)
         distances = (guesses - self.represent(batch.images, hidden)).square().mean(dim=2)
         alignment = distances.masked_fill(targets == IGNORED, 0).sum()
@@ -119,7 +116,7 @@ class CAE(TokenObjective[MaskCorruption]):
         """What the regressor thinks of the hidden patches, (B, T, width)."""
         encoded = self.project(encode_some(self.backbone, images, visible))
         queries = self.mask_token.expand(*hidden.shape, -1)
-        return self.neck.regress(encoded, queries, take(self.positions, visible), take(self.positions, hidden))
+        return self.neck.regress(encoded, queries, gather_rows(self.positions, visible), gather_rows(self.positions, hidden))
 
     @torch.no_grad()
     def represent(self, images: Tensor, hidden: Tensor) -> Tensor:
@@ -127,7 +124,7 @@ class CAE(TokenObjective[MaskCorruption]):
         return self.project(encode_some(self.teacher or self.backbone, images, hidden))
 
     @torch.no_grad()
-    def before_move(self) -> None:
+    def before_optimizer_step(self) -> None:
         """Lets a lagging teacher catch up with the encoder as it is before the optimizer moves it."""
         if self.teacher is not None:
             self.teacher.load_state_dict(self.backbone.state_dict())

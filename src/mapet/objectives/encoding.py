@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from mapet.compat import VisionTransformer, checkpoint_seq
 from mapet.models.backbone import blocks_of, embed_patches, enter_blocks, final_norm, patch_positions, prefix_tokens
-from mapet.objectives.permutation import take
 
 
 def encode_some(backbone: VisionTransformer, images: Tensor, patches: Tensor | None) -> Tensor:
@@ -22,7 +21,7 @@ def encode_some(backbone: VisionTransformer, images: Tensor, patches: Tensor | N
     """
     rows = embed_patches(backbone, images) + patch_positions(backbone)
     if patches is not None:
-        rows = take(rows, patches)
+        rows = gather_rows(rows, patches)
     rows = enter_blocks(backbone, torch.cat([prefix_tokens(backbone, len(images)), rows], dim=1))
     return final_norm(backbone)(run_blocks(backbone, rows))[:, backbone.num_prefix_tokens :]
 
@@ -56,3 +55,9 @@ def run_blocks(backbone: VisionTransformer, rows: Tensor, blocks: Iterable[nn.Mo
     for block in chosen:
         rows = block(rows)
     return rows
+
+
+def gather_rows(rows: Tensor, indices: Tensor) -> Tensor:
+    """Rows (B or 1, N, D) at `indices` (B, T): (B, T, D)."""
+    batch_size, _, width = *indices.shape, rows.shape[-1]
+    return rows.expand(batch_size, -1, -1).gather(1, indices.unsqueeze(-1).expand(-1, -1, width))

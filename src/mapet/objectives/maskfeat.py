@@ -27,8 +27,7 @@ from mapet.models.weights import init_linears
 from mapet.objectives.base import ObjectiveOutput
 from mapet.objectives.block_masks import block_masks
 from mapet.objectives.encoding import encode_masked
-from mapet.objectives.masking import count_of
-from mapet.objectives.mim import MaskCorruption
+from mapet.objectives.masking import MaskCorruption, count_of
 from mapet.objectives.patch_pixels import patchify
 from mapet.objectives.pixels import PixelObjective
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 import torch
@@ -12,6 +13,41 @@ from torch import Tensor
 from mapet.errors import ModelError
 
 Corruption = TypeVar("Corruption")
+
+
+@dataclass(frozen=True)
+class MaskCorruption:
+    """Which patches are hidden.
+
+    Args:
+        mask: (B, N_p) bool, True = hidden.
+    """
+
+    mask: Tensor
+    _most: int | None = field(default=None, init=False, repr=False)
+    _equal: bool = field(default=False, init=False, repr=False)
+
+    @classmethod
+    def of_known_counts(cls, mask: Tensor, most: int, *, equal: bool) -> MaskCorruption:
+        """A mask of which is known how many patches it hides, so that nobody has to wait for the device to look.
+
+        Args:
+            mask: (B, N_p) bool, True = hidden.
+            most: At most so many are hidden in an image.
+            equal: Whether it is exactly so many in every image.
+        """
+        corruption = cls(mask)
+        object.__setattr__(corruption, "_most", most)
+        object.__setattr__(corruption, "_equal", equal)
+        return corruption
+
+    def hidden_patches(self) -> tuple[Tensor, Tensor | None]:
+        """Hidden patches in raster order, (B, T) int64, and which of these slots hold one (None = all)."""
+        order = self.mask.to(torch.int8).argsort(dim=1, descending=True, stable=True)
+        counts = self.mask.sum(dim=1, keepdim=True)
+        most = int(counts.max()) if self._most is None else self._most
+        valid = None if self._equal else torch.arange(most, device=counts.device) < counts
+        return order[:, :most], valid
 
 
 def count_of(option: str, wanted: float, of: int, least: int, most: int, things: str = "patches") -> int:
@@ -64,8 +100,8 @@ def context_first(permutation: Tensor, hidden: Tensor) -> Tensor:
 def narrow_corruption(corruption: Corruption, part: slice) -> Corruption:
     """The corruption of some images of a batch: every tensor field, sliced along the batch."""
     narrowed = copy.copy(corruption)
-    for field in dataclasses.fields(corruption):  # type: ignore[arg-type]
-        value = getattr(corruption, field.name)
+    for item in dataclasses.fields(corruption):  # type: ignore[arg-type]
+        value = getattr(corruption, item.name)
         if isinstance(value, Tensor):
-            object.__setattr__(narrowed, field.name, value[part])
+            object.__setattr__(narrowed, item.name, value[part])
     return narrowed

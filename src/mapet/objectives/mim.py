@@ -10,54 +10,15 @@ Source: the masked baseline of Baraldi et al., section 3.1 and Table 2: uniforml
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
 import torch
-from torch import Tensor
 
 from mapet.data.batch import Batch
-from mapet.objectives.base import ObjectiveOutput, TokenObjective, token_loss
-from mapet.objectives.encoding import masked_rows, run_blocks
-from mapet.objectives.masking import random_mask
-from mapet.objectives.permutation import take
+from mapet.objectives.base import MaskedTokenObjective, ObjectiveOutput, token_loss
+from mapet.objectives.encoding import gather_rows, masked_rows, run_blocks
+from mapet.objectives.masking import MaskCorruption, random_mask
 
 
-@dataclass(frozen=True)
-class MaskCorruption:
-    """Which patches are hidden.
-
-    Args:
-        mask: (B, N_p) bool, True = hidden.
-    """
-
-    mask: Tensor
-    _most: int | None = field(default=None, init=False, repr=False)
-    _equal: bool = field(default=False, init=False, repr=False)
-
-    @classmethod
-    def of_known_counts(cls, mask: Tensor, most: int, *, equal: bool) -> MaskCorruption:
-        """A mask of which is known how many patches it hides, so that nobody has to wait for the device to look.
-
-        Args:
-            mask: (B, N_p) bool, True = hidden.
-            most: At most so many are hidden in an image.
-            equal: Whether it is exactly so many in every image.
-        """
-        corruption = cls(mask)
-        object.__setattr__(corruption, "_most", most)
-        object.__setattr__(corruption, "_equal", equal)
-        return corruption
-
-    def hidden_patches(self) -> tuple[Tensor, Tensor | None]:
-        """Hidden patches in raster order, (B, T) int64, and which of these slots hold one (None = all)."""
-        order = self.mask.to(torch.int8).argsort(dim=1, descending=True, stable=True)
-        counts = self.mask.sum(dim=1, keepdim=True)
-        most = int(counts.max()) if self._most is None else self._most
-        valid = None if self._equal else torch.arange(most, device=counts.device) < counts
-        return order[:, :most], valid
-
-
-class MIM(TokenObjective[MaskCorruption]):
+class MIM(MaskedTokenObjective[MaskCorruption]):
     """Masked pre-training on uniformly random patches, one stream, full attention."""
 
     summary = "masked tokens, uniformly random patches hidden"
@@ -73,5 +34,5 @@ class MIM(TokenObjective[MaskCorruption]):
         token_ids = self.check_tokens(batch)
         features = run_blocks(self.backbone, masked_rows(self.backbone, batch.images, corruption.mask, self.mask_token))
         hidden, valid = corruption.hidden_patches()
-        logits = self.predict(take(features[:, self.backbone.num_prefix_tokens :], hidden))
+        logits = self.predict(gather_rows(features[:, self.backbone.num_prefix_tokens :], hidden))
         return token_loss(logits, token_ids.gather(1, hidden), hidden, valid=valid, return_logits=return_logits)

@@ -24,11 +24,9 @@ from mapet.errors import ModelError
 from mapet.models.backbone import grid_size, image_size
 from mapet.models.weights import init_linears
 from mapet.objectives.base import ObjectiveOutput
-from mapet.objectives.beit import HIDDEN_SHARE
-from mapet.objectives.block_masks import block_masks
+from mapet.objectives.block_masks import HIDDEN_SHARE, block_masks
 from mapet.objectives.encoding import encode_masked
-from mapet.objectives.masking import count_of
-from mapet.objectives.mim import MaskCorruption
+from mapet.objectives.masking import MaskCorruption, count_of
 from mapet.objectives.pixels import PixelObjective
 from mapet.runtime.seeding import seeded_generator
 from mapet.tokenizers.feature_kmeans import FeatureKMeans

@@ -12,7 +12,7 @@ the mask vector plus the position of its target.
 from __future__ import annotations
 
 from mapet.models.two_stream import pim_visibility
-from mapet.objectives.permutation import PermutedTokenObjective
+from mapet.objectives.mapet import PermutedTokenObjective
 
 
 class PIM(PermutedTokenObjective):

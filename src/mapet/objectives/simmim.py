@@ -24,8 +24,7 @@ from mapet.models.backbone import grid_size, patch_size
 from mapet.models.weights import init_linears
 from mapet.objectives.base import ObjectiveOutput
 from mapet.objectives.encoding import encode_masked
-from mapet.objectives.masking import random_mask
-from mapet.objectives.mim import MaskCorruption
+from mapet.objectives.masking import MaskCorruption, random_mask
 from mapet.objectives.patch_pixels import patchify
 from mapet.objectives.pixels import PixelObjective
 

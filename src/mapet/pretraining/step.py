@@ -54,7 +54,7 @@ class TrainingStep(GuardedStep):
         outputs = [self._backward(micro, corruption) for micro, corruption in self._micro_batches(batch, step)]
         sums = _add_up(outputs)
         gradient_norm = self._normalise_and_clip(sums["targets"])
-        self.objective.before_move()
+        self.objective.before_optimizer_step()
         finite = torch.isfinite(sums["loss"]) & torch.isfinite(gradient_norm)
         self.optimizer_step(step, learning_rate, finite, targets=sums["targets"])
         metrics = {_LOGGED_AS.get(name, name): value for name, value in sums.items() if name not in ("loss", "targets")}

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mapet.errors import NotThereError
-from mapet.objectives.permutation import PermutedTokenObjective
+from mapet.objectives.mapet import PermutedTokenObjective
 from mapet.report.drawing import BLUE, GREEN, INK, ORANGE, SOFT, Picture, canvas, slug
 from mapet.report.reading import ReportedRun
 

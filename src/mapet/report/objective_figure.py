@@ -12,9 +12,9 @@ from torch import Tensor
 from mapet.data.batch import Batch
 from mapet.models.backbone import grid_size
 from mapet.objectives.base import Objective, TokenObjective
-from mapet.objectives.mim import MaskCorruption
+from mapet.objectives.mapet import PermutationCorruption
+from mapet.objectives.masking import MaskCorruption
 from mapet.objectives.patch_pixels import area_resize, unpatchify
-from mapet.objectives.permutation import PermutationCorruption
 from mapet.objectives.recover import Degradation, Recover
 from mapet.report.drawing import INK, VERMILION, Picture, canvas
 from mapet.runtime.seeding import seeded_generator
