@@ -8,16 +8,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from mapet.cli.evaluate_tokens import evaluate_tokenizer
+from mapet.cli.evaluated import open_evaluated
 from mapet.data.crops import RandomCrops
 from mapet.data.decode import decode_image
 from mapet.data.loader import UnreadableImages
 from mapet.data.sources import Concatenation, open_source, subset
 from mapet.data.views import FixedView
 from mapet.errors import DataError, NonFiniteLossError, SettingsError, TokenizerError, TokenStoreError
-from mapet.evaluation.tokens.data import TokenMaker, TokenSplit, open_tokens
+from mapet.evaluation.evaluate import evaluate
+from mapet.evaluation.probes.knn import KNN
+from mapet.evaluation.tokens.data import TokenMaker, TokenSplit, TokenSubject, open_tokens
 from mapet.evaluation.tokens.heads import TokenMLP, token_vit
-from mapet.evaluation.tokens.protocol import TokenClassification, evaluate_tokens, judge_tokens, token_line
+from mapet.evaluation.tokens.protocol import TokenClassification
 from mapet.runtime.run_directory import RunDirectory
 from mapet.token_store.build import build_store
 from mapet.token_store.read import TokenStore
@@ -46,8 +48,12 @@ def shuffled(split: TokenSplit, seed: int) -> TokenSplit:
     return TokenSplit(split.ids[order], split.labels)
 
 
+def subject_of(train: TokenSplit, test: TokenSplit) -> TokenSubject:
+    return TokenSubject("planted", train, test, {"vocab_size": CODES, "grid_size": [*GRID]}, CLASSES, CPU)
+
+
 def judge(protocol: TokenClassification, train: TokenSplit, test: TokenSplit) -> dict[str, float]:
-    return judge_tokens(protocol, train, test, CODES, GRID, CLASSES, CPU).figures
+    return protocol.judge(subject_of(train, test)).figures
 
 
 @pytest.mark.parametrize("protocol", [QUICK, QUICK_VIT], ids=["mlp", "vit"])
@@ -103,7 +109,7 @@ def test_the_start_and_the_training_are_functions_of_the_seed() -> None:
     ends = []
     for noise in (1, 2):
         torch.manual_seed(noise)
-        ends.append(judge_tokens(protocol, train, test, CODES, GRID, CLASSES, CPU))
+        ends.append(protocol.judge(subject_of(train, test)))
     assert ends[0] == ends[1]
     torch.random.set_rng_state(state)
     dataclasses.replace(QUICK, min_steps=2).build(CODES, GRID, CLASSES)
@@ -114,7 +120,7 @@ def test_the_floor_is_the_class_most_frequent_in_training() -> None:
     train, test = planted(0), planted(1, 60)
     train = TokenSplit(train.ids, torch.where(torch.arange(256) < 100, 2, train.labels))
     test = TokenSplit(test.ids, torch.where(torch.arange(60) < 30, 1, test.labels))
-    found = judge_tokens(dataclasses.replace(QUICK, min_steps=1), train, test, CODES, GRID, CLASSES, CPU)
+    found = dataclasses.replace(QUICK, min_steps=1).judge(subject_of(train, test))
     assert found.details["frequent_class"] == float((test.labels == 2).sum()) / 60 != 0.5
     assert found.details["parameters"] == CODES * 16 + 16 * 17 + 17 * CLASSES
 
@@ -144,7 +150,7 @@ def test_a_tokenizer_its_store_and_a_run_give_the_same_figures(store: TokenStore
     makers.append(open_tokens(tmp_path / "run"))
     (tmp_path / "run" / "config.json").write_text(json.dumps(config | {"tokenizer": str(tmp_path / "tokenizer")}))
     makers.append(open_tokens(tmp_path / "run"))
-    results = [evaluate_tokens(maker, LOCATION, [short], device=CPU, folder=tmp_path / "out")[0] for maker in makers]
+    results = [evaluate(maker, LOCATION, [short], device=CPU, folder=tmp_path / "out")[0] for maker in makers]
     assert len({json.dumps(result.figures) for result in results}) == 1
     assert [isinstance(maker.source, TokenStore) for maker in makers] == [False, True, True, False]
     (result, *_) = results
@@ -153,9 +159,9 @@ def test_a_tokenizer_its_store_and_a_run_give_the_same_figures(store: TokenStore
     assert result.details["vocab_size"] == VOCAB
     kept = [json.loads(file.read_text()) for file in (tmp_path / "out").glob("*.json")]
     assert [entry["figures"] for entry in kept] == [result.figures]
-    assert "top-1" in token_line(result)
-    assert "most frequent class 50.0 %" in token_line(result)
-    assert result.protocol_hash in token_line(result)
+    assert "top-1" in QUICK.line(result)
+    assert "most frequent class 50.0 %" in QUICK.line(result)
+    assert result.protocol_hash in QUICK.line(result)
 
 
 def test_tokens_are_those_of_the_fixed_view() -> None:
@@ -174,11 +180,11 @@ def test_images_are_tokenised_once_for_all_heads(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(tokenizer, "tokens", lambda images: (seen.append(len(images)), encode(images))[1])
     maker = TokenMaker("tiny", tokenizer, tokenizer.fingerprint)
     protocols = [dataclasses.replace(QUICK, min_steps=1, seed=seed) for seed in (0, 1)]
-    results = evaluate_tokens(maker, LOCATION, protocols, device=CPU, folder=tmp_path)
+    results = evaluate(maker, LOCATION, protocols, device=CPU, folder=tmp_path)
     assert sum(seen) == 60
     assert len(list(tmp_path.glob("*.json"))) == len({result.protocol_hash for result in results}) == 2
     other = tiny_tokenizer(seed=1)
-    evaluate_tokens(TokenMaker("tiny", other, other.fingerprint), LOCATION, protocols, device=CPU, folder=tmp_path)
+    evaluate(TokenMaker("tiny", other, other.fingerprint), LOCATION, protocols, device=CPU, folder=tmp_path)
     assert len(list(tmp_path.glob("*.json"))) == 4, "another tokenizer has files of its own"
 
 
@@ -187,7 +193,7 @@ def test_a_store_without_the_test_images_says_how_to_add_them(tmp_path: Path) ->
     build_store(open_source(LOCATION, "train"), tiny_tokenizer(), path, unreadable=UnreadableImages())
     command = f"mapet tokenize {LOCATION} --split all --tokenizer TOK --out {path}"
     with pytest.raises(TokenStoreError, match=rf"lacks 20 of the 20 test images of .*\. Complete it .*: {re.escape(command)}$"):
-        evaluate_tokens(open_tokens(path), LOCATION, [QUICK], device=CPU)
+        evaluate(open_tokens(path), LOCATION, [QUICK], device=CPU)
 
 
 def photos(folder: Path) -> str:
@@ -199,7 +205,7 @@ def photos(folder: Path) -> str:
 def test_a_store_of_other_images_is_not_filled_with_these(store: TokenStore, tmp_path: Path) -> None:
     data = photos(tmp_path)
     with pytest.raises(TokenStoreError, match="lacks 4 of the 4 training images") as refused:
-        evaluate_tokens(open_tokens(store.path), data, [QUICK], device=CPU)
+        evaluate(open_tokens(store.path), data, [QUICK], device=CPU)
     assert str(store.path) not in str(refused.value).split("--out")[1]
     assert "This store is of other images; make another:" in str(refused.value)
     assert f"mapet tokenize {data} --split all --tokenizer TOK --out OTHER_TOKENS\n" in str(refused.value)
@@ -213,7 +219,7 @@ def test_the_store_of_a_run_stays_as_it_is(run: RunDirectory, tmp_path: Path, da
     tiny_tokenizer().save(own.tokenizer)
     location = photos(tmp_path) if data == "others" else LOCATION
     with pytest.raises(TokenStoreError, match="This store is the run's own") as refused:
-        evaluate_tokens(open_tokens(own.tokens), location, [QUICK], device=CPU)
+        evaluate(open_tokens(own.tokens), location, [QUICK], device=CPU)
     lines = [line.strip() for line in str(refused.value).splitlines()]
     assert f"mapet tokenize {location} --split all --tokenizer {own.tokenizer} --out OTHER_TOKENS" in lines
     assert lines[-1] == f"mapet evaluate tokens {own.tokenizer} {location}"
@@ -239,7 +245,7 @@ def test_broken_images_of_one_part_are_not_said_to_be_all(tmp_path: Path) -> Non
         (tmp_path / f"photos/{part}/cat/1.png").write_bytes(b"no image")
     tokenizer = tiny_tokenizer()
     with pytest.raises(DataError, match=r"train/cat/1.png(.|\n)*Only 4 of 4 training images were looked at; .*other parts"):
-        evaluate_tokens(TokenMaker("tiny", tokenizer, tokenizer.fingerprint), data, [QUICK], device=CPU)
+        evaluate(TokenMaker("tiny", tokenizer, tokenizer.fingerprint), data, [QUICK], device=CPU)
 
 
 def test_a_store_of_random_crops_is_refused(tmp_path: Path) -> None:
@@ -266,7 +272,7 @@ def test_what_is_no_run_is_not_called_one(tmp_path: Path, content: str | None) -
     with pytest.raises(TokenizerError, match=r"is no tokenizer, no token store and no run: .*`mapet tokenizer` made"):
         open_tokens(tmp_path)
     with pytest.raises(SettingsError, match="has no images of its own"):
-        evaluate_tokenizer(["tokens"], str(tmp_path), None, {})
+        open_evaluated("tokenizer", str(tmp_path), None, model=None, options={})
 
 
 def test_a_tokenizer_may_lie_beside_a_config_of_others(tmp_path: Path) -> None:
@@ -279,7 +285,7 @@ def test_images_without_labels_are_refused(tmp_path: Path) -> None:
     write_images(tmp_path / "images", "1.png 2.png")
     tokenizer = tiny_tokenizer()
     with pytest.raises(DataError, match="no labels"):
-        evaluate_tokens(TokenMaker("tiny", tokenizer, tokenizer.fingerprint), str(tmp_path / "images"), [QUICK], device=CPU)
+        evaluate(TokenMaker("tiny", tokenizer, tokenizer.fingerprint), str(tmp_path / "images"), [QUICK], device=CPU)
 
 
 @pytest.mark.parametrize(
@@ -295,9 +301,11 @@ def test_settings_are_checked(change: dict, message: str) -> None:
         dataclasses.replace(QUICK, **change)
 
 
-def test_a_backbone_has_no_tokens_to_judge() -> None:
-    class Backbone:
-        title = "pre-trained"
-
-    with pytest.raises(SettingsError, match="mapet evaluate tokens TOK DATA"):
-        QUICK.judge(Backbone())
+def test_protocols_refuse_what_they_do_not_evaluate(run: RunDirectory) -> None:
+    tokenizer = tiny_tokenizer()
+    with pytest.raises(SettingsError, match=r"evaluates a tokenizer, and .* is none. .*mapet evaluate tokens TOKENIZER DATA"):
+        evaluate(run, LOCATION, [QUICK], device=CPU)
+    with pytest.raises(SettingsError, match="'knn' evaluates a backbone, and tiny is none"):
+        evaluate(TokenMaker("tiny", tokenizer, tokenizer.fingerprint), LOCATION, [KNN()], device=CPU)
+    with pytest.raises(SettingsError, match="'tokens' has no random initialisation"):
+        evaluate(TokenMaker("tiny", tokenizer, tokenizer.fingerprint), LOCATION, [QUICK], device=CPU, with_random=True)

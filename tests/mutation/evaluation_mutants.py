@@ -145,8 +145,8 @@ MUTANTS = [
     (
         "mean-and-deviation/features-by-imagenet",
         "evaluation/subject.py",
-        "self.recipe.mean, self.recipe.std))\n",
-        "))\n",
+        "non_blocking=True), self.recipe.mean, self.recipe.std)\n",
+        "non_blocking=True))\n",
         "evaluation/test_normalisation.py::test_features",
     ),
     (

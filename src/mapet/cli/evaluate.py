@@ -46,8 +46,8 @@ def evaluate(
     allow: Allow = None,
 ) -> None:
     """Judge a backbone on labelled images, next to the same backbone at random initialisation."""
-    from mapet.cli.evaluate_tokens import evaluate_tokenizer, is_about_tokens
     from mapet.cli.evaluate_transfer import is_transfer, protocol_title, transfer
+    from mapet.cli.evaluated import kind_of, open_evaluated
     from mapet.evaluation.presets import settings_of
 
     titles = [title.strip() for title in protocols.split(",") if title.strip()] or [""]
@@ -58,7 +58,6 @@ def evaluate(
     from mapet.errors import SettingsError
     from mapet.evaluation.evaluate import evaluate as run_evaluation
     from mapet.evaluation.presets import protocols_of
-    from mapet.models.opened import open_backbone
     from mapet.runtime.device import choose_device
 
     settings = parse_options(set_ or []) | ({} if pool is None else {"pool": pool})
@@ -67,6 +66,7 @@ def evaluate(
         "folder": out,
         "workers": workers,
         "max_unreadable": max_unreadable,
+        "with_random": random,
     }
     if not is_transfer(titles):
         data = located(data, backbone, split, class_depth)
@@ -74,18 +74,18 @@ def evaluate(
         raise SettingsError(
             "--split and --class-depth are about one place. Of transfer, write them behind the place: FOLDER#split=test"
         )
-    if is_about_tokens(titles):
-        return evaluate_tokenizer(titles, backbone, data, settings, **work)
-    work["with_random"] = random
     of_model: dict[str, Any] = {"model": model, "options": parse_options(option or [])}
     if is_transfer(titles):
         return transfer(titles[0], backbone, data, root, download, settings, **of_model, **work)
-    opened = open_backbone(backbone, **of_model)
-    results = run_evaluation(opened, data, protocols_of(titles, settings), **work)
+    kind, measured = kind_of(titles), protocols_of(titles, settings)
+    opened = open_evaluated(kind, backbone, data, **of_model)
+    results = run_evaluation(opened, data, measured, **work)
     first = results[0]
     print(f"{first.data}: {first.train_images} training and {first.test_images} test images, {first.classes} classes")
-    for result in results:
-        print(result.line())
+    if heading := measured[0].heading(first):
+        print(heading)
+    for protocol, result in zip(measured, results, strict=True):
+        print(protocol.line(result))
     if kept := out or (opened.run.evaluations if opened.run else None):
         print(f"Kept in {kept}")
     else:

@@ -1,4 +1,4 @@
-"""Judges a backbone, next to the same backbone at its random initialisation."""
+"""Evaluates what a protocol takes: a backbone next to the same backbone at its random initialisation, a tokenizer, a classifier."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ import torch
 from mapet.data.loader import UnreadableImages
 from mapet.data.sources import ImageSource, recorded_location
 from mapet.errors import SettingsError
-from mapet.evaluation.copies import Copies, SeenKeys, count_copies
+from mapet.evaluation.copies import Copies, KeyedImages, count_copies
 from mapet.evaluation.intervals import gain_intervals
 from mapet.evaluation.outcomes import SUFFIX, save_outcomes
-from mapet.evaluation.protocol import Findings, Protocol, Result
-from mapet.evaluation.subject import Subject
-from mapet.models.opened import OpenedBackbone, open_backbone
+from mapet.evaluation.protocol import Findings, Opened, Protocol, Result
+from mapet.evaluation.subject import Evaluated
+from mapet.models.opened import open_backbone
 from mapet.runtime.files import write_json
 from mapet.runtime.json_files import read_json
 from mapet.runtime.lock import only_writer
@@ -28,7 +28,7 @@ from mapet.runtime.run_directory import RunDirectory
 
 
 def evaluate(
-    judged: OpenedBackbone | RunDirectory,
+    judged: Opened | RunDirectory,
     data: str | None,
     protocols: Sequence[Protocol],
     *,
@@ -38,10 +38,10 @@ def evaluate(
     max_unreadable: int = 0,
     with_random: bool | None = None,
 ) -> list[Result]:
-    """Judges a backbone by every protocol and keeps the results.
+    """Evaluates by every protocol and keeps the results.
 
     Args:
-        judged: A backbone, or a finished pre-training.
+        judged: What the protocols take (a backbone, tokens, a classifier), or a finished pre-training.
         data: Labelled images; by default those of the pre-training.
         protocols: What to measure; features are extracted once for all of them.
         device: Where to compute.
@@ -52,23 +52,24 @@ def evaluate(
 
     Raises:
         InUseError: Another process measures the same for the same folder.
-        MapetError: There is no backbone, or the images do not fit the protocol.
+        MapetError: There is no backbone, a protocol takes something else, or the images do not fit the protocol.
     """
     opened = open_backbone(judged.path) if isinstance(judged, RunDirectory) else judged
     folder = folder or (opened.run.evaluations if opened.run else None)
+    _check_kind(opened, protocols, with_random)
     location = data or _own_data(opened)
     _check_folder(folder, protocols, opened)
     if with_random and opened.untrained:
         say(f"{opened.title} is at its random initialisation itself, so that --random adds nothing.")
     unreadable = UnreadableImages(max_unreadable)
     judges = _Judges(opened, location, {"device": device, "workers": workers, "unreadable": unreadable})
-    results, stems = [], [protocol.stem(location) for protocol in protocols]
+    results, stems = [], [_stem(protocol, opened, location) for protocol in protocols]
     with only_writer(*(folder / stem for stem in stems if folder is not None)):
-        if folder is not None and not (opened.run and folder == opened.run.evaluations):
+        if folder is not None and not _fingerprint(opened) and not (opened.run and folder == opened.run.evaluations):
             _refuse_others(folder, stems, opened.title)
         for protocol, stem in zip(protocols, stems, strict=True):
             random = protocol.with_random if with_random is None else with_random
-            result = judges.result(protocol, folder, random and not opened.untrained)
+            result = judges.result(protocol, folder and folder / stem, random and not opened.untrained)
             if folder is not None:
                 write_json(folder / f"{stem}.json", asdict(result))
             results.append(result)
@@ -77,7 +78,28 @@ def evaluate(
     return results
 
 
-def _check_folder(folder: Path | None, protocols: Sequence[Protocol], opened: OpenedBackbone) -> None:
+def _stem(protocol: Protocol, opened: Opened, location: str) -> str:
+    """The name of a result: that of what has a fingerprint depends on it."""
+    return protocol.stem(f"{location} {_fingerprint(opened)}".rstrip())
+
+
+def _fingerprint(opened: Opened) -> str:
+    return getattr(opened, "fingerprint", "")
+
+
+def _check_kind(opened: Opened, protocols: Sequence[Protocol], with_random: bool | None) -> None:
+    """Refuses a protocol that evaluates something else, and a random initialisation of what has none."""
+    for protocol in protocols:
+        if not isinstance(opened, protocol.takes):
+            raise SettingsError(
+                f"The protocol '{protocol.name}' evaluates a {protocol.takes_a}, and {opened.title} is none. Give it alone: "
+                f"mapet evaluate {protocol.name} {protocol.takes_a.upper()} DATA"
+            )
+        if with_random and protocol.takes is not Protocol.takes:
+            raise SettingsError(f"The protocol '{protocol.name}' has no random initialisation to compare with. Leave out --random.")
+
+
+def _check_folder(folder: Path | None, protocols: Sequence[Protocol], opened: Opened) -> None:
     """Refuses, before any work, a file in place of a folder, and a long training whose model nobody would keep."""
     if folder is not None and folder.is_file():
         raise SettingsError(f"--out {folder} is a file, and results are kept in a folder. Give another.")
@@ -96,7 +118,7 @@ def _refuse_others(folder: Path, stems: Sequence[str], title: str) -> None:
             raise SettingsError(f"{path} is the result of {before}, and {title} is to be judged. Give another --out.")
 
 
-def _own_data(opened: OpenedBackbone) -> str:
+def _own_data(opened: Opened) -> str:
     if opened.run is None:
         raise SettingsError(f"{opened.title} was not pre-trained here, so that there are no images of its own. Give DATA.")
     return recorded_location(opened.run.read_config().get("data"), opened.run.config)
@@ -109,28 +131,27 @@ def describe_note(protocol: Protocol, train_images: int) -> str:
 
 
 class _Judges:
-    """The subjects of one backbone, kept as long as protocols look at the same images, so that features are extracted once."""
+    """The subjects of what was opened, kept for all protocols with the same images, so that features are extracted once."""
 
-    def __init__(self, opened: OpenedBackbone, location: str, common: dict[str, Any]) -> None:
+    def __init__(self, opened: Any, location: str, common: dict[str, Any]) -> None:
         self._opened, self._location, self._common = opened, location, common
         self._data: dict[Any, tuple[ImageSource, ImageSource]] = {}
-        self._subjects: dict[Any, Subject] = {}
+        self._subjects: dict[Any, Evaluated] = {}
         self._said: set[str] = set()
 
-    def result(self, protocol: Protocol, folder: Path | None, with_random: bool) -> Result:
+    def result(self, protocol: Protocol, kept: Path | None, with_random: bool) -> Result:
         began = time.perf_counter()
         train, test = self._open(protocol)
         self._say_once(describe_note(protocol, len(train)))
-        kept = folder / protocol.stem(self._location) if folder is not None else None
         title = "untrained" if self._opened.untrained else "pre-trained"
         found = self._judge(protocol, title, kept)
         random = self._judge(protocol, "random", kept and kept / "random") if with_random else None
-        keys = self._subject(protocol, title).keys
-        copies = self._count_copies(keys)
+        subject = self._subject(protocol, title)
+        copies = self._count_copies(*subject.images)
         if remark := protocol.remark(found, random):
             say(f"{protocol.title}: {remark}")
-        if folder is not None and found.outcomes is not None:
-            _save(folder / f"{protocol.stem(self._location)}{SUFFIX}", keys["test"].images.keys, found, random)
+        if kept is not None and found.outcomes is not None:
+            _save(kept.with_name(kept.name + SUFFIX), subject.images[1].keys, found, random)
         metric = getattr(test, "metric", protocol.metric)
         return Result(
             protocol=protocol.describe(),
@@ -139,8 +160,8 @@ class _Judges:
             backbone=self._opened.title,
             data=self._location,
             classes=protocol.count_classes(train, test),
-            train_images=len(train) - self._common["unreadable"].among(train),
-            test_images=len(test) - self._common["unreadable"].among(test),
+            train_images=subject.image_counts[0],
+            test_images=subject.image_counts[1],
             metric=metric if metric in found.figures else protocol.metric,
             figures=found.figures,
             random_figures=random.figures if random else None,
@@ -156,10 +177,9 @@ class _Judges:
         self._say_once("This backbone has no class token: pool 'both' is the mean of the patches.")
         return {"pool": "mean"}
 
-    def _count_copies(self, keys: dict[str, SeenKeys]) -> Copies:
+    def _count_copies(self, train: KeyedImages, test: KeyedImages) -> Copies:
         """Copies among the images of a protocol that were read, counted and said once for the same images."""
-        test = keys["test"].images
-        copies = count_copies(keys["training"].images, test)
+        copies = count_copies(train, test)
         self._say_once(copies.line(len(test.keys)))
         return copies
 
@@ -179,12 +199,10 @@ class _Judges:
         subject.folder = folder
         return protocol.judge(subject)
 
-    def _subject(self, protocol: Protocol, title: str) -> Subject:
+    def _subject(self, protocol: Protocol, title: str) -> Evaluated:
         key = (type(protocol).open_data, title)
         if key not in self._subjects:
-            opened = self._opened
-            backbone = opened.recipe.build() if title == "random" else opened.backbone
-            self._subjects[key] = Subject(title, backbone, opened.recipe, *self._open(protocol), **self._common)
+            self._subjects[key] = protocol.subject(self._opened, title, *self._open(protocol), **self._common)
         return self._subjects[key]
 
 

@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Annotated, Any, ClassVar
+from typing import Protocol as Interface
 
 from pydantic import Field
 
@@ -16,7 +17,9 @@ from mapet.errors import SettingsError, nearest
 from mapet.evaluation.classes import check_same_classes
 from mapet.evaluation.intervals import describe as describe_gain
 from mapet.evaluation.outcomes import Outcomes
-from mapet.evaluation.subject import POOLS, Subject, check_labels, count_classes
+from mapet.evaluation.subject import POOLS, Evaluated, Subject, check_labels, count_classes
+from mapet.models.opened import OpenedBackbone
+from mapet.runtime.run_directory import RunDirectory
 
 METRICS = {"top1": "top-1", "top5": "top-5", "mean_per_class": "mean per class", "miou": "mIoU"}
 
@@ -41,6 +44,17 @@ class Findings:
         return cls(outcomes.figures(), details, outcomes)
 
 
+class Opened(Interface):
+    """What a user names: an `OpenedBackbone`, or what another protocol `takes`."""
+
+    @property
+    def title(self) -> str: ...  # noqa: D102
+    @property
+    def run(self) -> RunDirectory | None: ...  # noqa: D102
+    @property
+    def untrained(self) -> bool: ...  # noqa: D102
+
+
 @dataclass(frozen=True, kw_only=True)
 class Protocol(ABC):
     """Base of all protocols; the fields of a subclass are its settings.
@@ -55,6 +69,7 @@ class Protocol(ABC):
         pools: Whether `pool` means anything to it.
         allowed_pools: The values that `pool` may have.
         keeps_model: Whether it trains for long and leaves a model, so that there must be a place to keep it.
+        takes: What it evaluates, as the user names it, and `takes_a` the same in a word.
 
     Raises:
         SettingsError: A setting has a value that is not allowed.
@@ -66,6 +81,8 @@ class Protocol(ABC):
     pools: ClassVar[bool] = True
     allowed_pools: ClassVar[tuple[str, ...]] = POOLS
     keeps_model: ClassVar[bool] = False
+    takes: ClassVar[type] = OpenedBackbone
+    takes_a: ClassVar[str] = "backbone"
 
     pool: str = "both"
     preset: str = field(default="", compare=False)
@@ -133,9 +150,30 @@ class Protocol(ABC):
         """What should be known beside the figures; "" for nothing."""
         return ""
 
+    def subject(self, opened: Any, title: str, train: ImageSource, test: ImageSource, **work: Any) -> Evaluated:
+        """What `judge` is given.
+
+        Args:
+            opened: An instance of `takes`.
+            title: "pre-trained", "untrained", or "random": the same at its random initialisation.
+            train: Images to learn from.
+            test: Images to be tested on.
+            work: `device`, `workers` and `unreadable`, as `Subject` takes them.
+        """
+        backbone = opened.recipe.build() if title == "random" else opened.backbone
+        return Subject(title, backbone, opened.recipe, train, test, **work)
+
     @abstractmethod
-    def judge(self, subject: Subject) -> Findings:
-        """The figures of one backbone."""
+    def judge(self, subject: Any) -> Findings:
+        """The metrics of one subject, as the method `subject` makes it."""
+
+    def heading(self, result: Result) -> str:
+        """What stands above all results of one command; "" for nothing."""
+        return ""
+
+    def line(self, result: Result) -> str:
+        """A result of this protocol for people."""
+        return result.line()
 
 
 def data_digits(location: str) -> str:

@@ -5,6 +5,7 @@ Features that need no gradient are extracted once and shared by all protocols.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,7 +19,7 @@ from mapet.data.loader import LoadedBatch, UnreadableImage, UnreadableImages, ma
 from mapet.data.sources import ImageSource, only_folder
 from mapet.data.views import FixedView, View, normalise
 from mapet.errors import DataError, ModelError, SettingsError
-from mapet.evaluation.copies import SeenKeys
+from mapet.evaluation.copies import KeyedImages, SeenKeys
 from mapet.models.backbone import normed_tokens
 from mapet.models.saved import BackboneRecipe
 from mapet.runtime.progress import progress
@@ -53,7 +54,29 @@ class FeatureSet:
         return {"mean": self.mean, "cls": self.cls, "both": torch.cat([self.cls, self.mean], dim=1)}[pool]
 
 
-class Subject:
+class Evaluated(ABC):
+    """What a protocol evaluates, with the images for it.
+
+    Attributes:
+        title: What to call it while it works ("pre-trained").
+        folder: Where the protocol may keep checkpoints, models and pictures; None where nothing may be kept.
+    """
+
+    title: str
+    folder: Path | None = None
+
+    @property
+    @abstractmethod
+    def image_counts(self) -> tuple[int, int]:
+        """Training and test images, without those that could not be read."""
+
+    @property
+    @abstractmethod
+    def images(self) -> tuple[KeyedImages, KeyedImages]:
+        """The training and the test images that were read."""
+
+
+class Subject(Evaluated):
     """A frozen backbone and the images it is judged with.
 
     Args:
@@ -68,10 +91,7 @@ class Subject:
 
     Attributes:
         keys: Of the training and of the test images that were read.
-        folder: Where the protocol that judges may keep checkpoints, models and pictures; None where nothing may be kept.
     """
-
-    folder: Path | None = None
 
     def __init__(
         self,
@@ -90,6 +110,16 @@ class Subject:
         self.train, self.test = train, test
         self.workers, self.unreadable = workers, unreadable
         self.keys = {"training": SeenKeys(train), "test": SeenKeys(test)}
+
+    @property
+    def image_counts(self) -> tuple[int, int]:
+        """See `Evaluated`."""
+        return len(self.train) - self.unreadable.among(self.train), len(self.test) - self.unreadable.among(self.test)
+
+    @property
+    def images(self) -> tuple[KeyedImages, KeyedImages]:
+        """See `Evaluated`."""
+        return self.keys["training"].images, self.keys["test"].images
 
     @property
     def num_classes(self) -> int:

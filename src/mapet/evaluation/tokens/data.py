@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import shlex
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from mapet.data.sources import KEY_LENGTH, ImageSource, sample_keys, subset, wit
 from mapet.data.views import FixedView
 from mapet.errors import DataError, TokenizerError, TokenStoreError
 from mapet.evaluation.copies import KeyedImages
-from mapet.evaluation.subject import record_unreadable
+from mapet.evaluation.subject import Evaluated, record_unreadable
 from mapet.runtime.json_files import read_json
 from mapet.runtime.progress import progress
 from mapet.runtime.run_directory import RunDirectory
@@ -50,6 +50,37 @@ class TokenSplit:
         return KeyedImages(np.array(self.keys, f"S{KEY_LENGTH}"), self.labels.numpy())
 
 
+@dataclass
+class TokenSubject(Evaluated):
+    """The tokens that a protocol learns from and is tested on.
+
+    Args:
+        title: What the user calls the tokenizer.
+        train: Of the training images.
+        test: Of the test images.
+        facts: See `TokenMaker.facts`.
+        num_classes: Classes that are told apart.
+        device: Where to compute.
+    """
+
+    title: str
+    train: TokenSplit
+    test: TokenSplit
+    facts: dict[str, Any]
+    num_classes: int
+    device: torch.device
+
+    @property
+    def image_counts(self) -> tuple[int, int]:
+        """See `Evaluated`."""
+        return len(self.train.labels), len(self.test.labels)
+
+    @property
+    def images(self) -> tuple[KeyedImages, KeyedImages]:
+        """See `Evaluated`."""
+        return self.train.images, self.test.images
+
+
 @dataclass(frozen=True)
 class TokenMaker:
     """Where tokens come from: a tokenizer, or a store that it filled.
@@ -58,11 +89,15 @@ class TokenMaker:
         title: What the user calls it.
         source: One of the two.
         fingerprint: Of the tokenizer.
+        run: The pre-training whose tokens these are, if the user named one.
     """
+
+    untrained: ClassVar[bool] = False
 
     title: str
     source: Tokenizer | TokenStore
     fingerprint: str
+    run: RunDirectory | None = None
 
     @property
     def vocab_size(self) -> int:
@@ -117,9 +152,9 @@ def open_tokens(address: str | Path) -> TokenMaker:
     config = run.read_config()
     for place in (config.get("tokenizer"), run.tokenizer if run.tokenizer.is_dir() else None):
         if place is not None:
-            return _tokenizer(load_tokenizer(place), title)
+            return replace(_tokenizer(load_tokenizer(place), title), run=run)
     if config.get("tokens"):
-        return _store(TokenStore.open(config["tokens"]), title)
+        return replace(_store(TokenStore.open(config["tokens"]), title), run=run)
     raise TokenizerError(f"The run {path} has no tokenizer: its objective predicts no visual tokens. Give a tokenizer, or a store.")
 
 

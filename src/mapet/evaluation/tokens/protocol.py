@@ -1,37 +1,31 @@
 """Token classification (MaPeT, Table 7): how much of an image's class its visual tokens keep, when they are all that is seen.
 
-The subject is a tokenizer, not a backbone: `evaluate_tokens`. Images are tokenised once, in the fixed view, so that there is no
+The subject is a tokenizer, not a backbone. Images are tokenised once, in the fixed view, so that there is no
 augmentation; a head is trained on the tokens of the training images and judged once, at its end, on those of the test images.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import ClassVar
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from mapet.data.loader import UnreadableImages, step_batches
+from mapet.data.loader import step_batches
+from mapet.data.sources import ImageSource
 from mapet.engine.optimizer import decay_groups
 from mapet.engine.schedule import cosine
 from mapet.errors import NonFiniteLossError, SettingsError, nearest
-from mapet.evaluation.copies import count_copies
-from mapet.evaluation.evaluate import describe_note
-from mapet.evaluation.outcomes import SUFFIX, classified, save_outcomes
+from mapet.evaluation.outcomes import classified
 from mapet.evaluation.protocol import METRICS, Findings, Protocol, Result
-from mapet.evaluation.subject import Subject
 from mapet.evaluation.supervised.length import note_if_longer
-from mapet.evaluation.tokens.data import TokenMaker, TokenSplit
+from mapet.evaluation.tokens.data import TokenMaker, TokenSplit, TokenSubject
 from mapet.evaluation.tokens.heads import HEADS, TokenMLP, count_parameters, init_head, is_finite, token_vit
 from mapet.runtime.device import autocast
-from mapet.runtime.files import write_json
-from mapet.runtime.lock import only_writer
-from mapet.runtime.progress import progress, say
+from mapet.runtime.progress import progress
 from mapet.runtime.seeding import derive_seed, seeded_globally
 
 _CHUNK = 1024
@@ -63,6 +57,8 @@ class TokenClassification(Protocol):
     name: ClassVar[str] = "tokens"
     pools: ClassVar[bool] = False
     with_random: ClassVar[bool] = False
+    takes: ClassVar[type] = TokenMaker
+    takes_a: ClassVar[str] = "tokenizer"
 
     head: str = "mlp"
     width: int = 192
@@ -90,12 +86,40 @@ class TokenClassification(Protocol):
                 f"batch_size = {self.batch_size}, epochs = {self.epochs}, lr = {self.lr}: allowed are 1 or more, and above 0."
             )
 
-    def judge(self, subject: Subject) -> Findings:
-        """Refuses: a backbone has no tokens."""
-        raise SettingsError(
-            f"The protocol 'tokens' judges a tokenizer, and {subject.title} is a backbone. Give it alone, and in place of the "
-            "backbone a tokenizer, a token store or a run: mapet evaluate tokens TOK DATA"
-        )
+    def subject(self, opened: TokenMaker, title: str, train: ImageSource, test: ImageSource, **work: Any) -> TokenSubject:
+        """The tokens of both parts."""
+        splits = opened.split(train, "training", **work), opened.split(test, "test", **work)
+        return TokenSubject(opened.title, *splits, opened.facts, self.count_classes(train, test), work["device"])
+
+    def judge(self, subject: TokenSubject) -> Findings:
+        """Trains a head on the tokens of the training images and tests it on those of the test images.
+
+        Raises:
+            NonFiniteLossError: The loss became infinite or NaN.
+        """
+        train, test, facts = subject.train, subject.test, subject.facts
+        model = self.build(facts["vocab_size"], facts["grid_size"], subject.num_classes).to(subject.device)
+        loss = _train(self, model, train, subject.device)
+        scores = _scores(self, model, test, subject.device)
+        commonest = int(torch.bincount(train.labels).argmax())
+        details = {
+            "frequent_class": float((test.labels == commonest).double().mean()),
+            "parameters": count_parameters(model),
+            "training_loss": loss,
+        }
+        return Findings.of(classified(scores, test.labels), {**details, **facts})
+
+    def line(self, result: Result) -> str:
+        """All figures, against the most frequent class."""
+        figures = "   ".join(f"{METRICS[name]} {100 * value:.1f} %" for name, value in result.figures.items())
+        floor = f"most frequent class {100 * result.details['frequent_class']:.1f} %"
+        title = f"tokens:{result.preset}" if result.preset else f"tokens ({result.protocol['head']})"
+        return f"{title:16} {figures}   {floor}   protocol {result.protocol_hash}   {result.seconds:.0f} s"
+
+    def heading(self, result: Result) -> str:
+        """How many tokens of how many codes there are."""
+        rows, columns = result.details["grid_size"]
+        return f"{result.backbone}: {result.details['vocab_size']:,} codes, {rows} x {columns} tokens an image"
 
     def build(self, vocab_size: int, grid_size: tuple[int, int], num_classes: int) -> nn.Module:
         """The head at its start, a function of `seed`; takes token ids (B, N_p) int64."""
@@ -117,111 +141,6 @@ class TokenClassification(Protocol):
         per_epoch = images // min(self.batch_size, images)
         steps = max(round(self.epochs * per_epoch), self.min_steps, 1)
         return steps, min(round(self.warmup_epochs * per_epoch), steps)
-
-
-def evaluate_tokens(
-    tokens: TokenMaker,
-    data: str,
-    protocols: Sequence[TokenClassification],
-    *,
-    device: torch.device,
-    folder: Path | None = None,
-    workers: int = 0,
-    max_unreadable: int = 0,
-) -> list[Result]:
-    """Judges a tokenizer by heads that see its tokens only.
-
-    Args:
-        tokens: As `open_tokens` gives it.
-        data: Labelled images.
-        protocols: What to measure; images are tokenised once for all of them.
-        device: Where to compute.
-        folder: Where results are kept, if anywhere.
-        workers: Processes that decode images.
-        max_unreadable: Images that may be skipped.
-
-    Returns:
-        One result a protocol, with `top1`, `top5` and `mean_per_class`; `details` has the accuracy of always answering the class
-        that is most frequent among the training images.
-
-    Raises:
-        InUseError: Another process measures the same for the same folder.
-        MapetError: Images have no labels, or the store lacks some of them.
-    """
-    stems = [protocol.stem(f"{data} {tokens.fingerprint}") for protocol in protocols]
-    with only_writer(*(folder / stem for stem in stems if folder is not None)):
-        unreadable = UnreadableImages(max_unreadable)
-        train, test = protocols[0].open_data(data)
-        num_classes = protocols[0].count_classes(train, test)
-        began = time.perf_counter()
-        work = {"device": device, "workers": workers, "unreadable": unreadable}
-        splits = tokens.split(train, "training", **work), tokens.split(test, "test", **work)
-        encoding = time.perf_counter() - began
-        copies = count_copies(splits[0].images, splits[1].images)
-        if line := copies.line(len(splits[1].labels)):
-            say(line)
-        results = []
-        for protocol, stem in zip(protocols, stems, strict=True):
-            if note := describe_note(protocol, len(splits[0].labels)):
-                say(note)
-            began = time.perf_counter()
-            found = judge_tokens(protocol, *splits, tokens.vocab_size, tokens.grid_size, num_classes, device)
-            result = Result(
-                protocol=protocol.describe(),
-                preset=protocol.preset,
-                protocol_hash=protocol.hash,
-                backbone=tokens.title,
-                data=data,
-                classes=num_classes,
-                train_images=len(splits[0].labels),
-                test_images=len(splits[1].labels),
-                metric=getattr(test, "metric", protocol.metric),
-                figures=found.figures,
-                seconds=time.perf_counter() - began + encoding,
-                details={**found.details, **tokens.facts, "copies": copies.describe()},
-            )
-            if folder is not None:
-                outcomes = {"pre-trained": found.outcomes} if found.outcomes else {}
-                save_outcomes(folder / f"{stem}{SUFFIX}", splits[1].images.keys, outcomes)
-                write_json(folder / f"{stem}.json", asdict(result))
-            results.append(result)
-        if unreadable.summary():
-            say(unreadable.summary())
-    return results
-
-
-def judge_tokens(
-    protocol: TokenClassification,
-    train: TokenSplit,
-    test: TokenSplit,
-    vocab_size: int,
-    grid_size: tuple[int, int],
-    num_classes: int,
-    device: torch.device,
-) -> Findings:
-    """Trains a head on `train` and judges it on `test`.
-
-    Raises:
-        NonFiniteLossError: The loss became infinite or NaN.
-    """
-    model = protocol.build(vocab_size, grid_size, num_classes).to(device)
-    loss = _train(protocol, model, train, device)
-    scores = _scores(protocol, model, test, device)
-    commonest = int(torch.bincount(train.labels).argmax())
-    details = {
-        "frequent_class": float((test.labels == commonest).double().mean()),
-        "parameters": count_parameters(model),
-        "training_loss": loss,
-    }
-    return Findings.of(classified(scores, test.labels), details)
-
-
-def token_line(result: Result) -> str:
-    """A result for people: all figures, against the most frequent class."""
-    figures = "   ".join(f"{METRICS[name]} {100 * value:.1f} %" for name, value in result.figures.items())
-    floor = f"most frequent class {100 * result.details['frequent_class']:.1f} %"
-    title = f"tokens:{result.preset}" if result.preset else f"tokens ({result.protocol['head']})"
-    return f"{title:16} {figures}   {floor}   protocol {result.protocol_hash}   {result.seconds:.0f} s"
 
 
 def _train(protocol: TokenClassification, model: nn.Module, train: TokenSplit, device: torch.device) -> float:
