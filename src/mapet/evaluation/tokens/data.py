@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -92,12 +92,15 @@ class TokenMaker:
         run: The pre-training whose tokens these are, if the user named one.
     """
 
-    untrained: ClassVar[bool] = False
-
     title: str
     source: Tokenizer | TokenStore
     fingerprint: str
     run: RunDirectory | None = None
+
+    @property
+    def untrained(self) -> bool:
+        """Never: a tokenizer has no initialisation to compare with."""
+        return False
 
     @property
     def vocab_size(self) -> int:
