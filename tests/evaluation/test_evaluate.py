@@ -13,7 +13,7 @@ from mapet.data.folder import FolderImages
 from mapet.data.loader import UnreadableImages
 from mapet.data.sources import open_source
 from mapet.errors import DataError, MapetError, ModelError, SettingsError
-from mapet.evaluation import evaluate as module
+from mapet.evaluation import protocol as module
 from mapet.evaluation.classes import check_same_classes
 from mapet.evaluation.evaluate import evaluate
 from mapet.evaluation.presets import protocol_of
