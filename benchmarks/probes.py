@@ -20,12 +20,12 @@ from scipy.stats import kendalltau
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from mapet.checkpoints.address import RANDOM, TIMM, open_backbone
 from mapet.config.recipes import parse_options
 from mapet.data.loader import UnreadableImages
 from mapet.data.sources import ImageSource, open_splits, subset
 from mapet.evaluation.presets import protocols_of
 from mapet.evaluation.subject import Subject
-from mapet.models.opened import RANDOM, TIMM, open_backbone
 from mapet.runtime.device import choose_device
 from mapet.runtime.progress import say
 from mapet.runtime.run_directory import describe_environment

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from mapet.tokenizers.load import load_tokenizer
+from tests.checkpoints.runs import save_run
 from tests.command import mapet
-from tests.models.runs import save_run
 
 
 @pytest.fixture

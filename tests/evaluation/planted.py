@@ -11,7 +11,7 @@ from torch import Tensor
 from mapet.data.loader import UnreadableImages
 from mapet.data.sources import open_source
 from mapet.evaluation.subject import FeatureSet, Subject
-from mapet.models.saved import BackboneRecipe
+from mapet.models.spec import BackboneRecipe
 from tests.tiny import LOCATION
 
 CLASSES = 4

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import torch
 
+from mapet.checkpoints.address import open_backbone
+from mapet.checkpoints.backbone_folder import load_backbone
 from mapet.data.folder import FolderImages
 from mapet.data.loader import UnreadableImages
 from mapet.data.sources import open_source
@@ -20,8 +22,7 @@ from mapet.evaluation.presets import protocol_of
 from mapet.evaluation.probes.knn import KNN
 from mapet.evaluation.probes.linear import LinearProbe
 from mapet.evaluation.subject import Subject
-from mapet.models.opened import open_backbone
-from mapet.models.saved import BackboneRecipe, load_backbone
+from mapet.models.spec import BackboneRecipe
 from mapet.pretraining.training import PreTraining
 from mapet.runtime.run_directory import RunDirectory
 from tests.data.images import write_images

@@ -22,7 +22,7 @@ from mapet.evaluation.segmentation.judging import judge_model
 from mapet.evaluation.segmentation.protocol import Segment
 from mapet.evaluation.segmentation.training import SegmentationTraining
 from mapet.evaluation.subject import Subject
-from mapet.models.saved import BackboneRecipe
+from mapet.models.spec import BackboneRecipe
 from tests.evaluation.finetuning.subjects import CPU, quick, tiny_recipe, tiny_subject
 from tests.evaluation.segmentation.pictures import HEIGHT, WIDTH, write_folder
 from tests.evaluation.segmentation.test_training import OPTIONS, SMALL

@@ -15,7 +15,7 @@ from mapet.errors import DataError
 from mapet.evaluation import subject as module
 from mapet.evaluation.presets import protocol_of
 from mapet.evaluation.subject import Subject, check_labels
-from mapet.models.saved import BackboneRecipe
+from mapet.models.spec import BackboneRecipe
 from tests.data.images import write_images
 
 

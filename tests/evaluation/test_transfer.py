@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from mapet.checkpoints.address import open_backbone
 from mapet.data.named_sets import named_location
 from mapet.errors import DataError, SettingsError
 from mapet.evaluation.probes.knn import KNN
 from mapet.evaluation.transfer import evaluate_transfer, transfer_locations, transfer_rows
-from mapet.models.opened import open_backbone
 from mapet.runtime.run_directory import RunDirectory
 from tests.data.images import write_images
 from tests.data.named_layouts import LAYOUTS

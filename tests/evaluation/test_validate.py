@@ -12,6 +12,7 @@ import typer
 from PIL import Image
 from typer.testing import CliRunner
 
+from mapet.checkpoints.backbone_folder import save_backbone
 from mapet.cli import validate as command
 from mapet.compat import timm
 from mapet.data.loader import UnreadableImages
@@ -22,7 +23,7 @@ from mapet.evaluation.validation.classes import head_numbers, read_class_map
 from mapet.evaluation.validation.classifier import PUBLISHED, ModelChoice, load_classifier
 from mapet.evaluation.validation.validate import validate, validation_images
 from mapet.evaluation.validation.view import Preprocessing, ValidationView
-from mapet.models.saved import BackboneRecipe, save_backbone
+from mapet.models.spec import BackboneRecipe
 from tests.data.images import random_image, write_images
 from tests.golden import load_golden, with_prefix
 

@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from mapet.checkpoints.backbone_folder import save_backbone
 from mapet.compat import timm
 from mapet.config.recipes import parse_options
 from mapet.errors import ModelError
 from mapet.evaluation.validation.classifier import ModelChoice, load_classifier
-from mapet.models.saved import BackboneRecipe, save_backbone
+from mapet.models.spec import BackboneRecipe
+from tests.checkpoints.runs import save_run
 from tests.evaluation.test_validate import TINY, publish, split_queries, tiny_choice, tiny_state
-from tests.models.runs import save_run
 
 
 def test_another_size_is_said_with_the_model_that_fits(tmp_path: Path) -> None:

@@ -9,12 +9,12 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
+from mapet.checkpoints.address import open_backbone
+from mapet.checkpoints.backbone_folder import save_backbone
 from mapet.data.loader import UnreadableImages
 from mapet.engine.checkpoint import save_checkpoint
 from mapet.errors import StorageError
-from mapet.models.export import export
-from mapet.models.opened import open_backbone
-from mapet.models.saved import save_backbone
+from mapet.export.export import export
 from mapet.pretraining.pretrain import backbone_recipe
 from mapet.runtime import tensors
 from mapet.tokenizers.clustering.state import State, StateFile

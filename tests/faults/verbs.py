@@ -6,8 +6,10 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-from mapet.models.saved import save_backbone
+from mapet.checkpoints.backbone_folder import save_backbone
 from mapet.tokenizers.random_projection import RandomProjection
+from tests.checkpoints.published import save
+from tests.checkpoints.runs import RECIPE
 from tests.cli.test_commands import TINY as RUN
 from tests.cli.test_commands import write_images
 from tests.cli.test_evaluate_others import TINY as NETWORK
@@ -15,8 +17,6 @@ from tests.cli.test_tokenizer_train import SMALL, VIT
 from tests.command import mapet
 from tests.evaluation.segmentation.pictures import write_folder
 from tests.golden import load_golden, with_prefix
-from tests.models.checkpoints import save
-from tests.models.runs import RECIPE
 
 FIT = ["--image-size", "16", "--patch-size", "4", "-k", "4", "--images", "20", "--points", "200", "--iterations", "1"]
 QUICK = ["--workers", "0", "--no-random", "--set", "epochs=1", "--set", "min_steps=1"]

@@ -15,6 +15,9 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from mapet.checkpoints.address import open_backbone
+from mapet.checkpoints.archive import state_dict_of
+from mapet.checkpoints.backbone_folder import save_backbone
 from mapet.config import load_recipe
 from mapet.config.recipes import parse_options, recipe_text
 from mapet.data.decode import decode_image
@@ -23,9 +26,7 @@ from mapet.data.sources import open_source
 from mapet.engine.checkpoint import newest_checkpoint, save_checkpoint
 from mapet.errors import UnreadableImageError
 from mapet.evaluation.segmentation.masks import read_ids
-from mapet.models.archive import state_dict_of
-from mapet.models.opened import open_backbone
-from mapet.models.saved import BackboneRecipe, save_backbone
+from mapet.models.spec import BackboneRecipe
 from mapet.report.html import write_report
 from mapet.runtime.run_directory import RunDirectory
 from mapet.token_store.build import build_store

@@ -6,12 +6,12 @@ import huggingface_hub.errors
 import pytest
 import torch
 
+from mapet.checkpoints.address import open_backbone
 from mapet.compat import timm
 from mapet.errors import ModelError
 from mapet.models import create_backbone
 from mapet.models.backbone import embed_patches
 from mapet.models.judged import create_judged
-from mapet.models.opened import open_backbone
 
 
 def test_is_the_timm_model_untouched() -> None:

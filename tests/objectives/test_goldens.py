@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from mapet.checkpoints.projections import join_qkv
 from mapet.data.batch import Batch
 from mapet.models import create_backbone
 from mapet.models.two_stream import mapet_visibility
-from mapet.models.weights import join_qkv
 from mapet.objectives import create_objective
 from mapet.objectives.mapet import PermutationCorruption
 from tests.golden import load_golden, with_prefix

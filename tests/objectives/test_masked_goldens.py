@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from mapet.checkpoints.projections import join_biases
 from mapet.data.batch import Batch
 from mapet.models import create_backbone
-from mapet.models.weights import join_biases
 from mapet.objectives.beit import BEiT, released_name
 from mapet.objectives.beit_v2 import BEiTv2
 from mapet.objectives.beit_v2 import _our_name as beit_v2_name

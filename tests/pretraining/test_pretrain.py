@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file
 
+from mapet.checkpoints.address import open_backbone
 from mapet.data.loader import UnreadableImages
 from mapet.data.sources import open_source
 from mapet.engine.checkpoint import newest_checkpoint
@@ -24,8 +25,7 @@ from mapet.errors import (
     TokenStoreError,
     UsageError,
 )
-from mapet.models.model_card import model_card
-from mapet.models.opened import open_backbone
+from mapet.export.card import model_card
 from mapet.pretraining import pretrain as module
 from mapet.pretraining.pretrain import pretrain
 from mapet.pretraining.record import RunRecord

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
+from mapet.checkpoints.address import open_backbone
 from mapet.errors import MapetError
-from mapet.models.opened import open_backbone
 from mapet.token_store.read import TokenStore
 from mapet.tokenizers.load import load_tokenizer
 from tests.command import mapet

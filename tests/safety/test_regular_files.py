@@ -36,8 +36,8 @@ ALLOWED = {
     ("runtime/tensors.py", "load_file"),
     ("token_store/format.py", "np.load"),
     ("token_store/parts.py", "np.load"),  # of what `open_regular` opened
-    ("models/archive.py", "torch.load"),  # behind `open_regular`
-    ("models/archive.py", "zipfile.ZipFile"),
+    ("checkpoints/archive.py", "torch.load"),  # behind `open_regular`
+    ("checkpoints/archive.py", "zipfile.ZipFile"),
     ("data/tar_index.py", "tarfile.open"),  # of what `open_regular` opened
     ("data/decode.py", "Image.open"),  # of bytes
     ("data/parquet.py", "ParquetFile"),  # behind `open_regular`

@@ -43,11 +43,11 @@ def transfer(
         options: Of the backbone, for `timm.create_model`.
         work: Further arguments of `evaluate_transfer`.
     """
+    from mapet.checkpoints.address import open_backbone
     from mapet.data.named_sets import NAMED_SETS
     from mapet.errors import SettingsError
     from mapet.evaluation.presets import protocols_of
     from mapet.evaluation.transfer import evaluate_transfer, transfer_locations
-    from mapet.models.opened import open_backbone
 
     if not sets:
         raise SettingsError(

@@ -41,8 +41,8 @@ def open_evaluated(kind: str, address: str, data: str | None, *, model: str | No
     Raises:
         MapetError: There is none, or there are no images.
     """
+    from mapet.checkpoints.address import open_backbone
     from mapet.errors import SettingsError
-    from mapet.models.opened import open_backbone
 
     if kind == BACKBONE:
         return open_backbone(address, model=model, options=options)

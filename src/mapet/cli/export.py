@@ -30,11 +30,11 @@ def export(
 
     What was written is loaded again, and its outputs are compared with the original's.
     """
+    from mapet.checkpoints.address import open_backbone
     from mapet.config.recipes import parse_options
-    from mapet.models.export import FORMATS
-    from mapet.models.export import export as run_export
-    from mapet.models.hub_push import push as run_push
-    from mapet.models.opened import open_backbone
+    from mapet.export.export import FORMATS
+    from mapet.export.export import export as run_export
+    from mapet.export.hub import push as run_push
 
     FORMATS.get_or_import(to)
     opened = open_backbone(backbone, model=model, options=parse_options(option or []))

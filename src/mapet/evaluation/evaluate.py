@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from mapet.checkpoints.address import open_backbone
 from mapet.data.loader import UnreadableImages
 from mapet.data.sources import ImageSource, recorded_location
 from mapet.errors import SettingsError
@@ -19,7 +20,6 @@ from mapet.evaluation.intervals import gain_intervals
 from mapet.evaluation.outcomes import SUFFIX, save_outcomes
 from mapet.evaluation.protocol import Findings, Opened, Protocol, Result
 from mapet.evaluation.subject import Evaluated
-from mapet.models.opened import open_backbone
 from mapet.runtime.files import write_json
 from mapet.runtime.json_files import read_json
 from mapet.runtime.lock import only_writer

@@ -12,13 +12,13 @@ from typing import Protocol as Interface
 
 from pydantic import Field
 
+from mapet.checkpoints.address import OpenedBackbone
 from mapet.data.sources import ImageSource, absolute_location, open_splits
 from mapet.errors import SettingsError, nearest
 from mapet.evaluation.classes import check_same_classes
 from mapet.evaluation.intervals import describe as describe_gain
 from mapet.evaluation.outcomes import Outcomes
 from mapet.evaluation.subject import POOLS, Evaluated, Subject, check_labels, count_classes
-from mapet.models.opened import OpenedBackbone
 from mapet.runtime.run_directory import RunDirectory
 
 METRICS = {"top1": "top-1", "top5": "top-5", "mean_per_class": "mean per class", "miou": "mIoU"}

@@ -21,7 +21,7 @@ from mapet.data.views import FixedView, View, normalise
 from mapet.errors import DataError, ModelError, SettingsError
 from mapet.evaluation.copies import KeyedImages, SeenKeys
 from mapet.models.backbone import normed_tokens
-from mapet.models.saved import BackboneRecipe
+from mapet.models.spec import BackboneRecipe
 from mapet.runtime.progress import progress
 
 POOLS = ("mean", "cls", "both")

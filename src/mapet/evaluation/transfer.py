@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 
+from mapet.checkpoints.address import OpenedBackbone
 from mapet.data.named_sets import NAMED_SETS, named_location, open_named
 from mapet.data.sources import SOURCES
 from mapet.errors import SettingsError, nearest
 from mapet.evaluation.evaluate import evaluate
 from mapet.evaluation.intervals import describe as describe_gain
 from mapet.evaluation.protocol import METRICS, Protocol, Result
-from mapet.models.opened import OpenedBackbone
 
 
 def transfer_locations(names: Sequence[str], root: str | Path | None, *, download: bool = False) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Backbones (plain timm ViTs), two-stream attention over their blocks, and weights in and out."""
+"""Networks: backbones (plain timm ViTs), two-stream attention over their blocks, decoders and regressors."""
 
 from mapet.models.backbone import create_backbone
 

@@ -11,7 +11,7 @@ import torch
 from mapet.compat import VisionTransformer, resample_abs_pos_embed
 from mapet.models.backbone import blocks_of, grid_size
 from mapet.models.relative_positions import resize_relative_positions
-from mapet.models.saved import BackboneRecipe
+from mapet.models.spec import BackboneRecipe
 from mapet.models.weights import load_strictly
 
 _RELATIVE = "relative_position_bias_table"

@@ -12,11 +12,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from mapet.checkpoints.projections import join_qkv
 from mapet.compat import VisionTransformer
 from mapet.data.batch import Batch
 from mapet.errors import ModelError, SettingsError, nearest
 from mapet.models.backbone import check_backbone, final_norm, grid_size, image_size
-from mapet.models.weights import join_qkv, load_strictly
+from mapet.models.weights import load_strictly
 from mapet.objectives.masking import count_of
 
 Corruption = TypeVar("Corruption")

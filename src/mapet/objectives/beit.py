@@ -15,10 +15,11 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from mapet.checkpoints.projections import join_biases
 from mapet.compat import VisionTransformer
 from mapet.data.batch import Batch
 from mapet.models.backbone import grid_size
-from mapet.models.weights import join_biases, load_strictly
+from mapet.models.weights import load_strictly
 from mapet.objectives.block_masks import HIDDEN_SHARE, block_masks
 from mapet.objectives.masking import MaskCorruption
 from mapet.objectives.mim import MIM

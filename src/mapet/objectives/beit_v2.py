@@ -17,11 +17,12 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from mapet.checkpoints.projections import join_biases
 from mapet.compat import LayerScale, VisionTransformer
 from mapet.data.batch import Batch
 from mapet.errors import ModelError
 from mapet.models.backbone import blocks_of, final_norm
-from mapet.models.weights import init_linears, join_biases, load_strictly
+from mapet.models.weights import init_linears, load_strictly
 from mapet.objectives.base import ObjectiveOutput, token_loss
 from mapet.objectives.beit import BEiT, released_name
 from mapet.objectives.encoding import gather_rows, masked_rows, run_blocks

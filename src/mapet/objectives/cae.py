@@ -18,13 +18,14 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from mapet.checkpoints.projections import join_biases
 from mapet.compat import VisionTransformer
 from mapet.data.batch import Batch
 from mapet.errors import ModelError, SettingsError, nearest
 from mapet.models.backbone import grid_size
 from mapet.models.backbone import num_heads as heads_of
 from mapet.models.regressor import LayerNorm, Neck, sine_positions
-from mapet.models.weights import init_linears, join_biases, load_strictly
+from mapet.models.weights import init_linears, load_strictly
 from mapet.objectives.base import IGNORED, MaskedTokenObjective, ObjectiveOutput, token_loss
 from mapet.objectives.block_masks import block_masks
 from mapet.objectives.encoding import encode_some, gather_rows

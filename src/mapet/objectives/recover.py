@@ -18,13 +18,14 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from mapet.checkpoints.projections import join_biases
 from mapet.compat import VisionTransformer
 from mapet.data.batch import Batch
 from mapet.data.views import IMAGENET_MEAN, IMAGENET_STD
 from mapet.errors import ModelError
 from mapet.models.backbone import grid_size, patch_positions, patch_size
 from mapet.models.pixel_decoder import PixelDecoder, sinusoid_table
-from mapet.models.weights import join_biases, load_strictly
+from mapet.models.weights import load_strictly
 from mapet.objectives.base import ObjectiveOutput
 from mapet.objectives.encoding import encode_some
 from mapet.objectives.masking import count_of, random_mask

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from mapet.checkpoints.backbone_folder import save_backbone
 from mapet.compat import VisionTransformer
 from mapet.config.settings import PretrainSettings
 from mapet.data.crops import crops_of
@@ -17,7 +18,7 @@ from mapet.engine.callbacks import Monitor
 from mapet.errors import SettingsError, TokenizerError
 from mapet.health.signs import VitalSigns
 from mapet.models.backbone import grid_size, patch_size
-from mapet.models.saved import BackboneRecipe, save_backbone
+from mapet.models.spec import BackboneRecipe
 from mapet.objectives import OBJECTIVES, create_objective
 from mapet.objectives.base import Objective
 from mapet.pretraining.record import RunRecord

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from torch import Tensor
 
+from mapet.checkpoints.archive import state_dict_of
 from mapet.errors import ModelError, TokenizerError
-from mapet.models.archive import state_dict_of
 from mapet.runtime.files import sha256
 from mapet.tokenizers.base import Tokenizer
 from mapet.tokenizers.dall_e import HUB_NAME, DallE, download_from_hub, is_dall_e

@@ -12,7 +12,7 @@ from mapet.data.sources import open_source
 from mapet.data.views import IMAGENET_MEAN, IMAGENET_STD
 from mapet.evaluation.finetuning.protocol import FineTune
 from mapet.evaluation.subject import Subject
-from mapet.models.saved import BackboneRecipe
+from mapet.models.spec import BackboneRecipe
 from tests.tiny import LOCATION
 
 CPU = torch.device("cpu")

@@ -10,14 +10,15 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from mapet.checkpoints.projections import join_qkv
 from mapet.compat import VisionTransformer, timm
 from mapet.data.views import IMAGENET_MEAN, IMAGENET_STD
 from mapet.engine.optimizer import adamw, layer_groups
 from mapet.engine.schedule import cosine
 from mapet.evaluation.finetuning.classifier import classifier_recipe, init_head, transfer
 from mapet.evaluation.finetuning.protocol import FineTune
-from mapet.models.saved import BackboneRecipe
-from mapet.models.weights import join_qkv, load_strictly
+from mapet.models.spec import BackboneRecipe
+from mapet.models.weights import load_strictly
 from tests.golden import load_golden, with_prefix
 
 POOLS = {"avg": "mean", "token": "cls"}

@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 import torch
 
+from mapet.checkpoints.address import OpenedBackbone
+from mapet.checkpoints.backbone_folder import load_backbone
 from mapet.data.augmentation import TrainingView
 from mapet.engine.checkpoint import newest_checkpoint
 from mapet.engine.loop import LoopSettings
@@ -30,9 +32,7 @@ from mapet.evaluation.finetuning.training import FineTuning
 from mapet.evaluation.presets import protocol_of
 from mapet.evaluation.protocol import Findings
 from mapet.evaluation.supervised.images import AugmentedImages
-from mapet.models.opened import OpenedBackbone
 from mapet.models.positions import with_own_tables
-from mapet.models.saved import load_backbone
 from tests.evaluation.finetuning.subjects import CPU, EVERYTHING, OPTIONS, quick, tiny_recipe, tiny_subject
 from tests.tiny import LOCATION, assert_equal_weights, at_step, weights_of
 

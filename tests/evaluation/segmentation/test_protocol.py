@@ -9,12 +9,12 @@ import pytest
 import torch
 from PIL import Image
 
+from mapet.checkpoints.address import OpenedBackbone
 from mapet.errors import SettingsError
 from mapet.evaluation.evaluate import evaluate
 from mapet.evaluation.presets import presets_of, protocol_of
 from mapet.evaluation.segmentation.overlays import LINE, WIDTH, class_color, overlay
 from mapet.evaluation.segmentation.protocol import Segment
-from mapet.models.opened import OpenedBackbone
 from tests.evaluation.segmentation.pictures import write_folder
 from tests.evaluation.segmentation.test_training import RECIPE, SMALL
 

@@ -20,7 +20,7 @@ from mapet.evaluation.segmentation.masks import PADDED
 from mapet.evaluation.segmentation.protocol import Segment
 from mapet.evaluation.segmentation.training import SegmentationTraining
 from mapet.evaluation.subject import Subject
-from mapet.models.saved import BackboneRecipe
+from mapet.models.spec import BackboneRecipe
 from tests.evaluation.segmentation.pictures import write_pair
 from tests.tiny import StopAfter
 

@@ -11,7 +11,7 @@ from mapet.tokenizers.feature_kmeans import FeatureKMeans
 from mapet.tokenizers.features.base import create_features
 from mapet.tokenizers.fit_settings import preset_settings
 from mapet.tokenizers.load import load_tokenizer
-from tests.models.runs import RECIPE, save_run
+from tests.checkpoints.runs import RECIPE, save_run
 
 
 @pytest.fixture

@@ -12,11 +12,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from mapet.checkpoints.backbone_folder import save_backbone
 from mapet.data.loader import UnreadableImages
 from mapet.engine.callbacks import LogPoint
 from mapet.engine.checkpoint import newest_checkpoint
 from mapet.errors import CheckpointError, InterruptedRunError, ModelError, NonFiniteLossError, SettingsError, TokenizerError
-from mapet.models.saved import BackboneRecipe, save_backbone
+from mapet.models.spec import BackboneRecipe
 from mapet.runtime.run_directory import RunDirectory
 from mapet.runtime.tensors import write_tensors
 from mapet.tokenizers.load import load_tokenizer

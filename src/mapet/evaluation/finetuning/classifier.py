@@ -18,7 +18,7 @@ from mapet.errors import ModelError, SettingsError
 from mapet.evaluation.finetuning.settings import FineTuneSettings
 from mapet.evaluation.subject import Subject
 from mapet.models.positions import at_image_size, with_own_tables
-from mapet.models.saved import BackboneRecipe
+from mapet.models.spec import BackboneRecipe
 from mapet.models.weights import load_strictly
 from mapet.runtime.seeding import seeded_generator
 

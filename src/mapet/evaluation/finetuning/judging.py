@@ -13,7 +13,7 @@ from mapet.evaluation.finetuning.settings import FineTuneSettings
 from mapet.evaluation.outcomes import Outcomes, classified
 from mapet.evaluation.protocol import Findings
 from mapet.evaluation.subject import BATCH_SIZE, Subject
-from mapet.models.saved import BackboneRecipe
+from mapet.models.spec import BackboneRecipe
 from mapet.runtime.device import autocast
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
+from mapet.checkpoints.backbone_folder import save_backbone
 from mapet.data.sources import ImageSource
 from mapet.evaluation.classes import check_complete
 from mapet.evaluation.finetuning.settings import FineTuneSettings
@@ -21,7 +22,6 @@ from mapet.evaluation.finetuning.training import FineTuning
 from mapet.evaluation.protocol import Findings
 from mapet.evaluation.subject import Subject
 from mapet.evaluation.supervised.length import note_if_longer
-from mapet.models.saved import save_backbone
 from mapet.runtime.files import write_json
 
 

@@ -11,7 +11,7 @@ from mapet.data.augmentation import seeded_everywhere
 from mapet.data.views import normalise
 from mapet.engine.step import GuardedStep, StepSums
 from mapet.evaluation.finetuning.settings import FineTuneSettings
-from mapet.models.saved import BackboneRecipe
+from mapet.models.spec import BackboneRecipe
 from mapet.runtime.device import autocast
 from mapet.runtime.seeding import derive_seed
 

@@ -11,7 +11,7 @@ from mapet.evaluation.segmentation.loss import at_size, pixel_loss
 from mapet.evaluation.segmentation.masks import PADDED
 from mapet.evaluation.segmentation.model import UperNet
 from mapet.evaluation.segmentation.settings import SegmentSettings
-from mapet.models.saved import BackboneRecipe
+from mapet.models.spec import BackboneRecipe
 from mapet.runtime.device import autocast
 from mapet.runtime.seeding import derive_seed
 

@@ -17,17 +17,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mapet.checkpoints.archive import read_tensors, state_dict_of
+from mapet.checkpoints.backbone_folder import load_backbone, what_lies_in
+from mapet.checkpoints.contents import listing
+from mapet.checkpoints.huggingface import is_hugging_face
+from mapet.checkpoints.projections import join_qkv
 from mapet.compat import Beit, VisionTransformer, resolve_model_data_config, timm
 from mapet.data.views import IMAGENET_MEAN, IMAGENET_STD
 from mapet.errors import ModelError, in_one_line, nearest
 from mapet.evaluation.validation.fit import PUBLISHED, check_fit, released_name, vit_facts
 from mapet.evaluation.validation.view import Preprocessing
-from mapet.models.archive import read_tensors, state_dict_of
 from mapet.models.backbone import check_grid
-from mapet.models.contents import listing
-from mapet.models.huggingface import is_hugging_face
-from mapet.models.saved import load_backbone, what_lies_in
-from mapet.models.weights import join_qkv, load_strictly
+from mapet.models.weights import load_strictly
 from mapet.runtime.files import sha256
 from mapet.runtime.json_files import read_json
 from mapet.runtime.run_directory import RunDirectory

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mapet.checkpoints.architecture import HEAD_DIM
+from mapet.checkpoints.contents import listing
 from mapet.compat import timm
 from mapet.errors import ModelError
-from mapet.models.architecture import HEAD_DIM
-from mapet.models.contents import listing
 
 # Names of the release, and timm's for the same architecture.
 PUBLISHED = {f"vit_standard_{size}_patch16_224": f"vit_{size}_patch16_224" for size in ("tiny", "small", "base")}

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mapet.checkpoints.backbone_folder import load_backbone
 from mapet.config.architecture import check_architecture
 from mapet.errors import TokenizerError
 from mapet.models.backbone import create_backbone, patch_size
-from mapet.models.saved import load_backbone
 from mapet.runtime.run_directory import RunDirectory
 from mapet.tokenizers.features.network import NetworkFeatures
 

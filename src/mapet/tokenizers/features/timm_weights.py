@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mapet.checkpoints.archive import state_dict_of
 from mapet.compat import timm
 from mapet.errors import ModelError, TokenizerError
-from mapet.models.archive import state_dict_of
 from mapet.models.weights import load_strictly
 
 _RESAMPLED = ("pos_embed", "patch_embed.proj.weight")

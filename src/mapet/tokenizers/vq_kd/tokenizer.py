@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mapet.checkpoints.projections import join_biases
 from mapet.config.architecture import check_architecture
 from mapet.errors import ModelError, TokenizerError
 from mapet.models.backbone import create_backbone, grid_size
-from mapet.models.weights import join_biases, load_strictly
+from mapet.models.weights import load_strictly
 from mapet.registry import check_options
 from mapet.runtime.device import autocast
 from mapet.runtime.progress import say

@@ -9,14 +9,15 @@ from typing import Any
 
 from torch import Tensor
 
+from mapet.checkpoints.archive import state_dict_of
+from mapet.checkpoints.backbone_folder import load_backbone
+from mapet.checkpoints.conversion import Conversion, convert
+from mapet.checkpoints.huggingface import PREFIX, fetch, is_hugging_face, read_model
 from mapet.compat import VisionTransformer, resolve_model_data_config
 from mapet.errors import ModelError
-from mapet.models.archive import state_dict_of
 from mapet.models.backbone import image_size
-from mapet.models.conversion import Conversion, convert
-from mapet.models.huggingface import PREFIX, fetch, is_hugging_face, read_model
 from mapet.models.judged import create_judged
-from mapet.models.saved import BackboneRecipe, load_backbone
+from mapet.models.spec import BackboneRecipe
 from mapet.runtime.json_files import read_json
 from mapet.runtime.progress import say
 from mapet.runtime.run_directory import RunDirectory

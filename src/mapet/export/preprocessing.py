@@ -17,7 +17,7 @@ from torch import Tensor
 
 from mapet.data.views import EvaluationView
 from mapet.errors import FailedRunError
-from mapet.models.saved import BackboneRecipe
+from mapet.models.spec import BackboneRecipe
 from mapet.runtime.seeding import seeded_generator
 
 TOLERANCE = 3  # of 255: torchvision rounds a resized picture otherwise than Pillow

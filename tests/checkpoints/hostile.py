@@ -1,6 +1,6 @@
 """Small files that ask for much, each named after what it does; and what reading them costs, in a process with limits.
 
-    python -m tests.models.hostile FOLDER
+    python -m tests.checkpoints.hostile FOLDER
 
 reads every file in FOLDER and prints "name seconds MiB outcome" a line; the process may take 4 GiB in all.
 """
@@ -194,8 +194,8 @@ def tensor_of_legacy(count: int) -> bytes:
 
 
 def main(folder: Path) -> None:
+    from mapet.checkpoints.address import open_backbone
     from mapet.errors import ModelError
-    from mapet.models.opened import open_backbone
 
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     for path in sorted(folder.iterdir()):

@@ -17,9 +17,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from mapet.checkpoints import stand_ins
+from mapet.checkpoints.archive import read_tensors, state_dict_of
 from mapet.errors import ModelError
-from mapet.models import stand_ins
-from mapet.models.archive import read_tensors, state_dict_of
 
 FORMATS = pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
 

@@ -7,12 +7,12 @@ import json
 import pytest
 import torch
 
+from mapet.checkpoints.address import open_backbone
+from mapet.checkpoints.backbone_folder import save_backbone
 from mapet.compat import timm
 from mapet.errors import ModelError
-from mapet.models.opened import open_backbone
-from mapet.models.saved import save_backbone
-from tests.models.checkpoints import save
-from tests.models.runs import RECIPE
+from tests.checkpoints.published import save
+from tests.checkpoints.runs import RECIPE
 
 SMALL_VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 64, "depth": 2, "num_heads": 1, "num_classes": 3}
 

@@ -13,16 +13,17 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from mapet.checkpoints.address import OpenedBackbone, open_backbone
+from mapet.checkpoints.backbone_folder import save_backbone
 from mapet.compat import create_transform, resolve_model_data_config, timm
 from mapet.config.settings import hash_of_science
 from mapet.data.views import EvaluationView, normalise
 from mapet.errors import FailedRunError, ModelError, SettingsError
-from mapet.models import export_timm, preprocessing
-from mapet.models.export import Written, export
-from mapet.models.opened import OpenedBackbone, open_backbone
-from mapet.models.saved import save_backbone
+from mapet.export import preprocessing
+from mapet.export import timm as export_timm
+from mapet.export.export import Written, export
 from mapet.runtime.run_directory import RunDirectory
-from tests.models.checkpoints import images, randomise
+from tests.checkpoints.published import images, randomise
 
 SIZES = {"img_size": 32, "patch_size": 8, "embed_dim": 64, "depth": 2, "num_heads": 2}
 VIT, BEIT = "vit_tiny_patch16_224", "beit_base_patch16_224"
@@ -165,7 +166,7 @@ def test_onnx(tmp_path):
 
 
 def test_onnx_without_its_packages(tmp_path, monkeypatch):
-    from mapet.models import export_onnx
+    from mapet.export import onnx as export_onnx
 
     monkeypatch.setattr(export_onnx, "find_spec", lambda name: None)
     with pytest.raises(ModelError, match=r"needs onnx and onnxscript.*pip install 'mapet\[onnx\]'"):
@@ -324,7 +325,7 @@ class FakeHub:
 def test_push(tmp_path, monkeypatch):
     import huggingface_hub
 
-    from mapet.models.hub_push import push
+    from mapet.export.hub import push
 
     monkeypatch.setattr(huggingface_hub, "HfApi", FakeHub)
     export(opened(VIT, **SIZES), "timm", tmp_path / "out")

@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from mapet.checkpoints.entries import Entries, Entry
 from mapet.errors import ModelError
-from mapet.models.entries import Entries, Entry
 
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 HALF = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)

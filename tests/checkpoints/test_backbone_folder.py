@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from mapet.checkpoints.backbone_folder import load_backbone
 from mapet.errors import ModelError
-from mapet.models.saved import BackboneRecipe, load_backbone
-from tests.models.runs import RECIPE, save_run
+from mapet.models.spec import BackboneRecipe
+from tests.checkpoints.runs import RECIPE, save_run
 
 
 @pytest.fixture

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
+from mapet.checkpoints.address import open_backbone
 from mapet.compat import timm
 from mapet.errors import MapetError, ModelError
 from mapet.models.judged import create_judged
-from mapet.models.opened import open_backbone
-from tests.models.checkpoints import images, randomise, save
+from tests.checkpoints.published import images, randomise, save
 
 TINY = {"img_size": 32, "patch_size": 8, "embed_dim": 64, "depth": 2, "num_heads": 1, "num_classes": 0}
 PLAIN = "vit_tiny_patch16_224"

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mapet.checkpoints.contents import listing
+from mapet.checkpoints.entries import Entries, Entry
+from mapet.checkpoints.families import Family, Published
 from mapet.compat import timm
 from mapet.errors import ModelError
-from mapet.models.contents import listing
-from mapet.models.entries import Entries, Entry
 from mapet.models.judged import create_judged
-from mapet.models.published import Family, Published
 
 
 def translated_by_timm(tensors: Mapping[str, Tensor], model: str, options: Mapping[str, Any], title: str) -> Published:

@@ -17,12 +17,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from mapet.checkpoints.address import OpenedBackbone
 from mapet.compat import Block, VisionTransformer
 from mapet.errors import ModelError
+from mapet.export.export import Written, largest_difference
+from mapet.export.preprocessing import check_preprocessing, floor_note
 from mapet.models.backbone import blocks_of, image_size, num_heads, patch_size
-from mapet.models.export import Written, largest_difference
-from mapet.models.opened import OpenedBackbone
-from mapet.models.preprocessing import check_preprocessing, floor_note
 from mapet.runtime.files import write_json
 from mapet.runtime.tensors import write_tensors
 
@@ -215,7 +215,7 @@ def _below(prefix: str, weights: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _processor(opened: OpenedBackbone) -> dict[str, Any]:
-    """`EvaluationView` but for the rounding of odd margins, see `mapet.models.preprocessing`; normalised."""
+    """`EvaluationView` but for the rounding of odd margins, see `mapet.export.preprocessing`; normalised."""
     size, recipe = opened.recipe.image_size, opened.recipe
     return {
         "image_processor_type": "BitImageProcessor",

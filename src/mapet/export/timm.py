@@ -9,11 +9,11 @@ from typing import cast
 from PIL import Image
 from torch import Tensor
 
+from mapet.checkpoints.address import OpenedBackbone
 from mapet.compat import VisionTransformer, create_transform, resolve_model_data_config, timm
+from mapet.export.export import Outputs, Written, largest_difference
+from mapet.export.preprocessing import check_preprocessing
 from mapet.models.backbone import image_size
-from mapet.models.export import Outputs, Written, largest_difference
-from mapet.models.opened import OpenedBackbone
-from mapet.models.preprocessing import check_preprocessing
 from mapet.models.weights import load_strictly
 from mapet.runtime.files import write_json
 from mapet.runtime.tensors import load_tensors, write_tensors

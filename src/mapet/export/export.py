@@ -17,11 +17,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from mapet.checkpoints.address import OpenedBackbone
 from mapet.compat import VisionTransformer
 from mapet.errors import FailedRunError, ModelError
+from mapet.export.card import model_card
 from mapet.models.backbone import image_size, normed_tokens
-from mapet.models.model_card import model_card
-from mapet.models.opened import OpenedBackbone
 from mapet.registry import Registry
 from mapet.runtime.files import atomic_directory
 from mapet.runtime.lock import only_writer
@@ -49,10 +49,10 @@ Writer = Callable[[OpenedBackbone, Path], Written]
 FORMATS: Registry[Writer] = Registry(
     "export format",
     {
-        "timm": "mapet.models.export_timm:write",
-        "hf": "mapet.models.export_hf:write",
-        "safetensors": "mapet.models.export_safetensors:write",
-        "onnx": "mapet.models.export_onnx:write",
+        "timm": "mapet.export.timm:write",
+        "hf": "mapet.export.hf:write",
+        "safetensors": "mapet.export.safetensors:write",
+        "onnx": "mapet.export.onnx:write",
     },
 )
 TOLERANCE = {"hf": 1e-4, "onnx": 1e-4}

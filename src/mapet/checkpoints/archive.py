@@ -26,9 +26,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from mapet.checkpoints.pickle_limits import MOST_BYTES, PickleContents, examine
+from mapet.checkpoints.stand_ins import flatten, refuse_code, stand_ins, take_below
 from mapet.errors import ModelError, in_one_line
-from mapet.models.pickle_limits import MOST_BYTES, PickleContents, examine
-from mapet.models.stand_ins import flatten, refuse_code, stand_ins, take_below
 from mapet.runtime.progress import progress
 from mapet.runtime.regular import open_regular
 from mapet.runtime.tensors import load_tensors

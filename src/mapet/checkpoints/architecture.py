@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mapet.checkpoints.families import Family
 from mapet.compat import Beit, VisionTransformer, timm
 from mapet.errors import ModelError
 from mapet.models.backbone import build_by_timm
 from mapet.models.judged import create_judged, is_beit
-from mapet.models.published import Family
 
 HEAD_DIM = 64
 _PLAIN = {192: "tiny", 384: "small", 768: "base", 1024: "large", 1280: "huge"}

@@ -9,9 +9,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from mapet.checkpoints.address import open_backbone
 from mapet.errors import ModelError
-from mapet.models.opened import open_backbone
-from tests.models.checkpoints import SMALL, images, randomise, save
+from tests.checkpoints.published import SMALL, images, randomise, save
 
 
 def close(one: Tensor, other: Tensor, tolerance: float = 1e-5) -> None:
@@ -167,7 +167,7 @@ def test_the_hub(tmp_path, monkeypatch):
 
 
 def test_a_folder_of_timm_cannot_ask_for_other_files(tmp_path):
-    from mapet.models.huggingface import read_model
+    from mapet.checkpoints.huggingface import read_model
 
     save_file({"weight": torch.zeros(1)}, tmp_path / "model.safetensors")
     arguments = {"depth": 1, "checkpoint_path": "elsewhere.pth", "pretrained": True}

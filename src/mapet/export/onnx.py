@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mapet.checkpoints.address import OpenedBackbone
 from mapet.errors import FailedRunError, ModelError, in_one_line
-from mapet.models.export import Outputs, Written, largest_difference, sample_images
-from mapet.models.opened import OpenedBackbone
+from mapet.export.export import Outputs, Written, largest_difference, sample_images
 
 OPSET = 18
 _NEEDED = ("onnx", "onnxscript")

@@ -12,15 +12,15 @@ import pytest
 import torch
 from torch import Tensor
 
+from mapet.checkpoints.address import open_backbone
+from mapet.checkpoints.backbone_folder import load_backbone, save_backbone
 from mapet.compat import timm
 from mapet.errors import ModelError
 from mapet.models.backbone import check_backbone, num_heads
-from mapet.models.opened import open_backbone
 from mapet.models.relative_positions import resize_relative_positions
-from mapet.models.saved import load_backbone, save_backbone
+from tests.checkpoints.published import images, published_shapes, randomise, save
+from tests.checkpoints.runs import RECIPE, save_run
 from tests.golden import load_golden, with_prefix
-from tests.models.checkpoints import images, published_shapes, randomise, save
-from tests.models.runs import RECIPE, save_run
 
 
 def close(one: Tensor, other: Tensor, tolerance: float = 1e-5) -> None:

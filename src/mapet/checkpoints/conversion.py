@@ -9,17 +9,17 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from mapet.checkpoints.architecture import Architecture, skeleton, timm_name, timm_options, told_apart
+from mapet.checkpoints.by_timm import translated_by_timm
+from mapet.checkpoints.contents import listing
+from mapet.checkpoints.entries import Entries, Entry
+from mapet.checkpoints.families import Published, recognise
 from mapet.compat import VisionTransformer, resample_abs_pos_embed, timm
 from mapet.errors import ModelError, in_one_line
-from mapet.models.architecture import Architecture, skeleton, timm_name, timm_options, told_apart
 from mapet.models.backbone import grid_size, image_size, num_heads
-from mapet.models.by_timm import translated_by_timm
-from mapet.models.contents import listing
-from mapet.models.entries import Entries, Entry
 from mapet.models.judged import is_beit
-from mapet.models.published import Published, recognise
 from mapet.models.relative_positions import resize_relative_positions
-from mapet.models.saved import BackboneRecipe
+from mapet.models.spec import BackboneRecipe
 
 _FRESH = re.compile(r"(head|fc_norm|norm)\.(weight|bias)")
 

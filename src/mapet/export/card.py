@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from mapet.checkpoints.address import OpenedBackbone
 from mapet.errors import CheckpointError
-from mapet.models.opened import OpenedBackbone
 from mapet.runtime.json_files import read_json
 from mapet.runtime.run_directory import RunDirectory
 

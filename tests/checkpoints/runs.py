@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mapet.models.saved import BackboneRecipe, save_backbone
+from mapet.checkpoints.backbone_folder import save_backbone
+from mapet.models.spec import BackboneRecipe
 from mapet.runtime.run_directory import RunDirectory
 
 RECIPE = BackboneRecipe(

@@ -9,9 +9,9 @@ from typing import Any
 
 from torch import Tensor
 
+from mapet.checkpoints.archive import read_tensors
 from mapet.config.architecture import check_architecture
 from mapet.errors import ModelError, in_one_line, nearest
-from mapet.models.archive import read_tensors
 from mapet.runtime.json_files import read_json
 from mapet.runtime.progress import say
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mapet.models.export import Outputs, Written, largest_difference
-from mapet.models.opened import CLASSES, OpenedBackbone
-from mapet.models.saved import load_backbone, save_backbone
+from mapet.checkpoints.address import CLASSES, OpenedBackbone
+from mapet.checkpoints.backbone_folder import load_backbone, save_backbone
+from mapet.export.export import Outputs, Written, largest_difference
 from mapet.runtime.files import write_json
 
 

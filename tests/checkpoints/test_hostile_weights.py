@@ -24,17 +24,17 @@ import numpy as np
 import pytest
 import torch
 
+from mapet.checkpoints.archive import read_tensors
 from mapet.errors import ModelError
-from mapet.models.archive import read_tensors
-from tests.models.checkpoints import save
-from tests.models.hostile import legacy, name, text, write_all, zip_of
+from tests.checkpoints.hostile import legacy, name, text, write_all, zip_of
+from tests.checkpoints.published import save
 
 SECONDS, MEGABYTES = 30, 700  # on a machine that does other things too
 
 
 def test_small_hostile_files_end_soon_and_in_words(tmp_path):
     files = write_all(tmp_path)
-    program = [sys.executable, "-m", "tests.models.hostile", str(tmp_path)]
+    program = [sys.executable, "-m", "tests.checkpoints.hostile", str(tmp_path)]
     run = subprocess.run(program, capture_output=True, text=True, timeout=170, check=False)
     rows = {row[0]: row[1:] for row in (line.split("\t") for line in run.stdout.splitlines())}
     assert set(rows) == set(files), run.stderr[-2000:]
@@ -109,7 +109,7 @@ def test_values_beside_the_weights_do_no_harm(tmp_path, monkeypatch, kind, zippe
     else:
         found = read_tensors(path)
         assert torch.equal(found["model.w"], torch.ones(2))
-    assert not {"tests.models.test_hostile_weights", "argparse", "collections"} & set(imported)
+    assert not {"tests.checkpoints.test_hostile_weights", "argparse", "collections"} & set(imported)
 
 
 NAMES = [

@@ -1,0 +1,1 @@
+"""Weights out: backbones in the forms that other libraries read."""
