@@ -17,3 +17,17 @@ def store(tmp_path_factory):
     from tests.tiny import tiny_store
 
     return tiny_store(tmp_path_factory.mktemp("tiny") / "store")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def small_fits_and_figures():
+    """Filters from a few thousand windows, coarse pixels and few tiles: as right or wrong as the full ones, and quick."""
+    from mapet.report import drawing, gallery
+    from mapet.tokenizers.features import coates
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(coates, "FIT_WINDOWS", 3000)
+        patch.setattr(drawing, "DPI", 50)
+        patch.setattr(gallery, "CODES", 3)
+        patch.setattr(gallery, "PATCHES", 4)
+        yield

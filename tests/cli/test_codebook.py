@@ -5,18 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from mapet.report import drawing, gallery
 from mapet.tokenizers.random_projection import RandomProjection
 from tests.cli.test_commands import write_images
 from tests.command import mapet
-
-
-@pytest.fixture(scope="module", autouse=True)
-def small_figures():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(drawing, "DPI", 50)
-        patch.setattr(gallery, "PATCHES", 3)
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -44,6 +44,8 @@ from tests.contracts.tiny_objectives import (
 )
 
 Check = Callable[[str], None]
+# Hidden tokens, a permutation, a decoder of its own, pixels, features of a teacher: the others are made of the same parts.
+ONE_A_FAMILY = ("mim", "mapet", "cae", "simmim", "mvp")
 
 
 def describes_itself(name: str) -> None:
@@ -178,12 +180,12 @@ def follows_the_backbone_to_float64(name: str) -> None:
 
 
 def compiled_is_the_same(name: str) -> None:
-    """Traced forward and backward, without generating code, which would need a compiler and take minutes."""
+    """Traced without generating code, which would need a compiler and take minutes; of one a family also the backward pass."""
     if not torch._dynamo.is_dynamo_supported():
         pytest.skip("torch.compile is not available on this Python")
     objective, other = build(name), build(name)
     torch._dynamo.reset()
-    compiled: Any = torch.compile(other, backend="aot_eager")
+    compiled: Any = torch.compile(other, backend="aot_eager" if name in ONE_A_FAMILY else "eager")
     batch = random_batch(objective)
     corruption = draw(objective, batch)
     expected, found = objective(batch, corruption), compiled(batch, corruption)

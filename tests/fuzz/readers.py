@@ -173,7 +173,7 @@ def _make_run(folder: Path) -> None:
     (folder / "run" / "warnings.jsonl").write_text('{"step": 2, "name": "blind", "text": "words"}\n')
 
 
-def _read_run(folder: Path) -> None:
+def read_run(folder: Path) -> None:
     """What a report reads, without drawing it."""
     from mapet.report.reading import open_runs
     from mapet.report.vitals import warning_texts
@@ -263,7 +263,7 @@ READERS: dict[str, Reader] = {
         {"checkpoints/step-00000003/checkpoint.json": damage_json, "checkpoints/step-00000003/optimizer.safetensors": damage_bytes},
         lambda folder: newest_checkpoint(folder / "checkpoints"),
     ),
-    "run": Reader(_make_run, _RUN_FILES, _read_run),
+    "run": Reader(_make_run, _RUN_FILES, read_run),
     "report": Reader(_make_run, _RUN_FILES, _report, inputs=5),
     "recipe": Reader(
         lambda folder: (folder / "r.yaml").write_text(recipe_text("digits")),

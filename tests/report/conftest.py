@@ -9,7 +9,6 @@ import pytest
 from mapet.config import load_recipe
 from mapet.evaluation.protocol import Result
 from mapet.pretraining.pretrain import pretrain
-from mapet.report import drawing, gallery
 from mapet.runtime.files import write_json
 from mapet.runtime.run_directory import RunDirectory
 
@@ -26,16 +25,6 @@ TINY = [
     "training.warmup_epochs=0",
     "mechanics.log_every=1",
 ]
-
-
-@pytest.fixture(scope="session", autouse=True)
-def small_figures():
-    """Coarse pixels and few tiles: as right or wrong as the full figures, and quick."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(drawing, "DPI", 50)
-        patch.setattr(gallery, "CODES", 3)
-        patch.setattr(gallery, "PATCHES", 4)
-        yield
 
 
 def result(name: str = "knn", top1: float = 0.8, random_top1: float = 0.5, **others: object) -> Result:

@@ -17,6 +17,7 @@ from mapet.token_store.read import TokenStore
 from mapet.tokenizers.load import load_tokenizer
 from tests.command import mapet
 from tests.data.images import write_images
+from tests.fuzz.readers import read_run
 from tests.safety import folders
 from tests.safety.guard import watched
 
@@ -133,7 +134,7 @@ OF_A_RUN = [
     command("validate", "{data}", "--checkpoint", "{run}", *SHORT),
     command("pretrain", "{data}", "--recipe", "{recipe}", "--out", "{run}"),
 ]
-OF_A_REPORT = [OF_A_RUN[1], OF_A_RUN[3]]
+OF_A_REPORT = [python(read_run, "root"), OF_A_RUN[1], OF_A_RUN[3]]
 OF_A_STORE = [
     python(TokenStore.open, "store"),
     command("evaluate", "tokens", "{store}", "{data}", *SHORT),
@@ -210,17 +211,18 @@ def test_runs(place: Place, verb: Verb) -> None:
     attack(place, path, all_or_few(folders.RUN, verb, OF_A_RUN), [verb])
 
 
-def test_results(place: Place) -> None:
-    attack(place, place.result, folders.RESULT, OF_A_REPORT)
+@pytest.mark.parametrize("verb", OF_A_REPORT, ids=named)
+def test_results(place: Place, verb: Verb) -> None:
+    attack(place, place.result, all_or_few(folders.RESULT, verb, OF_A_REPORT), [verb])
 
 
+@pytest.mark.parametrize("verb", OF_A_REPORT, ids=named)
 @pytest.mark.parametrize("name", ["metrics.jsonl", "warnings.jsonl", "environment.json"])
-def test_what_a_report_reads(place: Place, name: str) -> None:
+def test_what_a_report_reads(place: Place, name: str, verb: Verb) -> None:
     path = place.run / name
     path.touch()
-    attack(
-        place, path, [*folders.ODD[:-1], folders.raw("steps", '{"step": "x", "loss": "y", "name": 1, "message": 2}')], OF_A_REPORT
-    )
+    odd = [*folders.ODD[:-1], folders.raw("steps", '{"step": "x", "loss": "y", "name": 1, "message": 2}')]
+    attack(place, path, all_or_few(odd, verb, OF_A_REPORT), [verb])
 
 
 @pytest.mark.parametrize("verb", OF_A_STORE, ids=named)
