@@ -27,6 +27,7 @@ BEIT = LinearProbe(
     crop_fraction=0.875,
     init_std=0.01,
     epochs=2,
+    min_steps=1,
     batch_size=16,
     lr=0.05,
 )
@@ -100,7 +101,7 @@ def test_nothing_is_looked_at_in_the_test_images_before_all_is_chosen(monkeypatc
 
 def test_augmented_features_are_standardised_by_images_without_augmentation() -> None:
     subject = tiny_subject()
-    probe = LinearProbe(pool="mean", augment=True, epochs=1, batch_size=16, lr=0.05)
+    probe = LinearProbe(pool="mean", augment=True, epochs=1, min_steps=1, batch_size=16, lr=0.05)
     fitted, _ = probe.fit(subject)
     features = subject.train_features.mean
     expected = (features - features.mean(0)) / features.std(0)
