@@ -81,19 +81,25 @@ def smooth(width: int, height: int) -> Image.Image:
     return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
 
 
+@pytest.fixture(scope="module", params=[1.0, 0.875])
+def preprocessed(request, tmp_path_factory) -> tuple[BackboneRecipe, Path]:
+    """What was exported, with the share of the image that its crop takes, and the folder of the exports."""
+    found, folder = opened(VIT, **SCALED), tmp_path_factory.mktemp("preprocessed")
+    recipe = replace(found.recipe, crop_fraction=request.param)
+    for form in ("hf", "timm"):
+        export(replace(found, recipe=recipe), form, folder / form)
+    return recipe, folder
+
+
 @pytest.mark.parametrize("size", [(640, 427), (427, 640), (500, 375), (35, 36), (36, 39), (43, 36), (32, 32), (33, 32), (91, 64)])
-@pytest.mark.parametrize("fraction", [1.0, 0.875])
-def test_exported_preprocessing_gives_the_crop_of_evaluations(tmp_path, size, fraction):
+def test_exported_preprocessing_gives_the_crop_of_evaluations(preprocessed, size):
     """R29: timm's crop is ours for every size; that of transformers starts at most one pixel before it, as the card states."""
     import transformers
 
-    found = opened(VIT, **SCALED)
-    recipe = replace(found.recipe, crop_fraction=fraction)
-    for form in ("hf", "timm"):
-        export(replace(found, recipe=recipe), form, tmp_path / form)
-    view, picture = EvaluationView(32, fraction), smooth(*size)
-    processor = transformers.AutoImageProcessor.from_pretrained(tmp_path / "hf")
-    model = timm.create_model(f"local-dir:{tmp_path / 'timm'}", pretrained=True)
+    recipe, folder = preprocessed
+    view, picture = EvaluationView(32, recipe.crop_fraction), smooth(*size)
+    processor = transformers.AutoImageProcessor.from_pretrained(folder / "hf")
+    model = timm.create_model(f"local-dir:{folder / 'timm'}", pretrained=True)
     transform = create_transform(**resolve_model_data_config(model), is_training=False)
     ours, allowed = normalise(view(picture)[None], recipe.mean, recipe.std)[0], 3.01 / 255 / min(recipe.std)
     torch.testing.assert_close(transform(picture), ours, rtol=0, atol=1e-5)
@@ -106,10 +112,10 @@ def test_exported_preprocessing_gives_the_crop_of_evaluations(tmp_path, size, fr
     torch.testing.assert_close(pixels, theirs, rtol=0, atol=allowed)
     if not any((side - 32) % 4 == 3 for side in resized.shape[:2]):
         torch.testing.assert_close(pixels, ours, rtol=0, atol=allowed)
-    card = (tmp_path / "hf" / "README.md").read_text()
+    card = (folder / "hf" / "README.md").read_text()
     assert "is 32 plus 3, 7, 11, ... pixels long, its crop lies one pixel further left or above" in card
     assert "at most 3 of 255 levels" in card
-    assert "one pixel" not in (tmp_path / "timm" / "README.md").read_text()
+    assert "one pixel" not in (folder / "timm" / "README.md").read_text()
 
 
 @pytest.mark.parametrize("form", ["hf", "timm"])
