@@ -1,31 +1,60 @@
 """Several processes as torchrun starts them, for tests: `run_ranks("package.module:function", world, folder)`.
 
-A fresh Python imports the function once and forks, since importing takes longer than what is tested.
+They are forked from one fresh Python that has imported what they need, since importing takes longer than what is tested.
 """
 
 from __future__ import annotations
 
 import importlib
 import json
+import multiprocessing
 import os
-import signal
 import socket
-import subprocess
-import sys
+import time
 import traceback
+import warnings
 from contextlib import suppress
+from multiprocessing import connection, forkserver
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
-from tests.command import ROOT, environment
+import pytest
+
+from tests.command import environment
+
+_FORKS = multiprocessing.get_context("forkserver")
+_SECONDS = 120
 
 
 def run_ranks(function: str, world: int, folder: Path) -> list[Any]:
     """What `function(folder)` returned in each of `world` connected processes; it must be fit for JSON."""
-    command = [sys.executable, "-W", "error", "-m", "tests.distributed.ranks", function, str(world), str(folder)]
-    ended = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=120)
-    assert ended.returncode == 0, ended.stderr
-    return json.loads(ended.stdout.splitlines()[-1])
+    port = free_port()
+    processes = [forked(run_rank, function, rank, world, port, folder) for rank in range(world)]
+    deadline, waiting = time.monotonic() + _SECONDS, {process.sentinel: process for process in processes}
+    while waiting:
+        ended = [waiting.pop(sentinel) for sentinel in connection.wait([*waiting], deadline - time.monotonic())]
+        for process in ended:
+            process.join()
+        codes = [process.exitcode for process in ended if process.exitcode]
+        if codes or not ended:
+            for process in waiting.values():  # they would wait for the one that died
+                process.kill()
+            words = [path.read_text() for path in folder.glob("rank-*.txt")]
+            raise AssertionError("\n".join([f"A process ended with {codes[0]}." if codes else "They did not end.", *words]))
+    return [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in range(world)]
+
+
+def forked(function: Any, *arguments: Any) -> ForkServerProcess:
+    """A started process that imports nothing again."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in environment().items():
+            patch.setenv(name, value)
+        _FORKS.set_forkserver_preload(["tests.distributed.preloaded"])
+        forkserver.ensure_running()
+    process = _FORKS.Process(target=function, args=arguments)
+    process.start()
+    return process
 
 
 def free_port() -> int:
@@ -37,38 +66,16 @@ def free_port() -> int:
     raise RuntimeError("No port from 20000 to 32000 is free.")
 
 
-def fork(function: str, rank: int, world: int, port: int, folder: Path) -> int:
-    """Starts one process; returns its number."""
-    process = os.fork()
-    if process:
-        return process
-    code = 1
+def run_rank(function: str, rank: int, world: int, port: int, folder: Path) -> None:
+    """In its process: writes what the function returned, or its traceback."""
+    warnings.simplefilter("error")
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_RANK": str(rank)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    module, _, name = function.partition(":")
     try:
-        os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_RANK": str(rank)}
-        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-        module, _, name = function.partition(":")
         result = getattr(importlib.import_module(module), name)(folder)
         (folder / f"rank-{rank}.json").write_text(json.dumps(result))
-        code = 0
     except BaseException:
-        traceback.print_exc()
-    finally:
-        os._exit(code)
-
-
-def main(function: str, world: int, folder: Path) -> None:
-    importlib.import_module(function.partition(":")[0])
-    port = free_port()
-    processes = [fork(function, rank, world, port, folder) for rank in range(world)]
-    for _ in range(world):
-        ended, status = os.wait()
-        processes.remove(ended)
-        if status:
-            for process in processes:  # they would wait for the one that died
-                os.kill(process, signal.SIGKILL)
-            sys.exit(f"A process ended with {os.waitstatus_to_exitcode(status)}.")
-    print(json.dumps([json.loads((folder / f"rank-{rank}.json").read_text()) for rank in range(world)]))
-
-
-if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), Path(sys.argv[3]))
+        (folder / f"rank-{rank}.txt").write_text(traceback.format_exc())
+        os._exit(1)
+    os._exit(0)

@@ -78,11 +78,11 @@ def matching_files(pattern: str) -> list[Path]:
     return [Path(file) for name in names for file in files[name]]
 
 
-def expand_braces(pattern: str) -> list[str]:
+def expand_braces(pattern: str, most: int = MOST_FILES) -> list[str]:
     """`x-{08..10}.tar` is x-08.tar, x-09.tar and x-10.tar; `{a,b}` is a and b; also within one another, and every name once.
 
     Raises:
-        DataError: These are more than `MOST_FILES` names.
+        DataError: These are more than `most` names.
     """
     names = [pattern]
     while any(map(_BRACES.search, names)):
@@ -90,8 +90,8 @@ def expand_braces(pattern: str) -> list[str]:
         for name in names:
             inner = _BRACES.search(name)
             choices = [""] if inner is None else _choices(inner[1])
-            if len(expanded) + len(choices) > MOST_FILES:
-                raise DataError(f"{pattern:.200} stands for more than {MOST_FILES:,} files. Give the folder that holds them.")
+            if len(expanded) + len(choices) > most:
+                raise DataError(f"{pattern:.200} stands for more than {most:,} files. Give the folder that holds them.")
             for choice in choices:
                 expanded[name if inner is None else name[: inner.start()] + choice + name[inner.end() :]] = None
         names = [*expanded]
