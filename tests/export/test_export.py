@@ -22,6 +22,7 @@ from mapet.errors import FailedRunError, ModelError, SettingsError
 from mapet.export import preprocessing
 from mapet.export import timm as export_timm
 from mapet.export.export import Written, export
+from mapet.models.spec import BackboneRecipe
 from mapet.runtime.run_directory import RunDirectory
 from tests.checkpoints.published import images, randomise
 
