@@ -167,8 +167,12 @@ def attack(place: Place, path: Path, changes: Sequence[folders.Change], verbs: S
 
 
 def all_or_few(changes: Sequence[folders.Change], verb: Verb, verbs: Sequence[Verb]) -> Sequence[folders.Change]:
-    """The first verb meets all changes, the others some of every sort: behind them is the same reader."""
-    return changes if verb is verbs[0] else folders.few(changes)
+    """The first verb meets all changes, the others some of every sort: behind them is the same reader.
+
+    A report takes seconds. It meets files that can be read as JSON, whose values it draws.
+    """
+    chosen = changes if verb is verbs[0] else folders.few(changes)
+    return [change for change in chosen if change not in folders.ODD] if verb is OF_A_RUN[1] else chosen
 
 
 def named(change: folders.Change) -> str:
