@@ -44,6 +44,7 @@ from timm.data.random_erasing import RandomErasing  # noqa: E402
 from timm.data.transforms_factory import create_transform  # noqa: E402
 from timm.layers.attention import Attention  # noqa: E402
 from timm.layers.attention_pool import AttentionPoolLatent  # noqa: E402
+from timm.layers.drop import DropPath  # noqa: E402
 from timm.layers.layer_scale import LayerScale  # noqa: E402
 from timm.layers.pos_embed import resample_abs_pos_embed  # noqa: E402
 from timm.models import checkpoint_seq  # noqa: E402
@@ -59,6 +60,7 @@ __all__ = [
     "AttentionPoolLatent",
     "Beit",
     "Block",
+    "DropPath",
     "ImageNetInfo",
     "Lars",
     "LayerScale",

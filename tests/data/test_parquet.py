@@ -370,3 +370,13 @@ def test_a_file_that_changes_while_it_is_unpacked_leaves_no_copy(tmp_path, monke
     with pytest.raises(DataError, match=r"a\.parquet was changed while it was read"):
         ParquetImages([file])
     assert not [*(tmp_path / "cache").rglob("*.arrow")]
+
+
+def test_names_that_are_no_utf8_are_shown_with_replacements(tmp_path):
+    """Found by `./dev fuzz`: such a name, in a damaged file, ended in a foreign error where the row was described."""
+    bad = pyarrow.array([b"\xff.png", b"b.png"], pyarrow.binary()).cast(pyarrow.string(), safe=False)
+    struct = pyarrow.StructArray.from_arrays([pyarrow.array([png(0), png(1)]), bad], ["bytes", "path"])
+    source = ParquetImages([write(tmp_path / "a.parquet", image=struct)])
+    assert "\ufffd.png" in source.describe(0)
+    assert source.read(0) == png(0)
+    assert "b.png" in source.describe(1)

@@ -24,7 +24,7 @@ import pytest
 from tests.command import environment
 
 _FORKS = multiprocessing.get_context("forkserver")
-_SECONDS = 120
+_SECONDS = 170
 
 
 def run_ranks(function: str, world: int, folder: Path) -> list[Any]:

@@ -217,15 +217,15 @@ MUTANTS = [
     (
         "micro-batches/hidden-anew-in-each",
         "pretraining/step.py",
-        "narrow_corruption(corruption, part)\n\n    def",
-        "self.objective.corrupt(Batch(batch.images[part], ids), generator)\n\n    def",
+        "narrow_corruption(corruption, part))",
+        "self._corruption(Batch(batch.images[part], ids), part.start, self._place.rows))",
         _PARTS,
     ),
     (
         "clipping/by-the-norm-of-the-sum",
         "pretraining/step.py",
-        "        count = num_targets.clamp(min=1)\n",
-        "        count = num_targets.clamp(min=1)\n        self.clip(self.settings.training.clip_norm)\n",
+        "        count = self._parallel.divisor(num_targets)\n",
+        "        count = self._parallel.divisor(num_targets)\n        self.clip(self.settings.training.clip_norm)\n",
         "pretraining/test_step.py::test_clipping_bounds_the_norm_and_reports_what_it_was",
     ),
     (

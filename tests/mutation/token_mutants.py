@@ -123,8 +123,8 @@ MUTANTS = [
     (
         "resume/order-from-the-start",
         "pretraining/training.py",
-        "settings.training.batch_size, settings.seed, self.first_step, self.total_steps)",
-        "settings.training.batch_size, settings.seed, 0, self.total_steps - self.first_step)",
+        "which, processes = (self.first_step, self.total_steps), self.processes",
+        "which, processes = (0, self.total_steps - self.first_step), self.processes",
         _RESUME,
     ),
     (

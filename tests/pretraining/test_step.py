@@ -16,6 +16,7 @@ from mapet.objectives.base import Objective, ObjectiveOutput
 from mapet.objectives.masking import MaskCorruption
 from mapet.objectives.mim import MIM
 from mapet.pretraining.step import TrainingStep, make_optimizer
+from mapet.runtime.seeding import seeded_generator
 from tests.tiny import BATCH, VOCAB, assert_equal_weights, tiny_objective, tiny_settings, weights_of
 
 CPU = torch.device("cpu")
@@ -99,10 +100,10 @@ def test_gradients_are_those_of_the_mean_over_all_targets() -> None:
     settings = tiny_settings(training__color_jitter=0.0, training__clip_norm=None, **QUIET)
     loss, targets, gradients = gradients_of(settings)
     objective = tiny_objective(settings).train()
-    step = make_step(settings, objective)
     images, ids = images_and_tokens()
-    batch, corruption = next(step._micro_batches(step._augment(images, ids, 4), 4))
-    output = objective(batch, corruption)
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (settings.training.mean, settings.training.std))
+    batch = Batch((images.float() / 255 - mean) / std, ids)
+    output = objective(batch, objective.corrupt(batch, seeded_generator(settings.seed, "corruption", 4)))
     mean = output.loss_sum / output.num_targets
     mean.backward()
     assert targets == BATCH * 12

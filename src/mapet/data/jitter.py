@@ -12,13 +12,15 @@ BRIGHTNESS, CONTRAST, SATURATION = range(3)
 _GREY_WEIGHTS = (0.2989, 0.587, 0.114)
 
 
-def color_jitter(images: Tensor, strength: float, generator: torch.Generator) -> Tensor:
+def color_jitter(images: Tensor, strength: float, generator: torch.Generator, total: int | None = None, start: int = 0) -> Tensor:
     """Draws factors from U(max(0, 1 - strength), 1 + strength) and an order for every image, and applies them.
 
     Args:
         images: (B, 3, H, W) float in [0, 1].
         strength: 0 or more; 0.4 in the paper.
         generator: Where the draws come from; on the CPU, they are the same for every device.
+        total: Images of the whole batch, for which factors are drawn, where `images` are only some of it.
+        start: Which of them `images` begin with.
 
     Returns:
         (B, 3, H, W) in [0, 1], same type and device.
@@ -31,7 +33,8 @@ def color_jitter(images: Tensor, strength: float, generator: torch.Generator) ->
     if strength == 0:
         return images
     low, high = max(0.0, 1 - strength), 1 + strength
-    draws = torch.rand(2, len(images), 3, generator=generator, device=generator.device).to(images.device)
+    draws = torch.rand(2, len(images) if total is None else total, 3, generator=generator, device=generator.device)
+    draws = draws[:, start : start + len(images)].to(images.device)
     factors = (low + (high - low) * draws[0]).to(images.dtype)
     return jitter_with(images, factors, order=draws[1].argsort(dim=1))
 

@@ -75,7 +75,7 @@ def _readable(path: Path) -> ParquetFile:
     try:
         open_regular(path).close()
         return ParquetFile(path)
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path} is no readable Parquet file (damaged, or cut short): {error}") from error
 
 
@@ -110,7 +110,7 @@ def _opened(target: Path) -> Dataset:
 
     try:
         return Dataset.from_file(str(target))
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DataError(f"{target}, which was unpacked before, is damaged: {error}. Remove it; it is made again.") from error
 
 
@@ -137,7 +137,7 @@ def _batches(file: ParquetFile, path: Path, columns: list[str]) -> Iterator[pyar
 
     try:
         yield from file.iter_batches(_BATCH_ROWS, columns=columns)
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path} is no readable Parquet file (damaged inside): {error}") from error
 
 

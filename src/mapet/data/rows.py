@@ -82,9 +82,12 @@ class Table:
 
     def read(self, row: int) -> bytes:
         """The encoded image of one row."""
-        content, path = self.column(self.columns.image)[row].as_py(), None
-        if isinstance(content, dict):
-            content, path = content["bytes"], content.get("path")
+        image, path = self.column(self.columns.image)[row], None
+        if not _has_field(image.type, "bytes"):
+            content = image.as_py()
+        else:
+            content = image["bytes"].as_py() if image.is_valid else None
+            path = _text(image["path"]) if image.is_valid and _has_field(image.type, "path") else None
         if content is not None:
             return content
         if not path:
@@ -116,9 +119,9 @@ class Table:
 
     def _name(self, row: int) -> str | None:
         if self.columns.name:
-            return self.column(self.columns.name)[row].as_py()
+            return _text(self.column(self.columns.name)[row])
         image = self.column(self.columns.image)[row]
-        path = image["path"].as_py() if _has_field(image.type, "path") and image.is_valid else None
+        path = _text(image["path"]) if _has_field(image.type, "path") and image.is_valid else None
         return Path(path).name if path else None
 
     def check_bytes(self) -> None:
@@ -127,7 +130,7 @@ class Table:
         if not len(self) or any(len(content) > content.null_count for content in _fields(images, "bytes")):
             return
         reason = f"the column '{self.columns.image}' holds no bytes in any of its {len(self):,} rows"
-        if path := next((path.as_py() for paths in _fields(images, "path") for path in paths if path.is_valid), None):
+        if path := next((_text(path) for paths in _fields(images, "path") for path in paths if path.is_valid), None):
             try:
                 read_file(self.file(path))
             except UnreadableImageError as error:
@@ -338,6 +341,14 @@ def _has_field(kind: pyarrow.DataType, name: str) -> bool:
     from pyarrow import types
 
     return types.is_struct(kind) and kind.get_field_index(name) >= 0
+
+
+def _text(value: Any) -> str | None:
+    """A scalar that holds a name; bytes that are no UTF-8, as in a damaged file, become question marks."""
+    try:
+        return value.as_py()
+    except UnicodeDecodeError:
+        return value.as_buffer().to_pybytes().decode(errors="replace")
 
 
 def _fields(images: pyarrow.ChunkedArray, name: str) -> list[pyarrow.Array]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from abc import ABC, abstractmethod
 from collections import deque
@@ -24,7 +25,7 @@ from mapet.errors import CheckpointError, DataError, InterruptedRunError, NonFin
 from mapet.runtime.files import write_json
 from mapet.runtime.interrupt import StopRequest
 from mapet.runtime.json_files import read_json
-from mapet.runtime.processes import Processes, any_process
+from mapet.runtime.processes import Processes, any_process, gather_texts
 from mapet.runtime.progress import ProgressBar, progress, say
 from mapet.runtime.run_directory import RunDirectory
 
@@ -228,7 +229,7 @@ class Training(ABC, Generic[Batch]):
 
     def _train_on(self, batch: Batch, step: int, log: TrainingLog, callbacks: Callbacks) -> bool:
         """One step; whether there was anything to learn from."""
-        self.unreadable.record(batch.unreadable)
+        self._count_unreadable(batch.unreadable)
         self._recent.append((step, batch.keys))
         callbacks.before_step(step, batch)
         taken = self.training_step(step, batch, self.learning_rate(step))
@@ -236,11 +237,19 @@ class Training(ABC, Generic[Batch]):
             log.add(*taken)
         return taken is not None
 
+    def _count_unreadable(self, images: list[UnreadableImage]) -> None:
+        """Adds what any process could not read, in all of them, so that all stop together where it is too much."""
+        if self.processes.world > 1:
+            texts = gather_texts([json.dumps(asdict(image)) for image in images])
+            images = [UnreadableImage(**json.loads(text)) for text in texts]
+        self.unreadable.record(images)
+
     def _due(self, done: int, stopping: bool) -> Due:
-        """What follows `done` steps."""
+        """What follows `done` steps, the same in all processes."""
         settings, last, evaluation = self.when, done == self.total_steps, self.is_evaluated(done)
         planned = last or (settings.checkpoint_every is not None and done % settings.checkpoint_every == 0)
-        late = settings.checkpoint_seconds is not None and self._clock() - self._saved >= settings.checkpoint_seconds
+        seconds = settings.checkpoint_seconds
+        late = seconds is not None and any_process(self._clock() - self._saved >= seconds)
         return Due(planned or evaluation or done % settings.log_every == 0, evaluation, planned or stopping or late)
 
     def _follow_up(self, done: int, due: Due, log: TrainingLog, callbacks: Callbacks, bar: ProgressBar | None) -> None:

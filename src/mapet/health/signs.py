@@ -104,12 +104,12 @@ class VitalSigns(Monitor[PretrainContext]):
         if self._running is None:
             return {}
         floor = {} if self._floor is None else {"floor": self._floor.as_tensor()}
-        return {"counts": self._running.counts, **floor}
+        return {"counts": self._running.total(), **floor}
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Continues counting."""
         if self._running is not None:
-            self._running.counts.copy_(state["counts"])
+            self._running.restore(state["counts"])
             self._floor = TokenFloor.of_tensor(state["floor"]) if "floor" in state else None
 
     def _at_the_end(self, accuracy: float) -> dict[str, str | None]:

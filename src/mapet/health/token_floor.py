@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from mapet.data.sources import ImageSource
+from mapet.runtime.processes import all_sum_
+from mapet.runtime.rank import this_process_is_first
 from mapet.token_store.keys import image_keys
 from mapet.token_store.read import TokenStore
 
@@ -111,9 +113,17 @@ class RunningCounts:
         cells = (token_ids + self._first_cell).flatten()
         self.counts.scatter_add_(0, cells, torch.ones_like(cells, dtype=torch.int32))
 
+    def total(self) -> Tensor:
+        """Those of all processes, (N_p * vocab,) int32; every process calls it."""
+        return all_sum_(self.counts.clone())
+
     def read(self) -> np.ndarray:
-        """(N_p, vocab) int64; waits for the device."""
-        return self.counts.cpu().numpy().astype(np.int64).reshape(self._shape)
+        """Those of all processes, (N_p, vocab) int64; waits for the device."""
+        return self.total().cpu().numpy().astype(np.int64).reshape(self._shape)
+
+    def restore(self, total: Tensor) -> None:
+        """Continues from the `total` of a checkpoint."""
+        self.counts.copy_(total if this_process_is_first() else torch.zeros_like(total))
 
 
 def _entropy(counts: np.ndarray) -> float:

@@ -6,7 +6,10 @@ Whatever is missing on the way is made first (tokenizer, stored tokens); whateve
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
+
+import torch
 
 from mapet.checkpoints.backbone_folder import save_backbone
 from mapet.compat import VisionTransformer
@@ -25,8 +28,9 @@ from mapet.pretraining.record import RunRecord
 from mapet.pretraining.training import PreTraining
 from mapet.runtime.device import choose_device
 from mapet.runtime.files import recover
-from mapet.runtime.lock import only_writer
+from mapet.runtime.processes import barrier, only_writers, process_group, require_agreement
 from mapet.runtime.progress import say
+from mapet.runtime.rank import Processes, this_process
 from mapet.runtime.run_directory import RunDirectory
 from mapet.runtime.seeding import seeded_globally
 from mapet.token_store.build import build_store
@@ -67,8 +71,9 @@ def pretrain(
             "monitors=[mapet.evaluation.online.OnlineProbe(settings)], as `mapet pretrain` does, or leave it out."
         )
     run = RunDirectory(out)
-    with only_writer(run.path):
-        _pretrain(data, settings, run, tokenizer, tokens, monitors)
+    device = choose_device(settings.mechanics.device)
+    with process_group(device) as processes, only_writers(run.path, processes):
+        _pretrain(data, settings, run, tokenizer, tokens, monitors, processes, processes.device(device))
     return run
 
 
@@ -79,9 +84,10 @@ def _pretrain(
     tokenizer: str | Path | None,
     tokens: str | Path | None,
     monitors: Sequence[Monitor],
+    processes: Processes,
+    device: torch.device,
 ) -> None:
-    """The work of `pretrain`, in a run directory that no other process writes."""
-    device = choose_device(settings.mechanics.device)
+    """The work of `pretrain` in one of its processes, in a run directory that nobody else writes."""
     recipe = backbone_recipe(settings)
     backbone = recipe.build(drop_path_rate=settings.training.drop_path)
     needs_tokens = "tokens" in build_objective(settings, backbone).needs
@@ -90,9 +96,19 @@ def _pretrain(
     source = open_source(data, "train")
     for monitor in monitors:
         monitor.check(source)
-    step_batches(len(source), settings.training.batch_size, settings.seed, 0, 0)  # refuses too few images before any work
-    record.begin()
+    # Too few images are refused before any work.
+    step_batches(len(source), settings.training.batch_size, settings.seed, 0, 0, processes.rank, processes.world)
     source = with_keys(source)
+    require_agreement(
+        {
+            "version of mapet": version("mapet"),
+            "version of torch": torch.__version__,
+            "settings": settings.science_hash,
+            "images": "\n".join(image_keys(source)),
+        }
+    )
+    if processes.rank == 0:
+        record.begin()
     unreadable = UnreadableImages(settings.mechanics.max_unreadable)
     token_source: TokenSource = NoTokens()
     if needs_tokens and settings.view.name == "online":
@@ -102,17 +118,22 @@ def _pretrain(
     usable, keys = token_source.known_images(source, unreadable), image_keys(source)
     if unreadable.summary():
         say(unreadable.summary())
-    record.fix_inputs(token_source.fingerprint, [keys[index] for index in usable])
+    record.fix_inputs(token_source.fingerprint, [keys[index] for index in usable], writes=processes.rank == 0)
     objective = build_objective(settings, backbone)
     watching = [VitalSigns(), *monitors]
     skipped_before, images = len(unreadable), subset(source, usable)
     try:
-        PreTraining(objective, images, token_source, settings, run, device, monitors=watching, unreadable=unreadable).run()
+        PreTraining(
+            objective, images, token_source, settings, run, device, monitors=watching, unreadable=unreadable, processes=processes
+        ).run()
     finally:
-        record.count_unreadable(unreadable.among(images))
+        if processes.rank == 0:
+            record.count_unreadable(unreadable.among(images))
     if len(unreadable) > skipped_before:
         say(unreadable.summary())
-    save_backbone(run.backbone, recipe, objective.backbone)
+    if processes.rank == 0:
+        save_backbone(run.backbone, recipe, objective.backbone)
+    barrier()
 
 
 def backbone_recipe(settings: PretrainSettings) -> BackboneRecipe:
@@ -220,6 +241,8 @@ def _own_store(
         workers=settings.mechanics.workers,
         device=choose_device(settings.mechanics.device),
         unreadable=unreadable,
+        rank=this_process().rank,
+        world=this_process().world,
     )
 
 

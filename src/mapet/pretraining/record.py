@@ -81,12 +81,13 @@ class RunRecord:
             self.config["unreadable_images"] = images
             write_json(self._run.config, self.config)
 
-    def fix_inputs(self, tokenizer_fingerprint: str | None, sample_keys: Sequence[str]) -> None:
+    def fix_inputs(self, tokenizer_fingerprint: str | None, sample_keys: Sequence[str], writes: bool = True) -> None:
         """Records what is trained on, or compares it with what was recorded when the run was begun.
 
         Args:
             tokenizer_fingerprint: Of the tokens' tokenizer; None for an objective without tokens.
             sample_keys: Of all training images, in the order in which the source has them.
+            writes: Whether this process writes; of several, only the first does.
 
         Raises:
             CheckpointError: Tokenizer or images are not those that the run was begun with.
@@ -110,7 +111,8 @@ class RunRecord:
                 "exactly. Bring back the images that it was begun on, or give another --out."
             )
         self.config |= {"tokenizer_fingerprint": tokenizer_fingerprint, "images": images}
-        write_json(self._run.config, self.config)
+        if writes:
+            write_json(self._run.config, self.config)
 
 
 def _is_begun(run: RunDirectory) -> bool:

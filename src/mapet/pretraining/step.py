@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -13,10 +12,12 @@ from mapet.data.batch import Batch
 from mapet.data.jitter import color_jitter
 from mapet.data.views import normalise
 from mapet.engine.optimizer import adamw, decay_groups
+from mapet.engine.parallel import DataParallel, GlobalRows, place_drop_paths, sum_over_processes
 from mapet.engine.step import GuardedStep, StepSums
 from mapet.objectives.base import Objective, ObjectiveOutput
 from mapet.objectives.masking import narrow_corruption
 from mapet.runtime.device import autocast
+from mapet.runtime.processes import Processes
 from mapet.runtime.seeding import derive_seed, seeded_generator
 
 _LOGGED_AS = {"correct": "token_accuracy"}
@@ -39,20 +40,36 @@ class TrainingStep(GuardedStep):
         optimizer: A fused optimizer.
         settings: Of the run.
         device: Where objective and batches are.
+        processes: This process among all.
+
+    Attributes:
+        rows: Where the images of the last step were in the batch of all processes.
     """
 
+    rows: GlobalRows
+
     def __init__(
-        self, objective: Objective, optimizer: torch.optim.Optimizer, settings: PretrainSettings, device: torch.device
+        self,
+        objective: Objective,
+        optimizer: torch.optim.Optimizer,
+        settings: PretrainSettings,
+        device: torch.device,
+        processes: Processes | None = None,
     ) -> None:
         super().__init__(optimizer, device)
         self.objective, self.settings = objective, settings
+        self._processes = processes or Processes()
+        self._parallel, self._place = DataParallel(objective, self._processes), place_drop_paths(objective)
 
     def __call__(self, images: Tensor, token_ids: Tensor | None, step: int, learning_rate: float) -> StepSums:
-        """Takes step number `step` on images (B, 3, H, W) uint8 and their tokens (B, N_p), both on the device."""
-        self._seed_drop_path(step)
-        batch = self._augment(images, token_ids, step)
-        outputs = [self._backward(micro, corruption) for micro, corruption in self._micro_batches(batch, step)]
-        sums = _add_up(outputs)
+        """Takes step number `step` on the images (B, 3, H, W) uint8 of this process and their tokens (B, N_p), on the device.
+
+        Returns:
+            Sums over the batch of all processes.
+        """
+        self.rows = rows = GlobalRows.of(len(images), self._processes)
+        batch = self._augment(images, token_ids, step, rows)
+        sums = sum_over_processes(_add_up(self._backward(batch, step, rows)), self._processes)
         gradient_norm = self._normalise_and_clip(sums["targets"])
         self.objective.before_optimizer_step()
         finite = torch.isfinite(sums["loss"]) & torch.isfinite(gradient_norm)
@@ -60,38 +77,48 @@ class TrainingStep(GuardedStep):
         metrics = {_LOGGED_AS.get(name, name): value for name, value in sums.items() if name not in ("loss", "targets")}
         return StepSums(sums["loss"], sums["targets"], metrics, gradient_norm)
 
-    def _seed_drop_path(self, step: int) -> None:
-        """Drop path draws from torch's global generators, which this makes a function of the step."""
-        torch.manual_seed(derive_seed(self.settings.seed, "drop path", step))
-
-    def _augment(self, images: Tensor, token_ids: Tensor | None, step: int) -> Batch:
+    def _augment(self, images: Tensor, token_ids: Tensor | None, step: int, rows: GlobalRows) -> Batch:
         training = self.settings.training
         scaled = images.float() / 255
         if training.color_jitter > 0:
             generator = seeded_generator(self.settings.seed, "color jitter", step, device=self.device)
-            scaled = color_jitter(scaled, training.color_jitter, generator)
+            scaled = color_jitter(scaled, training.color_jitter, generator, rows.total, rows.start)
         return Batch(normalise(scaled, training.mean, training.std), token_ids)
 
-    def _micro_batches(self, batch: Batch, step: int) -> Iterator[tuple[Batch, Any]]:
-        """The batch in parts; what is hidden is drawn for the whole, so that it does not depend on the parts."""
-        generator = seeded_generator(self.settings.seed, "corruption", step, device=self.device)
-        corruption = self.objective.corrupt(batch, generator)
+    def _backward(self, batch: Batch, step: int, rows: GlobalRows) -> list[ObjectiveOutput]:
+        """Adds up gradients over micro-batches; hiding and drop path depend neither on these parts nor on the processes."""
+        corruption = narrow_corruption(self._corruption(batch, step, rows), rows.slice)
         images = max(1, len(batch.images))  # a batch of which nothing could be read makes one empty part
         size = self.settings.mechanics.micro_batch or images
-        for start in range(0, images, size):
-            part = slice(start, start + size)
-            ids = None if batch.token_ids is None else batch.token_ids[part]
-            yield Batch(batch.images[part], ids), narrow_corruption(corruption, part)
+        starts = range(0, images, size)
+        return [
+            self._backward_part(batch, corruption, slice(start, start + size), step, rows, start == starts[-1]) for start in starts
+        ]
 
-    def _backward(self, batch: Batch, corruption: Any) -> ObjectiveOutput:
-        with autocast(self.device, self.settings.training.precision):
-            output = self.objective(batch, corruption)
-        output.loss_sum.backward()
+    def _corruption(self, batch: Batch, step: int, rows: GlobalRows) -> Any:
+        """What is hidden in the batch of all processes."""
+        generator = seeded_generator(self.settings.seed, "corruption", step, device=self.device)
+        if rows.total == rows.count:
+            return self.objective.corrupt(batch, generator)
+        images = batch.images[:1].new_empty(()).expand(rows.total, *batch.images.shape[1:])
+        return self.objective.corrupt(Batch(images), generator)
+
+    def _backward_part(
+        self, batch: Batch, corruption: Any, part: slice, step: int, rows: GlobalRows, is_last: bool
+    ) -> ObjectiveOutput:
+        """Forward and backward of the images `part` of this process."""
+        ids = None if batch.token_ids is None else batch.token_ids[part]
+        self._place.rows = rows.part(part)
+        torch.manual_seed(derive_seed(self.settings.seed, "drop path", step))  # drop path draws from torch's global generators
+        with self._parallel.accumulating(is_last):
+            with autocast(self.device, self.settings.training.precision):
+                output = self._parallel(Batch(batch.images[part], ids), narrow_corruption(corruption, part))
+            output.loss_sum.backward()
         return output
 
     def _normalise_and_clip(self, num_targets: Tensor) -> Tensor:
         """Turns gradients of the summed loss into those of the mean over all targets; returns their norm before clipping."""
-        count = num_targets.clamp(min=1)
+        count = self._parallel.divisor(num_targets)
         for parameter in self.parameters():
             if parameter.grad is not None:
                 parameter.grad.div_(count)

@@ -57,7 +57,7 @@ class PreTraining(Training[TokenisedBatch]):
         device: Where to compute.
         monitors: Those that observe, such as `VitalSigns`.
         unreadable: Counts the images that cannot be read; by default as many may be skipped as the settings allow.
-        loop: Of `Training`: `stop`, `clock`.
+        loop: Of `Training`: `processes`, `stop`, `clock`.
     """
 
     name, title = "pre-training", "Pre-training"
@@ -84,7 +84,7 @@ class PreTraining(Training[TokenisedBatch]):
         self.objective, self.source, self.tokens, self.settings = objective.to(device), source, tokens, settings
         self.crops = crops_of(settings.view, settings.seed)
         self.model = self.state = self.objective
-        self.step = TrainingStep(objective, make_optimizer(objective, training), settings, device)
+        self.step = TrainingStep(objective, make_optimizer(objective, training), settings, device, self.processes)
         self.steps_per_epoch = step_batches(len(source), training.batch_size, settings.seed, 0, 0).steps_per_epoch
         self.total_steps = training.steps or max(1, round((training.epochs or 0) * self.steps_per_epoch))
         self.warmup_steps = training.warmup_steps + round(training.warmup_epochs * self.steps_per_epoch)
@@ -115,7 +115,8 @@ class PreTraining(Training[TokenisedBatch]):
 
     def training_step(self, step: int, batch: TokenisedBatch, lr: float) -> tuple[StepSums, int]:
         """One optimizer step; a batch of which nothing could be read is one without targets."""
-        return self.step(batch.images, batch.token_ids, step, lr), len(batch.images)
+        sums = self.step(batch.images, batch.token_ids, step, lr)
+        return sums, self.step.rows.total
 
     def batches(self) -> Iterator[TokenisedBatch]:
         """Images and tokens of every step that is left."""
@@ -137,7 +138,8 @@ class PreTraining(Training[TokenisedBatch]):
         return f"{checkpoint.path} was trained with other settings than {self.run_directory.config}."
 
     def _crop_batches(self) -> Iterator[CropBatch]:
-        """Images and crop of every step that is left; within one step, all images show the crop of the same number."""
+        """Images of this process and crop of every step that is left; all images of a step show the crop of the same number."""
         settings = self.settings
-        steps = step_batches(len(self.source), settings.training.batch_size, settings.seed, self.first_step, self.total_steps)
+        which, processes = (self.first_step, self.total_steps), self.processes
+        steps = step_batches(len(self.source), settings.training.batch_size, settings.seed, *which, processes.rank, processes.world)
         return (CropBatch(indices, (self.crops.number(epoch),)) for epoch, indices in steps.with_epochs())

@@ -7,11 +7,11 @@ in the same order. An error must therefore be raised in all processes or in none
 from __future__ import annotations
 
 import functools
+import hashlib
 import itertools
-import os
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
@@ -22,42 +22,10 @@ from torch.distributed.rendezvous import rendezvous
 
 from mapet.errors import SettingsError
 from mapet.runtime.lock import only_writer
+from mapet.runtime.rank import Processes, this_process
 
 # How long one process may wait for the others, who may have more to read or slower disks.
 LONGEST_WAIT = timedelta(hours=2)
-
-
-@dataclass(frozen=True)
-class Processes:
-    """This process among those that work together.
-
-    Args:
-        rank: Its number, from 0.
-        world: How many there are.
-        local_rank: Its number on this machine, which is also that of its GPU.
-    """
-
-    rank: int = 0
-    world: int = 1
-    local_rank: int = 0
-
-    def device(self, device: torch.device | str) -> torch.device:
-        """`device`, where "cuda" of several processes becomes this one's own GPU."""
-        device = torch.device(device)
-        own = device.type == "cuda" and device.index is None and self.world > 1
-        return torch.device("cuda", self.local_rank) if own else device
-
-
-def this_process() -> Processes:
-    """What torchrun said in RANK, WORLD_SIZE and LOCAL_RANK; the only process where it did not start this one.
-
-    Raises:
-        SettingsError: The variables are incomplete or contradict each other.
-    """
-    world = _number("WORLD_SIZE", 1, 1)
-    if world == 1:
-        return Processes()
-    return Processes(_number("RANK", None, 0, world - 1), world, _number("LOCAL_RANK", None, 0, world - 1))
 
 
 @functools.cache
@@ -149,6 +117,33 @@ def any_process(flag: bool) -> bool:
     return bool(all_sum_(torch.tensor(int(flag)))) if _connected() else flag
 
 
+def require_agreement(facts: Mapping[str, str]) -> None:
+    """Refuses processes that differ in one of `facts`, name to value, in all of them at once.
+
+    Raises:
+        SettingsError: Names the fact and the processes that differ from the first.
+    """
+    for name, value in facts.items():
+        numbers = gather_numbers(int.from_bytes(hashlib.sha256(value.encode()).digest()[:7]))
+        others = [str(rank) for rank, number in enumerate(numbers) if number != numbers[0]]
+        if others:
+            raise SettingsError(
+                f"The processes differ in the {name}: that of rank {', '.join(others)} is not that of rank 0. Start all of "
+                "them with the same command on the same data and the same installation."
+            )
+
+
+def gather_texts(texts: list[str]) -> list[str]:
+    """The texts of all processes, in the order of their ranks, in every process; cheap where there are none."""
+    if not _connected():
+        return texts
+    if not any(gather_numbers(len(texts))):
+        return []
+    content = "".join(json.dumps(text) + "\n" for text in texts).encode()
+    together = gather_rows(torch.tensor([*content], dtype=torch.uint8))
+    return [json.loads(line) for line in bytes(together.tolist()).splitlines()]
+
+
 def gather_numbers(number: int) -> list[int]:
     """The `number` of every process, in the order of their ranks."""
     numbers = torch.zeros(this_process().world if _connected() else 1, dtype=torch.int64)
@@ -175,15 +170,3 @@ def _own_gpu(device: torch.device) -> None:
             "GPUs (torchrun --nproc-per-node), or use the CPU."
         )
     torch.cuda.set_device(device)
-
-
-def _number(name: str, default: int | None, lowest: int, highest: int | None = None) -> int:
-    """An integer from the environment."""
-    text = os.environ.get(name, "" if default is None else str(default))
-    if not text.isdecimal() or int(text) < lowest or (highest is not None and int(text) > highest):
-        allowed = f"{lowest} or more" if highest is None else f"{lowest} to {highest}"
-        raise SettingsError(
-            f"The environment variable {name} is '{text}'. Allowed: {allowed}. torchrun sets RANK, WORLD_SIZE and LOCAL_RANK; "
-            "without it, unset WORLD_SIZE."
-        )
-    return int(text)

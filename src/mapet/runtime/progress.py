@@ -20,6 +20,7 @@ from rich.progress import (
 from rich.text import Text
 
 from mapet.runtime.printable import printable
+from mapet.runtime.rank import this_process_is_first
 
 SECONDS_BETWEEN_LINES = 10.0
 _SHARE_BETWEEN_LINES = 0.05  # of the time so far: a night in a log file is a hundred lines, and not thousands
@@ -46,7 +47,8 @@ class ProgressBar:
         self._first = start
         self._printed = (start, "")
         self._live: Progress | None = None
-        if console.is_terminal:
+        self._shown = this_process_is_first()
+        if self._shown and console.is_terminal:
             self._live = _NotedProgress(
                 SpinnerColumn(),
                 TextColumn("{task.description}"),
@@ -66,7 +68,7 @@ class ProgressBar:
         if self._live is not None:
             self._live.update(self._task, completed=self.done)
             self._show()
-        elif self._is_time_for_a_line():
+        elif self._shown and self._is_time_for_a_line():
             self._print_line()
 
     def note(self, text: str) -> None:
@@ -80,7 +82,7 @@ class ProgressBar:
         """Ends the bar; in a log file a last line says how long it took."""
         if self._live is not None:
             self._live.stop()
-        elif self._printed != (self.done, self._note) and self._is_worth_a_last_line():
+        elif self._shown and self._printed != (self.done, self._note) and self._is_worth_a_last_line():
             self._print_line()
 
     def _show(self) -> None:
@@ -119,7 +121,12 @@ def progress(description: str, total: int, start: int = 0, after: float = 0.0) -
 
 
 def say(message: str) -> None:
-    """One line to the user, on standard error, above any live bar; what a file name holds besides text is escaped."""
+    """One line to the user, on standard error, above any live bar; what a file name holds besides text is escaped.
+
+    Of several processes that work together, only the first writes it.
+    """
+    if not this_process_is_first():
+        return
     console.print(printable(message), markup=False, soft_wrap=True)
 
 

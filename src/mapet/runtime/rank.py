@@ -1,0 +1,60 @@
+"""Which of several processes this one is, as torchrun announces it in the environment."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+import torch
+
+from mapet.errors import SettingsError
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process among those that work together.
+
+    Args:
+        rank: Its number, from 0.
+        world: How many there are.
+        local_rank: Its number on this machine, which is also that of its GPU.
+    """
+
+    rank: int = 0
+    world: int = 1
+    local_rank: int = 0
+
+    def device(self, device: torch.device | str) -> torch.device:
+        """`device`, where "cuda" of several processes becomes this one's own GPU."""
+        device = torch.device(device)
+        own = device.type == "cuda" and device.index is None and self.world > 1
+        return torch.device("cuda", self.local_rank) if own else device
+
+
+def this_process() -> Processes:
+    """What torchrun said in RANK, WORLD_SIZE and LOCAL_RANK; the only process where it did not start this one.
+
+    Raises:
+        SettingsError: The variables are incomplete or contradict each other.
+    """
+    world = _number("WORLD_SIZE", 1, 1)
+    if world == 1:
+        return Processes()
+    return Processes(_number("RANK", None, 0, world - 1), world, _number("LOCAL_RANK", None, 0, world - 1))
+
+
+def this_process_is_first() -> bool:
+    """Whether this is the process that writes to the terminal and to files; also where torchrun's variables are incomplete."""
+    return os.environ.get("WORLD_SIZE", "1") == "1" or os.environ.get("RANK", "0") == "0"
+
+
+def _number(name: str, default: int | None, lowest: int, highest: int | None = None) -> int:
+    """An integer from the environment."""
+    text = os.environ.get(name, "" if default is None else str(default))
+    if not text.isdecimal() or int(text) < lowest or (highest is not None and int(text) > highest):
+        allowed = f"{lowest} or more" if highest is None else f"{lowest} to {highest}"
+        raise SettingsError(
+            f"The environment variable {name} is '{text}'. Allowed: {allowed}. torchrun sets RANK, WORLD_SIZE and LOCAL_RANK; "
+            "without it, unset WORLD_SIZE."
+        )
+    return int(text)
