@@ -20,7 +20,7 @@ from mapet.data.views import (
     without_far_ends,
 )
 from mapet.errors import SettingsError
-from mapet.evaluation.validation.view import Preprocessing, ValidationView
+from mapet.evaluation.classify.preprocessing import Preprocessing, ValidationView
 from tests.data.images import random_image
 
 GOLDENS = Path(__file__).parents[1] / "goldens" / "mapet"

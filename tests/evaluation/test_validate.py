@@ -15,15 +15,18 @@ from typer.testing import CliRunner
 from mapet.checkpoints.backbone_folder import save_backbone
 from mapet.cli import validate as command
 from mapet.compat import timm
-from mapet.data.loader import UnreadableImages
 from mapet.data.sources import open_source
-from mapet.data.views import EvaluationView, normalise
+from mapet.data.views import IMAGENET_MEAN, IMAGENET_STD, EvaluationView, normalise
 from mapet.errors import DataError, FailedRunError, ModelError, SettingsError
-from mapet.evaluation.validation.classes import head_numbers, read_class_map
-from mapet.evaluation.validation.classifier import PUBLISHED, ModelChoice, load_classifier
-from mapet.evaluation.validation.validate import validate, validation_images
-from mapet.evaluation.validation.view import Preprocessing, ValidationView
+from mapet.evaluation.classify.classes import head_numbers, read_class_map
+from mapet.evaluation.classify.classifier import PUBLISHED, Classifier, ModelChoice, load_classifier
+from mapet.evaluation.classify.preprocessing import Preprocessing, ValidationView
+from mapet.evaluation.classify.protocol import Classify, validation_images
+from mapet.evaluation.evaluate import evaluate
+from mapet.evaluation.outcomes import load_outcomes
+from mapet.evaluation.protocol import Result
 from mapet.models.spec import BackboneRecipe
+from tests.command import mapet
 from tests.data.images import random_image, write_images
 from tests.golden import load_golden, with_prefix
 
@@ -132,6 +135,16 @@ def test_preprocessing_is_checked(change: dict, message: str) -> None:
         Preprocessing(**{"size": 24, **change})
 
 
+def validate(classifier: Classifier, folder: Path, *, workers: int = 0, max_unreadable: int = 0, **settings) -> Result:
+    work = {"device": CPU, "workers": workers, "max_unreadable": max_unreadable}
+    (result,) = evaluate(classifier, str(folder), [Classify(**settings)], **work)
+    return result
+
+
+def figures(result: Result) -> tuple[float, float]:
+    return result.figures["top1"], result.figures["top5"]
+
+
 def naive_figures(state: dict[str, torch.Tensor], folder: Path, numbers: list[int]) -> tuple[float, float]:
     """Top-1 and top-5, one image after another in float64, by timm's own model."""
     model = timm.create_model(
@@ -154,18 +167,18 @@ def test_a_folder_in_the_layout_of_imagenet(checkpoint: Path, tmp_path: Path) ->
     expected = naive_figures(tiny_state(), folder, [0, 1, 2, 3, 4])
     assert 0 < expected[0] < 1
     for location in (folder, folder.parent):
-        result = validate(load_classifier(checkpoint, tiny_choice()), validation_images(str(location)), batch_size=7, device=CPU)
-        assert (result.top1, result.top5) == expected
-        assert (result.images, result.classes, result.outputs) == (40, 5, 5)
+        result = validate(load_classifier(checkpoint, tiny_choice()), location, batch_size=7)
+        assert figures(result) == expected
+        assert (result.test_images, result.classes, result.details["outputs"]) == (40, 5, 5)
     for share, text in ((expected[0], "top-1"), (expected[1], "top-5")):
-        assert f"{text} {100 * share:.3f} %" in result.lines()
+        assert f"{text} {100 * share:.3f} %" in Classify().line(result)
 
 
 def test_workers_and_batches_change_nothing(checkpoint: Path, tmp_path: Path) -> None:
-    source = validation_images(str(images_of(tmp_path / "val")))
-    classifier = load_classifier(checkpoint, tiny_choice())
-    results = [validate(classifier, source, batch_size=size, workers=workers, device=CPU) for size, workers in ((4, 0), (15, 1))]
-    assert results[0].top1 == results[1].top1
+    folder, classifier = images_of(tmp_path / "val"), load_classifier(checkpoint, tiny_choice())
+    results = [validate(classifier, folder, batch_size=size, workers=workers) for size, workers in ((4, 0), (15, 1))]
+    assert results[0].figures == results[1].figures
+    assert results[0].protocol_hash == results[1].protocol_hash != Classify(crop_pct=1.0).hash
 
 
 def test_some_of_imagenets_classes_are_found_by_their_wnids(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -175,11 +188,11 @@ def test_some_of_imagenets_classes_are_found_by_their_wnids(tmp_path: Path, caps
     state["head.bias"][numbers] += 9.0
     path = publish(tmp_path / "vit.tar", split_queries(state))
     source = validation_images(str(images_of(tmp_path / "val")))
-    result = validate(load_classifier(path, tiny_choice()), source, device=CPU)
+    result = validate(load_classifier(path, tiny_choice()), tmp_path / "val")
     assert numbers[-1] > 100
-    assert result.top5 == 1
+    assert result.figures["top5"] == 1
     assert head_numbers(source, 1000).tolist() == numbers
-    assert (result.top1, result.top5) == naive_figures(state, tmp_path / "val", numbers)
+    assert figures(result) == naive_figures(state, tmp_path / "val", numbers)
     assert "5 of ImageNet's 1,000 classes, found by their wnids" in " ".join(capsys.readouterr().err.split())
 
 
@@ -325,8 +338,8 @@ def test_unreadable_images_are_not_counted(checkpoint: Path, tmp_path: Path) -> 
     (folder / WNIDS[0] / "broken.png").write_bytes(b"no image")
     classifier = load_classifier(checkpoint, tiny_choice())
     with pytest.raises(DataError, match="cannot be read"):
-        validate(classifier, validation_images(str(folder)), device=CPU)
-    assert validate(classifier, validation_images(str(folder)), device=CPU, unreadable=UnreadableImages(1)).images == 15
+        validate(classifier, folder)
+    assert validate(classifier, folder, max_unreadable=1).test_images == 15
 
 
 def test_scores_that_are_not_numbers_are_refused(tmp_path: Path) -> None:
@@ -334,7 +347,7 @@ def test_scores_that_are_not_numbers_are_refused(tmp_path: Path) -> None:
     state["head.bias"][2] = np.nan
     classifier = load_classifier(publish(tmp_path / "vit.tar", state), tiny_choice())
     with pytest.raises(FailedRunError, match="scores of 15 of 15 images are not numbers"):
-        validate(classifier, validation_images(str(images_of(tmp_path / "val"))), device=CPU)
+        validate(classifier, images_of(tmp_path / "val"))
 
 
 app = typer.Typer()
@@ -360,6 +373,41 @@ def test_the_command_of_the_released_readme(checkpoint: Path, tmp_path: Path) ->
     assert said.count("nothing to do") == 1
     assert "--pin-mem (" in said
     assert "--no-prefetcher (" in said
+
+
+def test_validate_and_evaluate_classify_are_one(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The same metrics, hash and outcomes, kept beside each other for every checkpoint."""
+    folder, out = images_of(tmp_path / "val"), tmp_path / "out"
+    state = tiny_state()
+    saved = timm.create_model("vit_tiny_patch16_224", **TINY, init_values=0.1, global_pool="avg", num_classes=5)
+    saved.load_state_dict(state)
+    recipe = BackboneRecipe(
+        "vit_tiny_patch16_224",
+        {**TINY, "init_values": 0.1, "global_pool": "avg", "num_classes": 5},
+        32,
+        seed=0,
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
+        crop_fraction=0.9,
+    )
+    save_backbone(tmp_path / "model", recipe, saved)
+    model = ["--model", "vit_standard_tiny_patch16_224", *KWARGS]
+    assert run(folder, *model, "--checkpoint", checkpoint, "--out", out, "--json", tmp_path / "one.json").exit_code == 0
+    assert mapet("evaluate", "classify", tmp_path / "model", folder, "--out", out, "--workers", "0") == 0
+    said = capsys.readouterr().out
+    one, other = (json.loads(path.read_text()) for path in sorted(out.glob("*.json")))
+    assert one["figures"] == other["figures"]
+    assert one["protocol_hash"] == other["protocol_hash"] == Classify().hash
+    assert (one["train_images"], one["test_images"], one["metric"]) == (0, 15, "top1")
+    assert json.loads((tmp_path / "one.json").read_text())["top1"] == one["figures"]["top1"]
+    low, high = one["details"]["intervals"]["top1"]
+    assert low < one["figures"]["top1"] < high
+    assert f"top-1 {100 * one['figures']['top1']:.3f} %" in said
+    (keys, outcomes), (other_keys, others) = (load_outcomes(path) for path in sorted(out.glob("*.safetensors")))
+    assert keys.tolist() == other_keys.tolist()
+    assert torch.equal(outcomes.values["top1"], others.values["top1"])
+    for wrong in (["classify,knn", tmp_path / "model", folder], ["classify", tmp_path / "model", folder, "--random"]):
+        assert mapet("evaluate", *wrong, "--workers", "0") == 2
 
 
 def test_the_images_are_given_once(checkpoint: Path, tmp_path: Path) -> None:

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from mapet.errors import DataError
-from mapet.evaluation.validation.classes import head_numbers, read_class_map
-from mapet.evaluation.validation.validate import validation_images
+from mapet.evaluation.classify.classes import head_numbers, read_class_map
+from mapet.evaluation.classify.protocol import validation_images
 from tests.data.images import write_images
 from tests.evaluation.test_validate import images_of
 

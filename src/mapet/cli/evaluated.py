@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from mapet.evaluation.protocol import Opened
 
 BACKBONE = "backbone"
-_OTHERS = {"tokens": "tokenizer"}
+_OTHERS = {"tokens": "tokenizer", "classify": "classifier"}
 
 
 def kind_of(titles: Sequence[str]) -> str:
@@ -46,6 +46,10 @@ def open_evaluated(kind: str, address: str, data: str | None, *, model: str | No
 
     if kind == BACKBONE:
         return open_backbone(address, model=model, options=options)
+    if kind == "classifier":
+        from mapet.evaluation.classify.classifier import ModelChoice, load_classifier
+
+        return load_classifier(address, ModelChoice(model, options=options))
     from mapet.evaluation.tokens.data import open_tokens, run_at
 
     if data is None and run_at(Path(address)) is None:

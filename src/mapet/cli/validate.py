@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
 from mapet.cli.options import ClassDepth, Device, MaxUnreadable, Split, located
-
-if TYPE_CHECKING:
-    from mapet.evaluation.validation.view import Preprocessing
 
 _WITHOUT_MEANING = {
     "--pin-mem": "memory is pinned where there is a CUDA device",
@@ -57,50 +54,47 @@ def validate(
     workers: Annotated[int, typer.Option("--workers", "-j", min=0, help="Processes that load images.")] = 2,
     device: Device = "auto",
     json: Annotated[Path | None, typer.Option("--json", help="Also write the result to this file.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the result as `mapet evaluate classify` keeps it.")] = None,
     max_unreadable: MaxUnreadable = 0,
     pin_mem: Annotated[bool, typer.Option("--pin-mem", help="Of the released command: nothing to do.")] = False,
     no_prefetcher: Annotated[bool, typer.Option("--no-prefetcher", help="Of the released command: nothing to do.")] = False,
 ) -> None:
-    """Judge a published classifier on labelled images: top-1 and top-5, by the published preprocessing.
+    """Top-1 and top-5 of a published classifier, by the published preprocessing: `mapet evaluate classify` with more options.
 
     The command of MaPeT's README works as it is: mapet validate IMAGENET --model vit_standard_base_patch16_224 --checkpoint FILE
     --interpolation bicubic --amp --gp avg --pin-mem --no-prefetcher
     """
+    from dataclasses import replace
+
     from mapet.config.recipes import parse_options
-    from mapet.data.loader import UnreadableImages
-    from mapet.evaluation.validation.classes import read_class_map
-    from mapet.evaluation.validation.classifier import ModelChoice, load_classifier
-    from mapet.evaluation.validation.validate import validate as run_validation
-    from mapet.evaluation.validation.validate import validation_images
-    from mapet.evaluation.validation.view import Preprocessing
+    from mapet.evaluation.classify.classes import read_class_map
+    from mapet.evaluation.classify.classifier import ModelChoice, load_classifier
+    from mapet.evaluation.classify.protocol import Classify
+    from mapet.evaluation.evaluate import evaluate
     from mapet.runtime.device import choose_device
     from mapet.runtime.files import write_json
     from mapet.runtime.lock import only_writer
 
     location, chosen = str(located(_location(data, data_dir), "", split, class_depth)), choose_device(device)
-    changes = {"interpolation": interpolation, "crop_pct": crop_pct, "mean": mean, "std": std}
-    _changed(Preprocessing(img_size or 224), changes)  # refuses what is not allowed before anything is read
+    protocol = Classify(
+        interpolation=interpolation,
+        crop_pct=crop_pct,
+        mean=mean,
+        std=std,
+        precision="bf16" if amp else "fp32",
+        batch_size=batch_size,
+    )
     _say_without_meaning(pin_mem, no_prefetcher)
     choice = ModelChoice(model, gp, num_classes, img_size, parse_options(model_kwargs or []))
     with only_writer(*([json] if json else [])):
         classifier = load_classifier(checkpoint, choice, use_ema=use_ema)
-        unreadable = UnreadableImages(max_unreadable)
-        result = run_validation(
-            classifier,
-            validation_images(location),
-            class_map=None if class_map is None else read_class_map(class_map),
-            preprocessing=_changed(classifier.preprocessing, changes),
-            batch_size=batch_size,
-            device=chosen,
-            workers=workers,
-            precision="bf16" if amp else "fp32",
-            unreadable=unreadable,
-        )
-        print(result.lines())
+        if class_map is not None:
+            classifier = replace(classifier, names=read_class_map(class_map))
+        work = {"device": chosen, "folder": out, "workers": workers, "max_unreadable": max_unreadable}
+        (result,) = evaluate(classifier, location, [protocol], **work)
+        print(protocol.line(result))
         if json is not None:
-            write_json(json, result.describe())
-    if unreadable.summary():
-        print(unreadable.summary())
+            write_json(json, protocol.facts(result))
 
 
 def _location(data: str | None, data_dir: str | None) -> str:
@@ -117,10 +111,3 @@ def _say_without_meaning(pin_mem: bool, no_prefetcher: bool) -> None:
     given = [name for name, is_given in zip(_WITHOUT_MEANING, (pin_mem, no_prefetcher), strict=True) if is_given]
     if given:
         say("Accepted, and nothing to do: " + "; ".join(f"{name} ({_WITHOUT_MEANING[name]})" for name in given) + ".")
-
-
-def _changed(preprocessing: Preprocessing, changes: dict[str, Any]) -> Preprocessing:
-    """The checkpoint's preprocessing with what the user overrules; None is left as it is."""
-    from dataclasses import replace
-
-    return replace(preprocessing, **{name: value for name, value in changes.items() if value is not None})

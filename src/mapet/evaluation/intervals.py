@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from mapet.evaluation.outcomes import MEAN_PER_CLASS, Outcomes
 from mapet.evaluation.segmentation.miou import scores_of_pixels
@@ -52,6 +53,13 @@ def mean_interval(differences: np.ndarray) -> _Interval:
     variance = (np.square(differences).sum() + 2) / images - mean**2
     half = Z * math.sqrt(variance / images)
     return max(-1.0, float(mean - half)), min(1.0, float(mean + half))
+
+
+def share_interval(outcomes: Tensor) -> list[float]:
+    """[low, high] of one share: Wilson's interval of outcomes (n,) that are 0 or 1."""
+    images, share = len(outcomes), float(outcomes.mean())
+    centre, width = share + Z**2 / (2 * images), Z * math.sqrt(share * (1 - share) / images + Z**2 / (4 * images**2))
+    return [max(0.0, (centre - width) / (1 + Z**2 / images)), min(1.0, (centre + width) / (1 + Z**2 / images))]
 
 
 def bootstrap(images: int, statistics: Callable[[np.ndarray], Sequence[float]]) -> list[_Interval]:

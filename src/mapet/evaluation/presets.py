@@ -33,6 +33,7 @@ PROTOCOLS: Registry[type[Protocol]] = Registry(
         "finetune": "mapet.evaluation.finetuning.protocol:FineTune",
         "segment": "mapet.evaluation.segmentation.protocol:Segment",
         "tokens": "mapet.evaluation.tokens.protocol:TokenClassification",
+        "classify": "mapet.evaluation.classify.protocol:Classify",
     },
     base="mapet.evaluation.protocol:Protocol",
 )

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -76,13 +77,11 @@ class Evaluated(ABC):
         """The training and the test images that were read."""
 
 
-class Subject(Evaluated):
-    """A frozen backbone and the images it is judged with.
+class ImageReader(Evaluated):
+    """Base of what reads its images itself.
 
     Args:
         title: What to call it while it works ("pre-trained").
-        backbone: Moved to `device`, in evaluation mode.
-        recipe: How it is fed.
         train: Labelled images to learn from.
         test: Labelled images to be judged on.
         device: Where to compute.
@@ -91,13 +90,14 @@ class Subject(Evaluated):
 
     Attributes:
         keys: Of the training and of the test images that were read.
+        doing: The beginning of the progress bar's title.
     """
+
+    doing: ClassVar[str] = "Features of"
 
     def __init__(
         self,
         title: str,
-        backbone: VisionTransformer,
-        recipe: BackboneRecipe,
         train: ImageSource,
         test: ImageSource,
         *,
@@ -105,8 +105,7 @@ class Subject(Evaluated):
         workers: int,
         unreadable: UnreadableImages,
     ) -> None:
-        self.title, self.recipe, self.device = title, recipe, device
-        self.backbone = backbone.to(device).eval().requires_grad_(False)
+        self.title, self.device = title, device
         self.train, self.test = train, test
         self.workers, self.unreadable = workers, unreadable
         self.keys = {"training": SeenKeys(train), "test": SeenKeys(test)}
@@ -120,6 +119,53 @@ class Subject(Evaluated):
     def images(self) -> tuple[KeyedImages, KeyedImages]:
         """See `Evaluated`."""
         return self.keys["training"].images, self.keys["test"].images
+
+    def load(self, source: ImageSource, view: View, part: str, batch_size: int | None = None) -> Iterator[LoadedBatch]:
+        """Every image of `source` once, in its order, with progress; what cannot be read is recorded, and keys are kept.
+
+        Args:
+            source: The images.
+            view: How they are seen.
+            part: "training", "test", or another word for a part of either.
+            batch_size: Images at once; by default `BATCH_SIZE`.
+
+        Raises:
+            DataError: There are more unreadable images than may be skipped.
+        """
+        batches, pinned = sequential_batches(len(source), batch_size or BATCH_SIZE), self.device.type == "cuda"
+        with progress(f"{self.doing} {part} images, {self.title}", len(source)) as bar:
+            for loaded in make_loader(source, view, batches, self.workers, pin_memory=pinned):
+                seen = bar.done + len(loaded.keys) + len(loaded.unreadable)
+                record_unreadable(self.unreadable, loaded.unreadable, f"{seen:,} of {len(source):,} {part} images")
+                self.record_keys(source, loaded)
+                yield loaded
+                bar.advance(len(loaded.keys) + len(loaded.unreadable))
+
+    def record_keys(self, source: ImageSource, loaded: LoadedBatch) -> None:
+        """Keeps the sample keys of a batch of all training or all test images."""
+        for images, part in ((self.train, "training"), (self.test, "test")):
+            if source is images:
+                self.keys[part].record(loaded.indices.numpy(), loaded.keys)
+
+
+class Subject(ImageReader):
+    """A frozen backbone and the images it is judged with.
+
+    Args:
+        title: What to call it while it works ("pre-trained").
+        backbone: Moved to `device`, in evaluation mode.
+        recipe: How it is fed.
+        train: Labelled images to learn from.
+        test: Labelled images to be judged on.
+        work: Of `ImageReader`.
+    """
+
+    def __init__(
+        self, title: str, backbone: VisionTransformer, recipe: BackboneRecipe, train: ImageSource, test: ImageSource, **work: Any
+    ) -> None:
+        super().__init__(title, train, test, **work)
+        self.recipe = recipe
+        self.backbone = backbone.to(self.device).eval().requires_grad_(False)
 
     @property
     def num_classes(self) -> int:
@@ -150,32 +196,6 @@ class Subject(Evaluated):
             classes.append(cls)
             labels.append(loaded.labels)
         return FeatureSet(torch.cat(means), torch.cat(classes), torch.cat(labels).to(self.device))
-
-    def load(self, source: ImageSource, view: View, part: str) -> Iterator[LoadedBatch]:
-        """Every image of `source` once, in its order, with progress; what cannot be read is recorded, and keys are kept.
-
-        Args:
-            source: The images.
-            view: How they are seen.
-            part: "training", "test", or another word for a part of either.
-
-        Raises:
-            DataError: There are more unreadable images than may be skipped.
-        """
-        batches, pinned = sequential_batches(len(source), BATCH_SIZE), self.device.type == "cuda"
-        with progress(f"Features of {part} images, {self.title}", len(source)) as bar:
-            for loaded in make_loader(source, view, batches, self.workers, pin_memory=pinned):
-                seen = bar.done + len(loaded.keys) + len(loaded.unreadable)
-                record_unreadable(self.unreadable, loaded.unreadable, f"{seen:,} of {len(source):,} {part} images")
-                self.record_keys(source, loaded)
-                yield loaded
-                bar.advance(len(loaded.keys) + len(loaded.unreadable))
-
-    def record_keys(self, source: ImageSource, loaded: LoadedBatch) -> None:
-        """Keeps the sample keys of a batch of all training or all test images."""
-        for images, part in ((self.train, "training"), (self.test, "test")):
-            if source is images:
-                self.keys[part].record(loaded.indices.numpy(), loaded.keys)
 
     def check_finite(self) -> None:
         """Looks at the features of the first training images, before a long training begins with this backbone.

@@ -25,8 +25,8 @@ from mapet.checkpoints.projections import join_qkv
 from mapet.compat import Beit, VisionTransformer, resolve_model_data_config, timm
 from mapet.data.views import IMAGENET_MEAN, IMAGENET_STD
 from mapet.errors import ModelError, in_one_line, nearest
-from mapet.evaluation.validation.fit import PUBLISHED, check_fit, released_name, vit_facts
-from mapet.evaluation.validation.view import Preprocessing
+from mapet.evaluation.classify.fit import PUBLISHED, check_fit, released_name, vit_facts
+from mapet.evaluation.classify.preprocessing import Preprocessing
 from mapet.models.backbone import check_grid
 from mapet.models.weights import load_strictly
 from mapet.runtime.files import sha256
@@ -59,6 +59,25 @@ class Classifier:
     checkpoint: Path
     sha256: str
     names: tuple[str, ...] | None = None
+
+    @property
+    def title(self) -> str:
+        """What results call it."""
+        return str(self.checkpoint)
+
+    @property
+    def run(self) -> None:
+        """None: images of its own are not known."""
+
+    @property
+    def untrained(self) -> bool:
+        """Never."""
+        return False
+
+    @property
+    def fingerprint(self) -> str:
+        """Results of other weights have other names."""
+        return self.sha256
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""Published classifiers on labelled images, prepared as published."""

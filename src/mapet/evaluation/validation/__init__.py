@@ -1,1 +1,0 @@
-"""Published classifiers on ImageNet's validation images."""
