@@ -23,7 +23,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from mapet.checkpoints.address import RANDOM, TIMM, open_backbone
 from mapet.config.recipes import parse_options
 from mapet.data.loader import UnreadableImages
-from mapet.data.sources import ImageSource, open_splits, subset
+from mapet.data.source import ImageSource, subset
+from mapet.data.sources import open_splits
 from mapet.evaluation.presets import protocols_of
 from mapet.evaluation.subject import Subject
 from mapet.runtime.device import choose_device

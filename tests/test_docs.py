@@ -92,7 +92,8 @@ def test_relative_links_lead_to_files(page: Path) -> None:
 @pytest.mark.parametrize("page", [page for page in PAGES if commands(page) or python_blocks(page)], ids=lambda page: page.stem)
 @pytest.mark.usefixtures("workplace")
 def test_documented_commands_and_python_run(page: Path) -> None:
-    from mapet.data.sources import open_source, sample_keys
+    from mapet.data.source import sample_keys
+    from mapet.data.sources import open_source
 
     lines = commands(page)
     for line in lines[1:] if page.name == "README.md" else lines:

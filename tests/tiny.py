@@ -12,7 +12,8 @@ from torch import Tensor
 
 from mapet.config.settings import PretrainSettings, parse_settings
 from mapet.data.loader import UnreadableImages
-from mapet.data.sources import ImageSource, open_source
+from mapet.data.source import ImageSource
+from mapet.data.sources import open_source
 from mapet.engine.callbacks import Monitor
 from mapet.engine.loop import Training
 from mapet.health.signs import VitalSigns

@@ -11,7 +11,8 @@ import datasets
 import pytest
 
 from mapet.data.loader import make_loader
-from mapet.data.sources import ImageSource, open_source, open_splits, sample_key, sample_keys
+from mapet.data.source import ImageSource, sample_key, sample_keys
+from mapet.data.sources import open_source, open_splits
 from mapet.data.views import FixedView
 from tests.data import containers
 from tests.data.containers import CLASSES, Labelled

@@ -14,7 +14,8 @@ from mapet.data.folder import FolderImages
 from mapet.data.labels import listed_classes
 from mapet.data.listing import ListedImages
 from mapet.data.locations import open_location
-from mapet.data.sources import Concatenation, ImageSource, open_source, open_splits
+from mapet.data.source import Concatenation, ImageSource
+from mapet.data.sources import open_source, open_splits
 from mapet.data.webdataset import TarImages
 from mapet.errors import DataError, UnreadableImageError
 from mapet.runtime.regular import read_regular

@@ -11,7 +11,8 @@ from PIL import Image
 from mapet.data import loader as loader_module
 from mapet.data.crop_loader import CropBatch, make_crop_loader
 from mapet.data.crops import FixedCrop, RandomCrops
-from mapet.data.sources import ImageSource, open_source, sample_key
+from mapet.data.source import ImageSource, sample_key
+from mapet.data.sources import open_source
 from mapet.data.views import FixedView, Rendering
 from tests.data.images import write_images
 

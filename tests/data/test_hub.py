@@ -6,7 +6,8 @@ import pytest
 from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 
 from mapet.data.hub import HubAddress, is_saved, open_hub, open_saved
-from mapet.data.sources import ImageSource, open_source
+from mapet.data.source import ImageSource
+from mapet.data.sources import open_source
 from mapet.errors import DataError, StorageError, UnreadableImageError
 from tests.data.containers import Labelled, as_dataset, in_hub_cache
 from tests.data.images import png, write_images

@@ -8,7 +8,8 @@ import torch
 
 from mapet.data.digits import DigitImages
 from mapet.data.loader import LoadedBatch, UnreadableImage, UnreadableImages, make_loader, sequential_batches, step_batches
-from mapet.data.sources import open_source, sample_key, subset
+from mapet.data.source import sample_key, subset
+from mapet.data.sources import open_source
 from mapet.data.views import AugmentedView, FixedView
 from mapet.errors import DataError, SettingsError
 from tests.data.images import encoded, png, random_image, write_images

@@ -7,7 +7,7 @@ import pytest
 from mapet.data.folder import FolderImages
 from mapet.data.locations import expand_braces, matching_files, open_location
 from mapet.data.parquet import ParquetImages
-from mapet.data.sources import ImageSource
+from mapet.data.source import ImageSource
 from mapet.data.webdataset import TarImages
 from mapet.errors import DataError
 from tests.data.containers import Labelled, in_parquet, write_tar

@@ -10,7 +10,8 @@ from pyarrow import parquet
 
 from mapet.data import parquet as parquet_module
 from mapet.data.parquet import ParquetImages
-from mapet.data.sources import ImageSource, open_source, open_splits
+from mapet.data.source import ImageSource
+from mapet.data.sources import open_source, open_splits
 from mapet.errors import DataError, StorageError, UnreadableImageError
 from tests.data.images import png, write_images
 

@@ -9,22 +9,10 @@ import pytest
 from pyarrow import parquet
 from rich.console import Console
 
-from mapet.data import sources
 from mapet.data.decode import decode_image
 from mapet.data.digits import DigitImages
-from mapet.data.sources import (
-    HELD_OUT_SHARE,
-    ImageSource,
-    absolute_location,
-    hold_out,
-    only_folder,
-    open_source,
-    open_splits,
-    sample_key,
-    sample_keys,
-    subset,
-    with_keys,
-)
+from mapet.data.source import ImageSource, sample_key, sample_keys, subset, with_keys
+from mapet.data.sources import HELD_OUT_SHARE, absolute_location, hold_out, only_folder, open_source, open_splits
 from mapet.errors import DataError, SettingsError
 from tests.data.images import png, write_images
 from tests.data_root import data_root
@@ -122,7 +110,7 @@ def test_every_image_is_read_once_for_its_key(monkeypatch):
 def test_keys_of_a_split_source_are_asked_for_once(tmp_path, monkeypatch):
     write_images(tmp_path, "train/cat/1.png train/dog/1.png val/dog/1.png")
     train = with_keys(open_splits(tmp_path)[0])
-    monkeypatch.setattr(sources, "sample_key", None)
+    monkeypatch.setattr("mapet.data.source.sample_key", None)
     assert sample_keys(train) == sample_keys(subset(train, [0, 1])) == [sample_key(png(0)), sample_key(png(1))]
 
 
@@ -249,6 +237,16 @@ def test_subset_keeps_the_order_given(tmp_path):
     assert labels(part) == [9, 4]
     assert part.describe(0) == "digits sample 9"
     assert part.classes == source.classes
+    assert part.whole is source
+
+
+def test_a_held_out_part_is_one_subset(tmp_path):
+    """Subsets of subsets refer to the source itself, keys included."""
+    for part in open_splits("digits"):
+        inner = subset(part, [3, 1])
+        assert isinstance(part.whole, DigitImages)
+        assert inner.whole is part.whole
+        assert sample_keys(inner) == [sample_key(inner.read(0)), sample_key(inner.read(1))]
 
 
 @pytest.mark.parametrize("count", [1, 30, 700])
@@ -288,7 +286,7 @@ def test_progress_of_reading_keys_is_shown_where_it_takes_time(monkeypatch):
     for silent_seconds, shown in ((0.05, True), (60.0, False)):
         screen = Console(file=io.StringIO(), force_terminal=True)
         monkeypatch.setattr("mapet.runtime.progress.console", screen)
-        monkeypatch.setattr(sources, "SILENT_SECONDS", silent_seconds)
+        monkeypatch.setattr("mapet.data.source.SILENT_SECONDS", silent_seconds)
         sample_keys(SlowImages(100))
         assert ("Reading sample keys" in screen.file.getvalue()) is shown
 

@@ -9,7 +9,8 @@ import pytest
 
 from mapet.data.address import DataAddress, with_options
 from mapet.data.folder import FolderImages
-from mapet.data.sources import ImageSource, absolute_location, open_source, open_splits
+from mapet.data.source import ImageSource
+from mapet.data.sources import absolute_location, open_source, open_splits
 from mapet.data.splits import SPLIT_NAMES, by_split, split_files, split_named, split_rows
 from mapet.errors import DataError
 from tests.data.containers import Labelled, as_dataset, in_parquet, in_tar

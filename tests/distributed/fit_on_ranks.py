@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from mapet.data.loader import UnreadableImages
-from mapet.data.sources import open_source, subset
+from mapet.data.source import subset
+from mapet.data.sources import open_source
 from mapet.tokenizers.fit import fit_tokenizer
 from mapet.tokenizers.fit_settings import FitSettings
 

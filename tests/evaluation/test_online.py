@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mapet.data.sources import sample_keys, subset
+from mapet.data.source import sample_keys, subset
 from mapet.engine.callbacks import LogPoint, Monitor
 from mapet.errors import DataError, InterruptedRunError, SettingsError, UnreadableImageError
 from mapet.evaluation import online

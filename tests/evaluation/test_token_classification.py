@@ -12,7 +12,8 @@ from mapet.cli.evaluated import open_evaluated
 from mapet.data.crops import RandomCrops
 from mapet.data.decode import decode_image
 from mapet.data.loader import UnreadableImages
-from mapet.data.sources import Concatenation, open_source, subset
+from mapet.data.source import Concatenation, subset
+from mapet.data.sources import open_source
 from mapet.data.views import FixedView
 from mapet.errors import DataError, NonFiniteLossError, SettingsError, TokenizerError, TokenStoreError
 from mapet.evaluation.evaluate import evaluate

@@ -127,9 +127,9 @@ MUTANTS = [
     ),
     (
         "labels/of-a-subset-by-position",
-        "data/sources.py",
-        "source.labels[self._indices]\n",
-        "source.labels[: len(self._indices)]\n",
+        "data/source.py",
+        "source.labels[indices]\n",
+        "source.labels[: len(indices)]\n",
         "data/test_sources.py::test_subset_keeps_the_order_given",
     ),
     (

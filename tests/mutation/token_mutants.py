@@ -115,7 +115,7 @@ MUTANTS = [
     ),
     (
         "store/key-of-a-part-of-the-file",
-        "data/sources.py",
+        "data/source.py",
         "hashlib.blake2b(content, digest_size=KEY_LENGTH // 2)",
         "hashlib.blake2b(content[:4096], digest_size=KEY_LENGTH // 2)",
         "data/test_sources.py::test_sample_key_is_the_content_and_nothing_else",

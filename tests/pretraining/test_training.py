@@ -12,7 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from mapet.data.decode import UnreadableImageError
 from mapet.data.loader import step_batches
-from mapet.data.sources import subset
+from mapet.data.source import subset
 from mapet.engine.checkpoint import newest_checkpoint
 from mapet.errors import CheckpointError, DataError, InterruptedRunError, NonFiniteLossError
 from mapet.pretraining.training import PreTraining
@@ -220,7 +220,7 @@ def test_the_order_is_a_function_of_the_step_whatever_the_workers(tmp_path: Path
 
 
 def tiny_key(index: int) -> str:
-    from mapet.data.sources import sample_key
+    from mapet.data.source import sample_key
 
     return sample_key(tiny_source().read(index))
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 from mapet.data.crops import crops_of
 from mapet.data.loader import UnreadableImages, step_batches
-from mapet.data.sources import sample_key
+from mapet.data.source import sample_key
 from mapet.errors import CheckpointError, SettingsError, TokenStoreError
 from mapet.health.signs import VitalSigns
 from mapet.pretraining import pretrain as pretrain_module

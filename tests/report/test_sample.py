@@ -10,7 +10,8 @@ from mapet.config import load_recipe
 from mapet.config.settings import hash_of_science
 from mapet.data.crops import crops_of
 from mapet.data.decode import decode_image
-from mapet.data.sources import open_source, sample_key
+from mapet.data.source import sample_key
+from mapet.data.sources import open_source
 from mapet.data.views import Rendering
 from mapet.errors import DataError, NotThereError
 from mapet.pretraining.pretrain import pretrain

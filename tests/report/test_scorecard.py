@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from mapet.data.loader import UnreadableImages
-from mapet.data.sources import open_source, subset
+from mapet.data.source import subset
+from mapet.data.sources import open_source
 from mapet.errors import SettingsError
 from mapet.report import scorecard
 from mapet.report.scorecard import Shown, rank, table_rows, write_scorecards

@@ -10,7 +10,8 @@ from PIL import Image
 from torch import Tensor
 
 from mapet.data.loader import UnreadableImages
-from mapet.data.sources import ImageSource, open_source
+from mapet.data.source import ImageSource
+from mapet.data.sources import open_source
 from mapet.token_store.build import build_store
 from mapet.token_store.read import TokenStore
 from mapet.tokenizers.random_projection import RandomProjection

@@ -16,7 +16,7 @@ import torch
 
 from mapet.data.folder import FolderImages
 from mapet.data.loader import UnreadableImages
-from mapet.data.sources import sample_key, subset, with_keys
+from mapet.data.source import sample_key, subset, with_keys
 from mapet.errors import DataError, FailedRunError, StorageError, TokenizerError, TokenStoreError
 from mapet.token_store import build as build_module
 from mapet.token_store.build import build_store

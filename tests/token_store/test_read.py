@@ -13,7 +13,7 @@ import torch
 from mapet.data.crops import FixedCrop
 from mapet.data.folder import FolderImages
 from mapet.data.loader import UnreadableImages
-from mapet.data.sources import sample_key, subset, with_keys
+from mapet.data.source import sample_key, subset, with_keys
 from mapet.errors import StorageError, TokenStoreError, UnreadableImageError
 from mapet.runtime.files import sha256
 from mapet.token_store.build import build_store

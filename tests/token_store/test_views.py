@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from mapet.data.crops import FixedCrop, RandomCrops
-from mapet.data.sources import sample_key
+from mapet.data.source import sample_key
 from mapet.errors import FailedRunError, StorageError, TokenStoreError
 from mapet.token_store import build as build_module
 from mapet.token_store import merge as merge_module

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from mapet.data.loader import UnreadableImages
-from mapet.data.sources import ImageSource, open_source, subset
+from mapet.data.source import ImageSource, subset
+from mapet.data.sources import open_source
 from mapet.errors import DataError, TokenizerError
 from mapet.tokenizers.clustering import kmeans
 from mapet.tokenizers.clustering import state as kmeans_state

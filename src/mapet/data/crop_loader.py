@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from mapet.data.background import BackgroundBatches, BatchMaker
 from mapet.data.crops import Crops
 from mapet.data.loader import LoadedBatch, Samples, bytes_of, stack
-from mapet.data.sources import ImageSource
+from mapet.data.source import ImageSource
 from mapet.data.views import Rendering
 
 

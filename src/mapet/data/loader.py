@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mapet.data.background import BackgroundBatches, BatchMaker
 from mapet.data.decode import decode_image
-from mapet.data.sources import ImageSource, sample_key
+from mapet.data.source import ImageSource, sample_key
 from mapet.data.views import View
 from mapet.errors import DataError, SettingsError, UnreadableImageError
 from mapet.runtime.seeding import derive_seed, seeded_generator

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from glob import glob, has_magic
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mapet.data.address import DataAddress
 from mapet.data.folder import FolderImages, remember_only_folder
@@ -16,14 +16,12 @@ from mapet.data.labels import check_pairable
 from mapet.data.listing import ListedImages
 from mapet.data.named_sets import is_named_set, open_named
 from mapet.data.parquet import ParquetImages
+from mapet.data.source import ImageSource
 from mapet.data.splits import HELD_OUT, TRAIN, by_split, names_in_words, split_files, split_named, split_rows, word_groups
 from mapet.data.tree import entries, holds_images, loose_images, visible_folders
 from mapet.data.webdataset import TAR_SUFFIXES, TarImages
 from mapet.errors import DataError
 from mapet.runtime.progress import say
-
-if TYPE_CHECKING:
-    from mapet.data.sources import ImageSource
 
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(\d{1,15})\.\.(\d{1,15})")
@@ -33,7 +31,7 @@ _MOST_FOLDERS = 20
 # Words of folders beside splits whose images have no labels.
 _WITHOUT_LABELS = {"pred", "predict", "prediction", "predictions", "unlabelled", "unlabeled", "unsupervised"}
 # The parts of a collection by their names, the training part first; one part called "" where it is not split.
-Parts = dict[str, "ImageSource"]
+Parts = dict[str, ImageSource]
 
 
 def open_location(location: str | Path) -> Parts | None:
@@ -52,7 +50,7 @@ def open_location(location: str | Path) -> Parts | None:
     if is_named_set(name):
         return dict(zip((TRAIN, "test"), open_named(name), strict=True))
     if name.startswith(PREFIX):
-        return _only_by_column(dict[str, "ImageSource"](open_hub(name)))
+        return _only_by_column(dict[str, ImageSource](open_hub(name)))
     if path.is_dir():
         return _open_parts(path, address)
     files = [path] if path.exists() else matching_files(name)
@@ -162,7 +160,7 @@ def _open_files(files: Sequence[Path], address: DataAddress, classes: tuple[str,
 def _open_parts(path: Path, address: DataAddress) -> Parts:
     """The splits in a folder."""
     if is_saved(path):
-        return _only_by_column(dict[str, "ImageSource"](open_saved(path, str(address))))
+        return _only_by_column(dict[str, ImageSource](open_saved(path, str(address))))
     packed = _packed(path)
     if groups := split_files(packed):
         _note_images_beside(path)

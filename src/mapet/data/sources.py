@@ -1,106 +1,37 @@
-"""Where images come from: one protocol, and one function that opens whatever a user names.
+"""Opens whatever a user names as images.
 
 A location is `digits`; a folder of images, of Parquet files, of tars (WebDataset), of `save_to_disk`, or with train/ and val/ (or
 other names of `mapet.data.splits`) in it; a single .parquet, .tar or .csv file; a pattern such as shards/train-{0000..0127}.tar; an
 address `hf://datasets/OWNER/NAME`; a public set by name, `food101:ROOT` (`mapet.data.named_sets`); or `package.module:factory`.
-`#split=NAME` and `#class-depth=N` may follow (`mapet.data.address`). A sample is known by its content (`sample_key`), never by its
-name or position.
+`#split=NAME` and `#class-depth=N` may follow (`mapet.data.address`).
 """
 
 from __future__ import annotations
 
-import hashlib
 import re
-from bisect import bisect_right
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from dataclasses import replace
-from itertools import accumulate
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 
 from mapet.data.address import DataAddress
 from mapet.data.folder import FolderImages
 from mapet.data.hub import PREFIX
-from mapet.data.labels import renumber
 from mapet.data.locations import Parts, open_location
 from mapet.data.named_sets import absolute_named, is_named_set
+from mapet.data.source import Concatenation, ImageSource, Subset, sample_keys, with_keys
 from mapet.data.splits import held_out_part, part_named
-from mapet.errors import DataError, NotAllowedError, UnreadableImageError, nearest
+from mapet.errors import DataError, NotAllowedError, nearest
 from mapet.registry import Registry, refuse_unless_allowed
-from mapet.runtime.progress import progress, say
+from mapet.runtime.progress import say
 
 SPLITS = ("train", "test", "all")
 HELD_OUT_SHARE = 0.2
-HASHING_THREADS = 8
-SILENT_SECONDS = 2.0
-KEY_LENGTH = 32
-
-
-class ImageSource(Protocol):
-    """A finite, ordered collection of encoded images.
-
-    Attributes:
-        location: What the user gave, for messages.
-        labels: (n,) int64 class numbers, or None.
-        classes: Class names, or None.
-    """
-
-    location: str
-    labels: np.ndarray | None
-    classes: tuple[str, ...] | None
-
-    def __len__(self) -> int: ...
-
-    def read(self, index: int) -> bytes:
-        """The encoded content of one image; raises `UnreadableImageError` where there is none to be had.
-
-        Several threads and processes read at the same time.
-        """
-        ...
-
-    def describe(self, index: int) -> str:
-        """What a user would look for: a path, or "train.parquet row 17 (name)"."""
-        ...
 
 
 # Embedded sets are called without arguments and have no splits of their own; what a user writes is called with location and split.
 SOURCES: Registry[Callable[..., ImageSource]] = Registry("data source", {"digits": "mapet.data.digits:DigitImages"})
-
-
-def sample_key(content: bytes) -> str:
-    """The identity of a sample, `KEY_LENGTH` hex digits: a renamed file keeps it, a changed pixel changes it."""
-    return hashlib.blake2b(content, digest_size=KEY_LENGTH // 2).hexdigest()
-
-
-def sample_keys(source: ImageSource) -> list[str]:
-    """The key of every sample, in order; "" where the file itself cannot be read.
-
-    Every image is read, by several threads, unless the source knows its keys already (`with_keys`, `hold_out`).
-    """
-    if isinstance(source, Subset) and source.keys is not None:
-        return source.keys.astype("U").tolist()
-    images = len(source)
-    share = max(1, min(64, images // (8 * HASHING_THREADS)))  # images a task: large files are few, small ones many
-
-    def keys_from(first: int) -> list[str]:
-        return [_key(source, index) for index in range(first, min(first + share, images))]
-
-    keys: list[str] = []
-    with progress("Reading sample keys", images, after=SILENT_SECONDS) as bar, ThreadPoolExecutor(HASHING_THREADS) as pool:
-        for some in pool.map(keys_from, range(0, images, share)):
-            keys += some
-            bar.advance(len(some))
-    return keys
-
-
-def _key(source: ImageSource, index: int) -> str:
-    try:
-        return sample_key(source.read(index))
-    except UnreadableImageError:
-        return ""
 
 
 def open_source(location: str | Path, split: str = "train") -> ImageSource:
@@ -248,75 +179,8 @@ def hold_out(source: ImageSource) -> tuple[ImageSource, ImageSource]:
     return Subset(known, np.flatnonzero(~held_out)), Subset(known, np.flatnonzero(held_out))
 
 
-class Subset:
-    """Some samples of a source, in the order given; it knows their keys if they are given or the source is a subset that does."""
-
-    def __init__(
-        self, source: ImageSource, indices: Sequence[int] | np.ndarray, keys: Sequence[str] | np.ndarray | None = None
-    ) -> None:
-        self.whole = source
-        self._indices = np.asarray(indices, dtype=np.int64)
-        self.location, self.classes = source.location, source.classes
-        self.labels = None if source.labels is None else source.labels[self._indices]
-        if keys is None and isinstance(source, Subset) and source.keys is not None:
-            keys = source.keys[self._indices]
-        self.keys = None if keys is None else np.asarray(keys, f"S{KEY_LENGTH}")
-
-    def __len__(self) -> int:
-        return len(self._indices)
-
-    def read(self, index: int) -> bytes:
-        """The encoded content of one image."""
-        return self.whole.read(int(self._indices[index]))
-
-    def describe(self, index: int) -> str:
-        """What the underlying source says."""
-        return self.whole.describe(int(self._indices[index]))
-
-
-def subset(source: ImageSource, indices: Sequence[int] | np.ndarray) -> ImageSource:
-    """The samples of `source` at `indices`, in that order."""
-    return Subset(source, indices)
-
-
-def with_keys(source: ImageSource) -> ImageSource:
-    """`source`, its keys known: every image is read now, where it was not before, and not again for its key."""
-    if isinstance(source, Subset) and source.keys is not None:
-        return source
-    return Subset(source, range(len(source)), sample_keys(source))
-
-
 def only_folder(source: ImageSource) -> str | None:
     """The name of the one class folder that all images of `source` lie in, so that they have no labels; None for other sources."""
     if isinstance(source, Subset):
         return only_folder(source.whole)
     return source.only_folder if isinstance(source, FolderImages) else None
-
-
-class Concatenation:
-    """Several sources one after another; labelled only if all of them are, and numbered by the class names of the first."""
-
-    def __init__(self, parts: list[ImageSource], location: str) -> None:
-        self._parts = parts
-        self._ends = list(accumulate(len(part) for part in parts))
-        self.location = location
-        self.classes = parts[0].classes
-        labels = [renumber(part.labels, part.classes, self.classes, part.describe) for part in parts if part.labels is not None]
-        self.labels = np.concatenate(labels) if len(labels) == len(parts) else None
-
-    def __len__(self) -> int:
-        return self._ends[-1]
-
-    def _find(self, index: int) -> tuple[ImageSource, int]:
-        part = bisect_right(self._ends, index)
-        return self._parts[part], index - (self._ends[part - 1] if part else 0)
-
-    def read(self, index: int) -> bytes:
-        """The encoded content of one image."""
-        part, within = self._find(index)
-        return part.read(within)
-
-    def describe(self, index: int) -> str:
-        """What the part that holds the image says."""
-        part, within = self._find(index)
-        return part.describe(within)

@@ -15,7 +15,7 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
-from mapet.data.sources import ImageSource
+from mapet.data.source import ImageSource
 from mapet.engine.warnings import Warnings
 from mapet.runtime.run_directory import RunDirectory
 

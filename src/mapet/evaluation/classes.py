@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from mapet.data.sources import ImageSource, Subset
+from mapet.data.source import ImageSource, Subset
 from mapet.errors import DataError
 from mapet.runtime.progress import say
 

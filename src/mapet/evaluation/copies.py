@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from mapet.data.sources import KEY_LENGTH, ImageSource
+from mapet.data.source import KEY_LENGTH, ImageSource
 from mapet.token_store.keys import is_content_key
 
 

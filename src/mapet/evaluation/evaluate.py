@@ -13,7 +13,8 @@ import torch
 
 from mapet.checkpoints.address import open_backbone
 from mapet.data.loader import UnreadableImages
-from mapet.data.sources import ImageSource, recorded_location
+from mapet.data.source import ImageSource
+from mapet.data.sources import recorded_location
 from mapet.errors import SettingsError
 from mapet.evaluation.copies import Copies, KeyedImages, count_copies
 from mapet.evaluation.intervals import gain_intervals

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from mapet.config.settings import PretrainSettings
 from mapet.data.loader import UnreadableImages
-from mapet.data.sources import ImageSource, subset
+from mapet.data.source import ImageSource, subset
 from mapet.engine.callbacks import LogPoint, Monitor, Observation
 from mapet.errors import DataError, MapetError
 from mapet.evaluation.presets import protocol_of

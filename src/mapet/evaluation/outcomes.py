@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from mapet.data.sources import KEY_LENGTH
+from mapet.data.source import KEY_LENGTH
 from mapet.errors import CheckpointError, DataError, FailedRunError
 from mapet.runtime.files import atomic_file
 from mapet.runtime.tensors import open_tensors, write_tensors

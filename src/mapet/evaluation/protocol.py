@@ -13,7 +13,8 @@ from typing import Protocol as Interface
 from pydantic import Field
 
 from mapet.checkpoints.address import OpenedBackbone
-from mapet.data.sources import ImageSource, absolute_location, open_splits
+from mapet.data.source import ImageSource
+from mapet.data.sources import absolute_location, open_splits
 from mapet.errors import SettingsError, nearest
 from mapet.evaluation.classes import check_same_classes
 from mapet.evaluation.intervals import describe as describe_gain

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from mapet.compat import VisionTransformer
 from mapet.data.loader import LoadedBatch, UnreadableImage, UnreadableImages, make_loader, sequential_batches
-from mapet.data.sources import ImageSource, only_folder
+from mapet.data.source import ImageSource
+from mapet.data.sources import only_folder
 from mapet.data.views import FixedView, View, normalise
 from mapet.errors import DataError, ModelError, SettingsError
 from mapet.evaluation.copies import KeyedImages, SeenKeys

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mapet.data.sources import ImageSource
+from mapet.data.source import ImageSource
 from mapet.token_store.keys import image_keys
 from mapet.token_store.read import TokenStore
 

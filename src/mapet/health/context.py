@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from mapet.config.settings import PretrainSettings
 from mapet.data.crops import Crops
-from mapet.data.sources import ImageSource
+from mapet.data.source import ImageSource
 from mapet.engine.callbacks import RunContext
 from mapet.objectives.base import Objective
 from mapet.token_store.token_source import TokenSource

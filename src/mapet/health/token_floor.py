@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mapet.data.sources import ImageSource
+from mapet.data.source import ImageSource
 from mapet.runtime.processes import all_sum_
 from mapet.runtime.rank import this_process_is_first
 from mapet.token_store.keys import image_keys

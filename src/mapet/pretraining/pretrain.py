@@ -16,7 +16,8 @@ from mapet.compat import VisionTransformer
 from mapet.config.settings import PretrainSettings
 from mapet.data.crops import crops_of
 from mapet.data.loader import UnreadableImages, step_batches
-from mapet.data.sources import ImageSource, open_source, subset, with_keys
+from mapet.data.source import ImageSource, subset, with_keys
+from mapet.data.sources import open_source
 from mapet.engine.callbacks import Monitor
 from mapet.errors import SettingsError, TokenizerError
 from mapet.health.signs import VitalSigns

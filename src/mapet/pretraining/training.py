@@ -13,7 +13,7 @@ from mapet.config.settings import PretrainSettings
 from mapet.data.crop_loader import CropBatch, make_crop_loader
 from mapet.data.crops import crops_of
 from mapet.data.loader import UnreadableImage, UnreadableImages, step_batches
-from mapet.data.sources import ImageSource
+from mapet.data.source import ImageSource
 from mapet.data.views import Rendering
 from mapet.engine.callbacks import Monitor
 from mapet.engine.checkpoint import Checkpoint

@@ -9,7 +9,7 @@ import numpy as np
 
 from mapet.config.settings import PretrainSettings
 from mapet.data.loader import LoadedBatch
-from mapet.data.sources import ImageSource
+from mapet.data.source import ImageSource
 from mapet.errors import DataError
 from mapet.token_store.read import TokenStore
 from mapet.tokenizers.base import Tokenizer

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from mapet.data.decode import decode_image
-from mapet.data.sources import ImageSource
+from mapet.data.source import ImageSource
 from mapet.data.views import FixedView
 from mapet.errors import SettingsError
 from mapet.report import page

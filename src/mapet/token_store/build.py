@@ -13,7 +13,7 @@ import torch
 from mapet.data.crop_loader import CropBatch, make_crop_loader
 from mapet.data.crops import Crops, FixedCrop
 from mapet.data.loader import LoadedBatch, UnreadableImages
-from mapet.data.sources import ImageSource
+from mapet.data.source import ImageSource
 from mapet.errors import FailedRunError, TokenStoreError
 from mapet.runtime.lock import only_writer
 from mapet.runtime.progress import progress

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from mapet.data.crops import Crops, crops_from
-from mapet.data.sources import KEY_LENGTH
+from mapet.data.source import KEY_LENGTH
 from mapet.errors import SettingsError, TokenStoreError
 from mapet.runtime.files import sha256, write_json
 from mapet.runtime.json_files import parse_json, sealed, unsealed

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mapet.data.sources import ImageSource, sample_keys
+from mapet.data.source import ImageSource, sample_keys
 
 _NO_CONTENT = "?"
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from mapet.data.crops import Crops, crops_from
-from mapet.data.sources import KEY_LENGTH, ImageSource
+from mapet.data.source import KEY_LENGTH, ImageSource
 from mapet.errors import SettingsError, TokenStoreError
 from mapet.runtime.files import recover
 from mapet.token_store.content import verify_content

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mapet.data.loader import LoadedBatch, UnreadableImage, UnreadableImages
-from mapet.data.sources import ImageSource
+from mapet.data.source import ImageSource
 from mapet.data.views import Rendering
 from mapet.token_store.encode import encode, rendering_for
 from mapet.token_store.keys import image_keys

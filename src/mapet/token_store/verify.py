@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mapet.data.crop_loader import CropBatch, make_crop_loader
 from mapet.data.loader import LoadedBatch, UnreadableImages
-from mapet.data.sources import ImageSource
+from mapet.data.source import ImageSource
 from mapet.errors import FailedRunError
 from mapet.runtime.progress import progress
 from mapet.runtime.seeding import seeded_generator

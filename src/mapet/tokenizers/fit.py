@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from mapet.data.loader import UnreadableImages, make_loader, sequential_batches
-from mapet.data.sources import ImageSource, subset
+from mapet.data.source import ImageSource, subset
 from mapet.data.views import FixedView
 from mapet.errors import TokenizerError
 from mapet.runtime.processes import Processes, barrier, broadcast_, gather_numbers, only_writers, process_group

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mapet.data.sources import subset
+from mapet.data.source import subset
 from mapet.errors import DataError
 from mapet.evaluation.classes import check_complete, check_same_classes
 from mapet.evaluation.finetuning.protocol import FineTune

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from mapet.data.loader import UnreadableImages
-from mapet.data.sources import ImageSource, open_source, sample_keys, subset
+from mapet.data.source import ImageSource, sample_keys, subset
+from mapet.data.sources import open_source
 from mapet.errors import DataError, StorageError, TokenizerError
 from mapet.runtime.processes import Processes
 from mapet.tokenizers.features import file as feature_file

@@ -9,7 +9,8 @@ from sklearn.cluster import KMeans
 
 from mapet.data.decode import decode_image
 from mapet.data.loader import UnreadableImages
-from mapet.data.sources import open_source, subset
+from mapet.data.source import subset
+from mapet.data.sources import open_source
 from mapet.data.views import FixedView
 from mapet.errors import DataError
 from mapet.tokenizers.feature_kmeans import FeatureKMeans

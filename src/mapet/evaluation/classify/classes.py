@@ -9,7 +9,7 @@ import numpy as np
 
 from mapet.compat import ImageNetInfo
 from mapet.data.labels import listed_names
-from mapet.data.sources import ImageSource
+from mapet.data.source import ImageSource
 from mapet.errors import DataError
 from mapet.runtime.progress import say
 

@@ -12,7 +12,8 @@ import torch
 from mapet.data.address import DataAddress
 from mapet.data.loader import LoadedBatch
 from mapet.data.locations import open_location
-from mapet.data.sources import SOURCES, ImageSource, only_folder, open_source, subset
+from mapet.data.source import ImageSource, subset
+from mapet.data.sources import SOURCES, only_folder, open_source
 from mapet.data.splits import by_split, held_out_part, part_named
 from mapet.data.tree import entries
 from mapet.data.views import normalise

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from mapet.checkpoints.backbone_folder import save_backbone
-from mapet.data.sources import ImageSource
+from mapet.data.source import ImageSource
 from mapet.evaluation.classes import check_complete
 from mapet.evaluation.finetuning.settings import FineTuneSettings
 from mapet.evaluation.finetuning.training import FineTuning

@@ -19,7 +19,7 @@ from torch.nn.functional import cross_entropy
 
 from mapet.compat import AttentionPoolLatent
 from mapet.data.loader import make_loader, sequential_batches
-from mapet.data.sources import ImageSource
+from mapet.data.source import ImageSource
 from mapet.data.views import FixedView
 from mapet.evaluation.outcomes import classified
 from mapet.evaluation.probes.images import order_of

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mapet.data.loader import StepBatches, step_batches
-from mapet.data.sources import subset
+from mapet.data.source import subset
 from mapet.data.views import AugmentedView, View
 from mapet.evaluation.held_out import hold_out_rows
 from mapet.evaluation.probes.representations import Describe, describe_all

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mapet.compat import VisionTransformer
-from mapet.data.sources import ImageSource
+from mapet.data.source import ImageSource
 from mapet.data.views import EvaluationView, FixedView, View, normalise
 from mapet.evaluation.subject import FeatureSet, Subject, refuse_non_finite
 from mapet.models.backbone import normed_tokens

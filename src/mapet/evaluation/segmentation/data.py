@@ -20,7 +20,8 @@ import numpy as np
 from mapet.data.address import DataAddress
 from mapet.data.decode import image_size
 from mapet.data.image_names import is_image_name, say_left_out
-from mapet.data.sources import HASHING_THREADS, HELD_OUT_SHARE, SILENT_SECONDS, sample_key
+from mapet.data.source import HASHING_THREADS, SILENT_SECONDS, sample_key
+from mapet.data.sources import HELD_OUT_SHARE
 from mapet.data.splits import TRAIN, by_split, held_out_part
 from mapet.data.tree import entries, read_file, visible_folders
 from mapet.errors import DataError, UnreadableImageError

@@ -11,7 +11,7 @@ import torch
 from mapet.data.background import BackgroundBatches, BatchMaker
 from mapet.data.decode import decode_image
 from mapet.data.loader import LoadedBatch, StepBatches, UnreadableImage, bytes_of, stack
-from mapet.data.sources import sample_key
+from mapet.data.source import sample_key
 from mapet.errors import UnreadableImageError
 from mapet.evaluation.segmentation.augment import Augmentation
 from mapet.evaluation.segmentation.data import MaskedImages

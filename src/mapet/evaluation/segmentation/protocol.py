@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, ClassVar, cast
 
 from mapet.data.loader import UnreadableImages
-from mapet.data.sources import ImageSource
+from mapet.data.source import ImageSource
 from mapet.evaluation.outcomes import Outcomes
 from mapet.evaluation.protocol import Findings
 from mapet.evaluation.segmentation.data import MaskedImages, open_segmentation

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from mapet.data.background import BackgroundBatches, BatchMaker
 from mapet.data.loader import LoadedBatch, Samples, StepBatches, bytes_of
-from mapet.data.sources import ImageSource
+from mapet.data.source import ImageSource
 from mapet.data.views import View
 from mapet.evaluation.subject import Subject
 from mapet.runtime.seeding import derive_seed

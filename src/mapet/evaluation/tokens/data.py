@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mapet.data.crops import FixedCrop
 from mapet.data.loader import UnreadableImages, make_loader, sequential_batches
-from mapet.data.sources import KEY_LENGTH, ImageSource, sample_keys, subset, with_keys
+from mapet.data.source import KEY_LENGTH, ImageSource, sample_keys, subset, with_keys
 from mapet.data.views import FixedView
 from mapet.errors import DataError, TokenizerError, TokenStoreError
 from mapet.evaluation.copies import KeyedImages

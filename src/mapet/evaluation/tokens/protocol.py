@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from mapet.data.loader import step_batches
-from mapet.data.sources import ImageSource
+from mapet.data.source import ImageSource
 from mapet.engine.optimizer import decay_groups
 from mapet.engine.schedule import cosine
 from mapet.errors import NonFiniteLossError, SettingsError, nearest

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from mapet.data.loader import LoadedBatch, UnreadableImage, UnreadableImages, make_loader, sequential_batches
-from mapet.data.sources import ImageSource, sample_keys, subset
+from mapet.data.source import ImageSource, sample_keys, subset
 from mapet.data.views import FixedView
 from mapet.errors import StorageError, TokenizerError
 from mapet.runtime.processes import Processes

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mapet.data.loader import LoadedBatch, UnreadableImages, make_loader, sequential_batches
-from mapet.data.sources import ImageSource, subset
+from mapet.data.source import ImageSource, subset
 from mapet.data.views import FixedView
 from mapet.errors import DataError
 from mapet.runtime.progress import progress

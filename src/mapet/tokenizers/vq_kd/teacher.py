@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mapet.data.loader import UnreadableImages, make_loader, sequential_batches
-from mapet.data.sources import ImageSource, subset
+from mapet.data.source import ImageSource, subset
 from mapet.data.views import FixedView
 from mapet.errors import CheckpointError, NotAllowedError, TokenizerError
 from mapet.models.weights import load_strictly

@@ -24,7 +24,7 @@ from torch import Tensor
 from mapet.data.crop_loader import CropBatch, make_crop_loader
 from mapet.data.crops import RandomCrops
 from mapet.data.loader import UnreadableImage, UnreadableImages, step_batches
-from mapet.data.sources import ImageSource
+from mapet.data.source import ImageSource
 from mapet.data.views import Rendering
 from mapet.engine.loop import LoopSettings, Training
 from mapet.engine.step import StepSums
