@@ -7,19 +7,22 @@ unless the user typed the same words (`--allow package.module:Attribute`, or `ma
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import inspect
 import re
 import shlex
 from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
-from typing import Any, Generic, TypeVar, cast, get_type_hints
+from types import SimpleNamespace
+from typing import Any, Generic, Literal, TypeVar, cast, get_args, get_origin, get_type_hints
 
 from mapet.errors import MapetError, NotAllowedError, SettingsError, nearest, wanted
 
 T = TypeVar("T")
 
 _PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
+_STARS = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 _typed: ContextVar[frozenset[str]] = ContextVar("typed", default=frozenset())
 
 
@@ -64,12 +67,16 @@ class Registry(Generic[T]):
         kind: What the entries are, in the singular, for messages ("objective").
         entries: Name to `package.module:Attribute`.
         base: `package.module:Class` that every entry is a subclass of; None where entries are functions.
+        error: What `create` raises where an option is wrong.
     """
 
-    def __init__(self, kind: str, entries: Mapping[str, str], base: str | None = None) -> None:
+    def __init__(
+        self, kind: str, entries: Mapping[str, str], base: str | None = None, error: type[MapetError] = SettingsError
+    ) -> None:
         self.kind = kind
         self._entries = dict(entries)
         self._base = base
+        self._error = error
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._entries)
@@ -103,6 +110,21 @@ class Registry(Generic[T]):
             allow(name)
         return self.get(name)
 
+    def create(self, name: str, /, *arguments: Any, **options: Any) -> Any:
+        """The thing called `name`, called with `arguments` of the program and `options` of the user.
+
+        Raises:
+            SettingsError: There is none, or it is of another kind.
+            MapetError: An error of this registry's own class: an option has another name or type, or must be given.
+            NotAllowedError: It is a path that the user did not type.
+        """
+        factory: Any = self.get(name)
+        title = f"The {self.kind} '{name}'"
+        if len(options_of(factory)) < len(arguments) and not _takes_any_number(factory):
+            raise self._error(f"{title} does not take the {len(arguments)} arguments that every {self.kind} is called with.")
+        check_options(title, factory, options, self._error, skip=len(arguments))
+        return factory(*arguments, **options)
+
     def _checked(self, name: str, thing: Any) -> T:
         """`thing`, if it is what entries of this registry are."""
         if self._base is None:
@@ -115,36 +137,96 @@ class Registry(Generic[T]):
         return cast(T, thing)
 
 
+def options_of(factory: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    """What `factory` is called with, each with its type as annotation: `Any` where it has none that can be resolved.
+
+    Where a constructor takes `**options` to pass them on, those of the class above are among them.
+    """
+    options: dict[str, inspect.Parameter] = {}
+    for function in _constructors(factory):
+        parameters = list(inspect.signature(function).parameters.values())
+        own = [each.replace(annotation=_type_of(function, each.name)) for each in parameters if each.kind not in _STARS]
+        options = {each.name: each for each in own} | options
+        if all(each.kind is not each.VAR_KEYWORD for each in parameters):
+            break
+    options.pop("self", None)
+    if dataclasses.is_dataclass(factory):
+        types = get_type_hints(factory, include_extras=True)
+        options = {name: each.replace(annotation=types[name]) for name, each in options.items()}
+    return options
+
+
 def check_options(
     title: str, factory: Callable[..., Any], options: Mapping[str, Any], error: type[MapetError], skip: int = 0
-) -> None:
-    """Compares options with what a class takes: names, types, and those without a default.
+) -> dict[str, Any]:
+    """Compares options with what a class or a function takes: names, types, and those without a default.
 
     Args:
-        title: What messages call the class.
-        factory: The class.
+        title: What messages call it, such as "The objective 'mapet'".
+        factory: The class or the function.
         options: What it is to be called with, besides the first `skip` arguments.
         error: The class of what is raised.
         skip: Arguments that are given otherwise.
 
-    Raises:
-        MapetError: An `error` that names the first option that does not fit.
-    """
-    from pydantic import TypeAdapter, ValidationError
+    Returns:
+        The options as their types have them: 1 as 1.0 where a float is taken.
 
-    parameters = dict(list(inspect.signature(factory).parameters.items())[skip:])
-    types = get_type_hints(factory.__init__)
-    start = title[:1].upper() + title[1:]
-    for option, value in options.items():
+    Raises:
+        MapetError: An `error` that names the first option that does not fit, what is allowed, and the default.
+    """
+    parameters = dict(list(options_of(factory).items())[skip:])
+    for option in options:
         if option not in parameters:
-            raise error(f"{start} have no option '{option}'. {nearest(str(option), parameters)}")
-        try:
-            TypeAdapter(types.get(option, Any)).validate_python(value, strict=True)
-        except ValidationError as problem:
-            raise error(f"The option {option} of {title} is {value!r:.80}. Allowed: {wanted(problem.errors())}.") from None
+            raise error(f"{title} has no option '{option}'. {nearest(str(option), parameters)}")
     for option, parameter in parameters.items():
         if parameter.default is parameter.empty and option not in options:
-            raise error(f"{start} need the option '{option}'.")
+            raise error(f"{title} needs the option '{option}'; it has no default.")
+    return {option: _checked_value(title, parameters[option], value, error) for option, value in options.items()}
+
+
+def _checked_value(title: str, parameter: inspect.Parameter, value: Any, error: type[MapetError]) -> Any:
+    """`value` as the parameter's type has it; nothing is converted to another type, and NaN and infinity are no numbers."""
+    from pydantic import PydanticUserError, TypeAdapter, ValidationError
+
+    try:
+        adapter = TypeAdapter(parameter.annotation, config={"arbitrary_types_allowed": True, "allow_inf_nan": False})
+    except PydanticUserError:  # a type with a configuration of its own
+        adapter = TypeAdapter(parameter.annotation)
+    try:
+        return adapter.validate_python(value, strict=True)
+    except ValidationError as problem:
+        allowed = f"Allowed: {wanted(problem.errors())}."
+    choices = [word for each in (parameter.annotation, *get_args(parameter.annotation)) for word in _words(each)]
+    if choices and isinstance(value, str):
+        allowed = nearest(value, choices)
+    default = "" if parameter.default in (parameter.empty, None) else f" The default is {parameter.default!r}."
+    raise error(f"{title}: {parameter.name} = {value!r:.80} is not allowed. {allowed}{default}")
+
+
+def _words(annotation: Any) -> list[str]:
+    """The words of a Literal."""
+    return [word for word in get_args(annotation) if isinstance(word, str)] if get_origin(annotation) is Literal else []
+
+
+def _constructors(factory: Callable[..., Any]) -> list[Callable[..., Any]]:
+    """The constructors of a class, its own before those of the classes above; a function itself."""
+    if not isinstance(factory, type):
+        return [factory]
+    return [vars(kind)["__init__"] for kind in factory.__mro__ if "__init__" in vars(kind)]
+
+
+def _type_of(function: Callable[..., Any], name: str) -> Any:
+    """The annotation of one argument; `Any` where it names what only a type checker imports."""
+    annotation = getattr(function, "__annotations__", {}).get(name, Any)
+    try:
+        alone = SimpleNamespace(__annotations__={name: annotation})
+        return get_type_hints(alone, getattr(function, "__globals__", {}), include_extras=True)[name]
+    except (NameError, AttributeError, TypeError, SyntaxError):
+        return Any
+
+
+def _takes_any_number(factory: Callable[..., Any]) -> bool:
+    return any(each.kind is each.VAR_POSITIONAL for each in inspect.signature(factory).parameters.values())
 
 
 def _import(path: str, kind: str, name: str) -> Any:

@@ -34,7 +34,7 @@ def test_tokens_of_a_run_that_is_then_deleted(run: Path, tmp_path: Path, capsys:
     ("arguments", "message"),
     [
         (["--features", "{run}", "--layer", "7"], "has no layer 7. Allowed: 0 to 2"),
-        (["--features", "coates", "--layer", "1"], "Features 'coates' have no option 'layer'"),
+        (["--features", "coates", "--layer", "1"], "The kind of features 'coates' has no option 'layer'"),
         (["--features", "{run}/tokens"], "no features called"),
         (["-k", "70000"], "The vocabulary size is 70000. Allowed: 2 to 65536"),
         (["--preset", "k-clop"], "Did you mean 'k-clip'"),

@@ -21,6 +21,7 @@ from mapet.models import create_backbone
 from mapet.objectives import OBJECTIVES, create_objective
 from mapet.objectives.base import NEEDS, MaskedTokenObjective, TokenObjective
 from mapet.objectives.masking import narrow_corruption
+from mapet.registry import options_of
 from tests.contracts.tiny_objectives import (
     BACKBONE,
     MODEL,
@@ -197,7 +198,7 @@ def compiled_is_the_same(name: str) -> None:
 
 
 def refuses_unknown_options_by_name(name: str) -> None:
-    own = [key for key in OBJECTIVES.get_or_import(name).options() if key not in ("backbone", "vocab_size")]
+    own = [key for key in options_of(OBJECTIVES.get_or_import(name)) if key not in ("backbone", "vocab_size")]
     misspelt = f"{(own or ['option'])[0]}s"
     with pytest.raises(SettingsError, match=f"no option '{misspelt}'"):
         build(name, **{misspelt: 3})
@@ -337,7 +338,10 @@ def refuses_tokens_that_do_not_fit(name: str) -> None:
 
 
 def refuses_a_context_out_of_range(name: str) -> None:
-    for value in (-1, 16, 100, 4.0, 0.99, -0.5, True, "four"):
+    for value in (True, "four"):
+        with pytest.raises(SettingsError, match=r"num_context = .* is not allowed\. Allowed: a number"):
+            build(name, num_context=value)
+    for value in (-1, 16, 100, 4.0, 0.99, -0.5):
         with pytest.raises(ModelError, match=r"num_context is .*with 16 patches it must be an integer between \d+ and 15"):
             build(name, num_context=value)
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from mapet.data.batch import Batch
 from mapet.models import create_backbone
 from mapet.objectives import OBJECTIVES, Objective, ObjectiveOutput, create_objective
+from mapet.registry import options_of
 
 VOCAB, SIDE, PATCH, PATCHES = 32, 32, 8, 16
 MODEL = "vit_tiny_patch16_224"
@@ -29,7 +30,7 @@ def build(name: str, seed: int = 0, dtype: torch.dtype = torch.float32, **option
     torch.manual_seed(seed)
     backbone = create_backbone(MODEL, **BACKBONE).to(dtype)
     kind = OBJECTIVES.get_or_import(name)
-    small = {key: value for key, value in SMALL.items() if key in kind.options()}
+    small = {key: value for key, value in SMALL.items() if key in options_of(kind)}
     for need in kind.needs:
         small |= NEEDED.get(need, {})
     return create_objective(name, backbone=backbone, vocab_size=VOCAB, **(small | options))

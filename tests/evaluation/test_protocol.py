@@ -153,3 +153,17 @@ def test_every_preset_says_where_its_settings_come_from() -> None:
     assert "MaPeT, Table 9" in preset_source("finetune", "tiny")
     wanting = [f"{name}:{preset}" for name in PROTOCOLS for preset in presets_of(name) if not preset_source(name, preset)]
     assert wanting == []
+
+
+@pytest.mark.parametrize("title", ["linear", "attentive"])
+def test_a_warm_up_that_does_not_end_is_stated(title: str) -> None:
+    short = {"epochs": 2, "min_steps": 1, "batch_size": 10}
+    assert "The warm-up of 3 epochs does not end within 2 epochs" in protocol_of(title, {**short, "warmup_epochs": 3}).note(100)
+    assert not protocol_of(title, {**short, "warmup_epochs": 1}).note(100)
+    assert "warm-up" not in protocol_of(title, {**short, "min_steps": 40, "warmup_epochs": 3}).note(100)
+
+
+@pytest.mark.parametrize("weight", [True, "2", None])
+def test_settings_of_a_protocol_are_of_their_types(weight: object) -> None:
+    with pytest.raises(SettingsError, match=r"knn: temperature = .* is not allowed. Allowed: a number.* The default is 0.07"):
+        protocol_of("knn", {"temperature": weight})

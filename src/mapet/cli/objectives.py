@@ -67,12 +67,13 @@ def _list() -> None:
 def _explain(name: str) -> None:
     """The idea as its file tells it, and all options."""
     from mapet.objectives import OBJECTIVES
+    from mapet.registry import options_of
 
     kind = OBJECTIVES.get_or_import(name)
     print(inspect.getdoc(sys.modules[kind.__module__]) or kind.summary)
     print(f"\nNeeds: {', '.join(kind.needs) or 'nothing but images'}.\n\nOptions (--set objective.options.NAME=VALUE):\n")
     meanings = _meanings(kind)
-    for option, parameter in kind.options().items():
+    for option, parameter in options_of(kind).items():
         if option not in NOT_OPTIONS:
             default = "must be given" if parameter.default is parameter.empty else f"default {parameter.default}"
             print(f"  {option} ({default})")

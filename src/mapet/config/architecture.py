@@ -18,8 +18,10 @@ LARGEST_VOCABULARY = 2**20
 
 _Pixels = Annotated[int, Field(ge=1, le=LARGEST_IMAGE)]
 _Patch = Annotated[int, Field(ge=1, le=1024)]
-_Width = Annotated[int, Field(ge=1, le=2**14)]
+Width = Annotated[int, Field(ge=1, le=2**14)]
 _Few = Annotated[int, Field(ge=1, le=512)]
+Heads = _Few
+Depth = Annotated[int, Field(ge=0, le=512)]
 _Rate = Annotated[float, Field(ge=0, lt=1)]
 _Pair = Field(min_length=2, max_length=2)
 _Name = Annotated[str, Field(pattern=r"^\w*$", max_length=40)]
@@ -35,9 +37,9 @@ class _Options(BaseModel):
     in_chans: _Few = 3
     num_classes: Annotated[int, Field(ge=0, le=LARGEST_VOCABULARY)] = 0
     global_pool: Literal["", "avg", "avgmax", "max", "token", "map", "prr"] = "token"
-    embed_dim: _Width = 768
+    embed_dim: Width = 768
     depth: _Few = 12
-    num_heads: _Few = 12
+    num_heads: Heads = 12
     mlp_ratio: Annotated[float, Field(gt=0, le=64)] = 4
     qkv_bias: bool = True
     qk_norm: bool = False

@@ -52,7 +52,8 @@ def open_source(location: str | Path, split: str = "train") -> ImageSource:
     if split not in SPLITS:
         raise DataError(f"There is no split '{split}'. {nearest(split, SPLITS)}")
     if _is_factory(location):
-        return SOURCES.get_or_import(str(location))(str(location), split)
+        SOURCES.get_or_import(str(location))
+        return SOURCES.create(str(location), str(location), split)
     parts = _open_location(location)
     train, *others = parts.values()
     if split == "train" and (others or train.labels is None):
@@ -120,7 +121,7 @@ def _open_location(location: str | Path) -> Parts:
     if name in SOURCES or _is_factory(name):
         if address.split is not None or address.class_depth is not None:
             raise DataError(f"'{name}' has neither splits by name nor class folders. Leave out --split and --class-depth.")
-        return {"": SOURCES.get(name)()}
+        return {"": SOURCES.create(name)}
     parts = open_location(location)
     if parts is None:
         raise DataError(

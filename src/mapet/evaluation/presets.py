@@ -7,14 +7,12 @@ from dataclasses import fields, replace
 from importlib.resources import files
 from importlib.util import find_spec
 from itertools import dropwhile, takewhile
-from typing import TYPE_CHECKING, Any, get_type_hints
-
-from pydantic import TypeAdapter, ValidationError
+from typing import TYPE_CHECKING, Any
 
 from mapet.config.plain_yaml import parse_own_yaml
 from mapet.config.settings import as_yaml_means_it
-from mapet.errors import SettingsError, nearest, wanted
-from mapet.registry import Registry
+from mapet.errors import SettingsError, nearest
+from mapet.registry import Registry, check_options
 
 if TYPE_CHECKING:
     from mapet.evaluation.protocol import Protocol
@@ -143,6 +141,8 @@ def setting_names(kind: type[Protocol]) -> list[str]:
 
 def _build(kind: type[Protocol], preset: Mapping[str, Any], overrides: Mapping[str, Any]) -> Protocol:
     """With the settings that follow the `overrides`, and with what they change in the preset's name."""
+    if not getattr(kind, "name", ""):
+        raise SettingsError(f"The protocol {kind.__name__} has no name. Give the class an attribute `name`, a word.")
     names = setting_names(kind)
     for key in {**preset, **overrides}:
         if key not in [*names, "preset"]:
@@ -156,14 +156,8 @@ def _build(kind: type[Protocol], preset: Mapping[str, Any], overrides: Mapping[s
 
 def _validated(kind: type[Protocol], settings: Mapping[str, Any]) -> Protocol:
     """The protocol with `settings`, each a value of its own kind: true is no number."""
-    types, values = get_type_hints(kind, include_extras=True), {}
-    for name, value in settings.items():
-        try:
-            values[name] = TypeAdapter(types[name]).validate_python(as_yaml_means_it(value), strict=True)
-        except ValidationError as error:
-            allowed = wanted(error.errors())
-            raise SettingsError(f"{kind.name}: {name} = {value!r:.80} is not allowed. Allowed: {allowed}.") from None
-    return kind(**values)
+    values = {name: as_yaml_means_it(value) for name, value in settings.items()}
+    return kind(**check_options(kind.name, kind, values, SettingsError))
 
 
 def _short(value: Any) -> str:

@@ -71,12 +71,12 @@ def export(opened: OpenedBackbone, form: str, folder: Path) -> Written:
         InUseError: Another process writes the folder.
         FailedRunError: What was written does not compute what the backbone computes.
     """
-    writer = FORMATS.get(form)
+    FORMATS.get(form)  # a wrong name is refused before anything is written
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ModelError(f"{folder} is there already, and nothing is written over. Give --out a new folder, or remove that one.")
     with only_writer(folder), atomic_directory(folder) as partial:
-        written = writer(opened, partial)
+        written = FORMATS.create(form, opened, partial)
         _check(written, form)
         facts = {"library": written.library, "usage": written.usage, "notes": written.notes, "difference": written.difference}
         (partial / "README.md").write_text(model_card(opened, **facts), encoding="utf-8")

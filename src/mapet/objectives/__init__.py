@@ -42,7 +42,8 @@ def create_objective(name: str, *, backbone: VisionTransformer, vocab_size: int 
         **options: Options of the objective, such as `num_context`, the number of visible patches.
 
     Raises:
-        SettingsError: There is no such objective, it has no such option, or it needs tokens and `vocab_size` is not given.
+        SettingsError: There is no such objective, an option or its value is wrong, or `vocab_size` is needed and not
+            given.
         ModelError: The options do not fit the backbone.
     """
     objective = OBJECTIVES.get_or_import(name)
@@ -52,7 +53,7 @@ def create_objective(name: str, *, backbone: VisionTransformer, vocab_size: int 
                 f"The objective '{name}' predicts visual tokens. Give vocab_size, how many different ones there are."
             )
         options["vocab_size"] = vocab_size
-    return objective.create(backbone=backbone, **options).to(next(backbone.parameters()))
+    return OBJECTIVES.create(name, backbone=backbone, **options).to(next(backbone.parameters()))
 
 
 __all__ = ["OBJECTIVES", "Objective", "ObjectiveOutput", "create_objective"]

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Generic, Self, TypeVar
+from typing import ClassVar, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +14,7 @@ from torch.nn.functional import cross_entropy
 from mapet.checkpoints.projections import join_qkv
 from mapet.compat import VisionTransformer
 from mapet.data.batch import Batch
-from mapet.errors import ModelError, SettingsError, nearest
+from mapet.errors import ModelError
 from mapet.models.backbone import check_backbone, final_norm, grid_size, image_size
 from mapet.models.weights import load_strictly
 from mapet.objectives.masking import count_of
@@ -71,29 +70,6 @@ class Objective(nn.Module, ABC, Generic[Corruption]):
         self.backbone = backbone
         rows, columns = grid_size(backbone)
         self.num_patches = rows * columns
-
-    @classmethod
-    def create(cls, **options: Any) -> Self:
-        """The objective with `options`, or a SettingsError that names the one it does not have, or is not given."""
-        allowed = cls.options()
-        for name in options:
-            if name not in allowed:
-                raise SettingsError(f"{cls.__name__} has no option '{name}'. {nearest(name, allowed)}")
-        for name, parameter in allowed.items():
-            if parameter.default is parameter.empty and name not in options:
-                raise SettingsError(f"{cls.__name__} needs the option '{name}'; it has no default.")
-        return cls(**options)
-
-    @classmethod
-    def options(cls) -> dict[str, inspect.Parameter]:
-        """What it is built with; where a constructor takes `**options` to pass them on, those of the class above too."""
-        found: dict[str, inspect.Parameter] = {}
-        for constructor in (vars(kind)["__init__"] for kind in cls.__mro__ if "__init__" in vars(kind)):
-            parameters = list(inspect.signature(constructor).parameters.values())[1:]
-            found = {parameter.name: parameter for parameter in parameters if parameter.kind is not parameter.VAR_KEYWORD} | found
-            if all(parameter.kind is not parameter.VAR_KEYWORD for parameter in parameters):
-                break
-        return found
 
     @abstractmethod
     def corrupt(self, batch: Batch, generator: torch.Generator) -> Corruption:

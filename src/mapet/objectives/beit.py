@@ -11,8 +11,10 @@ exactly 75 patches, the first version up to 75 (`filling="under-fill"`); an imag
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Annotated
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from mapet.checkpoints.projections import join_biases
@@ -44,7 +46,7 @@ class BEiT(MIM):
         vocab_size: int,
         num_context: float | None = None,
         filling: str = "top-up",
-        min_block: int | None = None,
+        min_block: Annotated[int, Field(ge=1)] | None = None,
     ) -> None:
         super().__init__(backbone, vocab_size, 1 - HIDDEN_SHARE if num_context is None else num_context)
         self.filling, self.min_block = filling, min_block

@@ -13,12 +13,15 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from typing import Annotated
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from mapet.checkpoints.projections import join_biases
 from mapet.compat import LayerScale, VisionTransformer
+from mapet.config.architecture import Depth
 from mapet.data.batch import Batch
 from mapet.errors import ModelError
 from mapet.models.backbone import blocks_of, final_norm
@@ -51,9 +54,9 @@ class BEiTv2(BEiT):
         vocab_size: int,
         num_context: float | None = None,
         filling: str = "top-up",
-        min_block: int | None = None,
+        min_block: Annotated[int, Field(ge=1)] | None = None,
         early_layers: int | None = None,
-        head_layers: int = 2,
+        head_layers: Depth = 2,
         shared_head: bool = True,
     ) -> None:
         super().__init__(backbone, vocab_size, num_context, filling, min_block)

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from mapet.checkpoints.projections import join_biases
 from mapet.compat import VisionTransformer
+from mapet.config.architecture import Depth, Heads, Width
 from mapet.data.batch import Batch
 from mapet.errors import ModelError, SettingsError, nearest
 from mapet.models.backbone import grid_size
@@ -60,10 +61,10 @@ class CAE(MaskedTokenObjective[MaskCorruption]):
         num_context: float | None = None,
         mask: str = "random",
         teacher: str = "self",
-        width: int | None = None,
-        num_heads: int | None = None,
-        regressor_depth: int = 4,
-        decoder_depth: int = 4,
+        width: Width | None = None,
+        num_heads: Heads | None = None,
+        regressor_depth: Depth = 4,
+        decoder_depth: Depth = 4,
         layer_scale: float = 0.1,
         alignment: float = 2.0,
     ) -> None:
@@ -74,7 +75,7 @@ class CAE(MaskedTokenObjective[MaskCorruption]):
         self.mask_kind, self.alignment = mask, alignment
         own = backbone.embed_dim
         width = own if width is None else width
-        self.neck = Neck(width, num_heads or heads_of(backbone), regressor_depth, decoder_depth, layer_scale)
+        self.neck = Neck(width, num_heads or heads_of(backbone), regressor_depth, decoder_depth, float(layer_scale))
         self.project = nn.Identity() if width == own else nn.Sequential(nn.Linear(own, width), LayerNorm(width))
         self.head = nn.Linear(width, vocab_size)
         self.register_buffer("positions", sine_positions(grid_size(backbone), width), persistent=False)

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from mapet.checkpoints.projections import join_biases
 from mapet.compat import VisionTransformer
+from mapet.config.architecture import Depth, Heads, Width
 from mapet.data.batch import Batch
 from mapet.data.views import IMAGENET_MEAN, IMAGENET_STD
 from mapet.errors import ModelError
@@ -69,9 +70,9 @@ class Recover(PixelObjective[Drawn]):
         mean: Sequence[float] = IMAGENET_MEAN,
         std: Sequence[float] = IMAGENET_STD,
         mask_ratio: float | None = None,
-        width: int = 384,
-        depth: int = 4,
-        num_heads: int = 6,
+        width: Width = 384,
+        depth: Depth = 4,
+        num_heads: Heads = 6,
         fixed_positions: bool = False,
     ) -> None:
         super().__init__(backbone, mean, std)

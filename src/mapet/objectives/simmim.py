@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Annotated
 
 import torch
+from pydantic import Field
 from torch import nn
 
 from mapet.compat import VisionTransformer
@@ -48,7 +50,7 @@ class SimMIM(PixelObjective[MaskCorruption]):
         mean: Sequence[float] = IMAGENET_MEAN,
         std: Sequence[float] = IMAGENET_STD,
         mask_ratio: float = 0.6,
-        square: int = 2,
+        square: Annotated[int, Field(ge=1)] = 2,
     ) -> None:
         super().__init__(backbone, mean, std)
         self.squares = tuple(side // square for side in grid_size(backbone)) if square >= 1 else (0, 0)

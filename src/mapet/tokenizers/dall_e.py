@@ -69,7 +69,7 @@ class DallE(Tokenizer):
     @classmethod
     def from_settings(cls, settings: dict[str, Any]) -> Self:
         """Builds it from `settings`, with weights that are NaN until they are loaded."""
-        check_options("the settings of DALL-E's encoder", cls, settings, TokenizerError)
+        check_options("The tokenizer 'dall_e'", cls, settings, TokenizerError)
         return cls(**settings)
 
     @classmethod

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from mapet.config.architecture import LARGEST_VOCABULARY
 from mapet.errors import TokenizerError
+from mapet.registry import check_options
 from mapet.tokenizers.base import Tokenizer, check_size
 from mapet.tokenizers.clustering.nearest import nearest_centroid
 from mapet.tokenizers.features.base import FeatureExtractor, restore_features
@@ -52,6 +53,12 @@ class FeatureKMeans(Tokenizer):
     @classmethod
     def from_settings(cls, settings: dict[str, Any]) -> Self:
         """Builds it from `settings`, with centroids that are NaN until they are loaded."""
-        features = restore_features(settings["features"])
-        check_size("vocab_size", settings["vocab_size"], LARGEST_VOCABULARY)
-        return cls(features, torch.full((settings["vocab_size"], features.dim), float("nan")))
+        check_options("The tokenizer 'feature_kmeans'", cls._restore, settings, TokenizerError)
+        return cls._restore(**settings)
+
+    @classmethod
+    def _restore(cls, vocab_size: int, features: dict[str, Any], features_version: int) -> Self:
+        """Builds it from what `settings` holds; the version counts in the fingerprint alone."""
+        check_size("vocab_size", vocab_size, LARGEST_VOCABULARY)
+        extractor = restore_features(features)
+        return cls(extractor, torch.full((vocab_size, extractor.dim), float("nan")))

@@ -64,5 +64,5 @@ class RandomProjection(Tokenizer):
     @classmethod
     def from_settings(cls, settings: dict[str, Any]) -> Self:
         """Builds it from `settings`."""
-        check_options("the settings of random projections", cls, settings, TokenizerError)
+        check_options("The tokenizer 'random_projection'", cls, settings, TokenizerError)
         return cls(**settings)

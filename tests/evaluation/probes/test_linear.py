@@ -263,7 +263,7 @@ def test_presets_have_the_published_settings(preset: str, settings: dict[str, An
     ("settings", "words"),
     [
         ({"epochs": 0}, "epochs = 0"),
-        ({"held_out_share": 1.0}, "held_out_share = 1.0"),
+        ({"held_out_share": 1.0}, "held_out_share = 1 "),
         ({"lr": [0.1, -1.0]}, "lr"),
         ({"lr": []}, "empty list"),
         ({"optimizer": "lars", "layers": "every"}, "Use optimizer=adamw"),

@@ -69,7 +69,7 @@ class AttentiveProbe(Protocol):
 
     def note(self, train_images: int) -> str:
         """Says so where few images are passed more often."""
-        return note_if_longer(train_images, self.batch_size, self.epochs, self.min_steps)
+        return note_if_longer(train_images, self.batch_size, self.epochs, self.min_steps, self.warmup_epochs)
 
     def judge(self, subject: Subject) -> Findings:
         """Accuracies of the trained probe."""

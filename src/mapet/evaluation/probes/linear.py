@@ -100,7 +100,7 @@ class LinearProbe(Protocol):
 
     def note(self, train_images: int) -> str:
         """Says so where few images are passed more often."""
-        return note_if_longer(train_images, self.batch_size, self.epochs, self.min_steps)
+        return note_if_longer(train_images, self.batch_size, self.epochs, self.min_steps, self.warmup_epochs)
 
     def judge(self, subject: Subject) -> Findings:
         """Accuracies of the candidate that was chosen; in the details, of all that there were."""

@@ -134,7 +134,7 @@ class TokenClassification(Protocol):
 
     def note(self, train_images: int) -> str:
         """Says so where few images are passed more often."""
-        return note_if_longer(train_images, self.batch_size, self.epochs, self.min_steps)
+        return note_if_longer(train_images, self.batch_size, self.epochs, self.min_steps, self.warmup_epochs)
 
     def steps(self, images: int) -> tuple[int, int]:
         """All steps, and those of the warm-up, for so many training images."""

@@ -74,6 +74,7 @@ FEATURES: Registry[type[FeatureExtractor]] = Registry(
         "run": "mapet.tokenizers.features.run:RunFeatures",
     },
     base="mapet.tokenizers.features.base:FeatureExtractor",
+    error=TokenizerError,
 )
 # Options by which features are made anew, and which saved ones do not have.
 FETCHING_OPTIONS = ("checkpoint", "run")
@@ -93,9 +94,7 @@ def create_features(name: str, *, image_size: int, patch_size: int, **options: A
         TokenizerError: Unknown name or option, an option's value of another type, or sizes that do not fit.
     """
     kind, options = _resolve(name, options)
-    extractor = FEATURES.get(kind)
-    check_options(f"features '{name}'", extractor, options, TokenizerError, skip=2)
-    return _build(extractor, image_size, patch_size, **options)
+    return _create(kind, {"image_size": image_size, "patch_size": patch_size, **options})
 
 
 def restore_features(settings: Any) -> FeatureExtractor:
@@ -113,18 +112,19 @@ def restore_features(settings: Any) -> FeatureExtractor:
     for name in FETCHING_OPTIONS:
         if options.get(name) is not None:
             raise TokenizerError(f"Settings of saved features name a file ({name}): their weights lie beside them.")
-    extractor = FEATURES.get(settings["name"])
-    check_options(f"features '{settings['name']}'", extractor, options, TokenizerError)
-    return _build(extractor, **options)
+    return _create(settings["name"], options)
 
 
-def _build(extractor: type[FeatureExtractor], image_size: int, patch_size: int, **options: Any) -> FeatureExtractor:
+def _create(kind: str, options: Mapping[str, Any]) -> FeatureExtractor:
+    """Those of a kind, where a whole number of patches fits into an image."""
+    check_options(f"The {FEATURES.kind} '{kind}'", FEATURES.get(kind), options, TokenizerError)
+    image_size, patch_size = options["image_size"], options["patch_size"]
     if min(image_size, patch_size) < 1 or max(image_size, patch_size) > LARGEST_IMAGE or image_size % patch_size:
         raise TokenizerError(
             f"Image size {image_size} is not a multiple of the patch size {patch_size}. "
             f"Give an image size such as {min(LARGEST_IMAGE, max(1, image_size // max(1, patch_size)) * patch_size)}."
         )
-    return extractor(image_size, patch_size, **options)  # pyright: ignore[reportCallIssue, reportArgumentType]
+    return FEATURES.create(kind, **options)
 
 
 def run_behind(name: str) -> str | None:

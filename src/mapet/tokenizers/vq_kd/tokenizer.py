@@ -102,7 +102,7 @@ class VQKD(Tokenizer):
     @classmethod
     def from_settings(cls, settings: dict[str, Any]) -> Self:
         """Builds it from `settings`, with a codebook that is NaN until it is loaded."""
-        check_options("the settings of VQ-KD", cls, settings, TokenizerError)
+        check_options("The tokenizer 'vq_kd'", cls, settings, TokenizerError)
         return cls(**settings)
 
     @classmethod
