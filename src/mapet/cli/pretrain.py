@@ -33,6 +33,7 @@ def pretrain(
     from mapet.config import load_recipe
     from mapet.engine.warnings import read_warnings, standing_warnings, warnings_file
     from mapet.pretraining.pretrain import pretrain as run_pretraining
+    from mapet.runtime.rank import this_process_is_first
 
     overrides = [*(set_ or [])]
     if max_unreadable is not None:
@@ -46,6 +47,8 @@ def pretrain(
 
         monitors.append(OnlineProbe(settings))
     run = run_pretraining(data, settings, out, tokenizer=tokenizer, tokens=tokens, monitors=monitors)
+    if not this_process_is_first():
+        return
     if standing := standing_warnings(read_warnings(run)):
         print(f"Warnings: {len(standing)} that still hold, in {warnings_file(run)}")
     print(f"Backbone: {run.backbone}")

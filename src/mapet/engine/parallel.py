@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from mapet.compat import DropPath
+from mapet.errors import ModelError
 from mapet.runtime.processes import Processes, all_sum_, gather_numbers
 
 _PARAMETERS = inspect.signature(DistributedDataParallel.__init__).parameters
@@ -100,18 +101,31 @@ class DataParallel:
     Args:
         model: On its device; every process has the same weights.
         processes: This process among all.
+        unused: Whether some weights take no part in the loss.
     """
 
-    def __init__(self, model: nn.Module, processes: Processes) -> None:
+    def __init__(self, model: nn.Module, processes: Processes, unused: bool = False) -> None:
         self._world = processes.world
         self._model: Any = model
         if processes.world > 1:
             buffers: dict[str, Any] = {_SYNC_BUFFERS: False}  # every process computes the same ones
-            self._model = DistributedDataParallel(model, find_unused_parameters=True, **buffers)
+            self._model = DistributedDataParallel(model, find_unused_parameters=unused, **buffers)
 
     def __call__(self, *inputs: Any, **options: Any) -> Any:
-        """What `model(*inputs, **options)` gives."""
-        return self._model(*inputs, **options)
+        """What `model(*inputs, **options)` gives.
+
+        Raises:
+            ModelError: Some weights took no part in the loss of the last step, which was not announced.
+        """
+        try:
+            return self._model(*inputs, **options)
+        except RuntimeError as error:
+            if "Expected to have finished reduction" not in str(error):
+                raise
+            raise ModelError(
+                "Some weights take no part in the loss, and several processes cannot tell which. Name them in the attribute "
+                "`unused` of the objective, or train in one process."
+            ) from error
 
     def accumulating(self, is_last: bool) -> AbstractContextManager[None]:
         """Gradients are exchanged in the backward pass of the last micro-batch only; around forward and backward."""

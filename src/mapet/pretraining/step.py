@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import torch
@@ -59,7 +60,9 @@ class TrainingStep(GuardedStep):
         super().__init__(optimizer, device)
         self.objective, self.settings = objective, settings
         self._processes = processes or Processes()
-        self._parallel, self._place = DataParallel(objective, self._processes), place_drop_paths(objective)
+        unused = any(re.match(objective.unused, name) for name, _ in objective.named_parameters())
+        self._parallel = DataParallel(objective, self._processes, unused)
+        self._place = place_drop_paths(objective)
 
     def __call__(self, images: Tensor, token_ids: Tensor | None, step: int, learning_rate: float) -> StepSums:
         """Takes step number `step` on the images (B, 3, H, W) uint8 of this process and their tokens (B, N_p), on the device.
