@@ -53,6 +53,17 @@ def test_folders_without_a_checksum_are_read(folder: Path) -> None:
     assert load_backbone(folder)[1] == RECIPE
 
 
+@pytest.mark.parametrize("entries", [{"image_size": "32"}, {"image_size": True}, {"seed": 0.0}, {"mean": "0.5"}, {"name": 3}])
+def test_f17_values_have_their_own_type(folder: Path, entries: dict[str, object]) -> None:
+    """Also in folders of the first version, which have no checksum."""
+    path = folder / "model.json"
+    values = json.loads(path.read_text())
+    del values["own_sha256"]
+    path.write_text(json.dumps(values | entries))
+    with pytest.raises(ModelError, match=next(iter(entries))):
+        load_backbone(folder)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

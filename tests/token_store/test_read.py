@@ -239,10 +239,41 @@ def test_garbled_headers_are_refused(store: TokenStore, content: str) -> None:
         TokenStore.open(store.path)
 
 
-@pytest.mark.parametrize("change", [{"space": {}}, {"space": None}, {"rows": "many"}, {"unreadable": 3}, {"sha256": {}}])
+@pytest.mark.parametrize(
+    "change",
+    [{"space": {}}, {"space": None}, {"rows": "many"}, {"rows": "9"}, {"rows": True}, {"unreadable": 3}, {"sha256": {}}],
+)
 def test_incomplete_headers_are_refused(store: TokenStore, change: dict) -> None:
     rewrite_header(store, **change)
     with pytest.raises(TokenStoreError, match=r"damaged: header\.json"):
+        TokenStore.open(store.path)
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        (("rows",), "12"),
+        (("rows",), True),
+        (("space", "vocab_size"), "50"),
+        (("space", "vocab_size"), 50.0),
+        (("space", "grid_size"), ["2", "2"]),
+        (("space", "tokenizer_fingerprint"), 7),
+        (("space", "tokenizer"), [["kind", "x"]]),
+    ],
+)
+def test_f17_values_in_headers_have_their_own_type(store: TokenStore, place: tuple[str, ...], value: object) -> None:
+    """Also in headers of earlier releases, which have no checksum of their own."""
+    header = store.path / "header.json"
+    content = json.loads(header.read_text())
+    content.pop("own_sha256")
+    header.write_text(json.dumps(content))
+    TokenStore.open(store.path)
+    inner = content
+    for name in place[:-1]:
+        inner = inner[name]
+    inner[place[-1]] = value
+    header.write_text(json.dumps(content))
+    with pytest.raises(TokenStoreError, match=r"damaged: header\.json lacks or garbles"):
         TokenStore.open(store.path)
 
 

@@ -6,6 +6,7 @@ backbone/weights.safetensors   the state_dict of that timm model, strict
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict
 from pathlib import Path
 
@@ -59,7 +60,7 @@ def _read_recipe(path: Path) -> tuple[BackboneRecipe, str]:
     values = unsealed(read_json(path, dict, ModelError), path, ModelError)
     digest = values.pop("weights_sha256", None)
     try:
-        return TypeAdapter(BackboneRecipe).validate_python(values), digest
+        return TypeAdapter(BackboneRecipe).validate_json(json.dumps(values), strict=True), digest
     except (ValidationError, ModelError) as error:
         reason = error.errors()[0] if isinstance(error, ValidationError) else str(error)
         if isinstance(reason, dict):

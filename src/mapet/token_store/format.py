@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -26,6 +26,8 @@ from mapet.errors import SettingsError, TokenStoreError
 from mapet.runtime.files import sha256, write_json
 from mapet.runtime.json_files import parse_json, sealed, unsealed
 from mapet.runtime.regular import open_regular, read_text
+
+T = TypeVar("T")
 
 FORMAT = "mapet token store"
 VERSION = 2
@@ -133,15 +135,15 @@ def read_header(folder: Path) -> Header:
         rows, columns = space["grid_size"]
         header = Header(
             TokenSpace(
-                str(space["tokenizer_fingerprint"]),
-                dict(space["tokenizer"]),
-                dict(space["view"]),
-                (int(rows), int(columns)),
-                int(space["vocab_size"]),
+                _of_type(str, space["tokenizer_fingerprint"]),
+                _of_type(dict, space["tokenizer"]),
+                _of_type(dict, space["view"]),
+                (_of_type(int, rows), _of_type(int, columns)),
+                _of_type(int, space["vocab_size"]),
             ),
-            int(content["rows"]),
-            dict(content["unreadable"]),
-            {name: str(content["sha256"][name]) for name in (KEYS, IDS)},
+            _of_type(int, content["rows"]),
+            _of_type(dict, content["unreadable"]),
+            {name: _of_type(str, content["sha256"][name]) for name in (KEYS, IDS)},
         )
         crops_from(header.space.view)
         header.require_sense()
@@ -150,6 +152,13 @@ def read_header(folder: Path) -> Header:
     except SettingsError as error:
         raise damaged(folder, f"{HEADER} is garbled, or of another version. {str(error).rstrip('.')}") from error
     return header
+
+
+def _of_type(kind: type[T], value: Any) -> T:
+    """`value`, which must be of that very type: true is no number."""
+    if type(value) is not kind:
+        raise TypeError(f"{value!r:.80} in place of a value of type {kind.__name__}")
+    return value
 
 
 def read_arrays(folder: Path, header: Header) -> tuple[np.ndarray, np.ndarray]:
