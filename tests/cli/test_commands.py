@@ -97,7 +97,7 @@ MISTAKES = {
     ),
     "bad value": (
         ["pretrain", "{photos}", "--recipe", "digits", "--out", "{tmp}/out", "--set", "training.lr=fast"],
-        "training.lr = 'fast'",
+        'training.lr = "fast" is not allowed. Allowed: a number.',
     ),
     "no equals sign": (["pretrain", "{photos}", "--recipe", "digits", "--out", "{tmp}/out", "--set", "lr"], "key=value"),
     "patch": (

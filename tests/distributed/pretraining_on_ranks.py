@@ -13,6 +13,7 @@ from torch import Tensor
 from mapet.errors import MapetError
 from mapet.objectives import OBJECTIVES
 from mapet.pretraining.pretrain import pretrain
+from mapet.registry import options_of
 from mapet.runtime.processes import process_group
 from mapet.runtime.run_directory import RunDirectory
 from mapet.token_store.read import TokenStore
@@ -32,7 +33,7 @@ CHANGES: dict[str, Any] = {
 def settings_of(name: str, **changes: Any):
     """Of a short run with everything that is drawn at random."""
     kind = OBJECTIVES.get(name)
-    options = {key: value for key, value in SMALL.items() if key in kind.options()}
+    options = {key: value for key, value in SMALL.items() if key in options_of(kind)}
     for need in kind.needs:
         options |= NEEDED.get(need, {})
     return tiny_settings(objective={"name": name, "options": options}, **(CHANGES | changes))

@@ -126,5 +126,5 @@ def test_ctrl_c_on_the_command_line(tmp_path: Path) -> None:
     assert "Traceback" not in errors
     last = entries(tmp_path / "run")[-1]["step"]
     assert last < STEPS
-    assert f"Stopped after step {last}. The same command continues from there." in errors
+    assert f"Stopped after step {last} of the pre-training. The same command continues from there." in errors
     assert [path.name for path in sorted((tmp_path / "run" / "checkpoints").iterdir())][-1] == f"step-{last:08d}"

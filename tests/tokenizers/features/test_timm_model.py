@@ -233,7 +233,7 @@ def test_channels_last_maps_are_kept_as_they_are() -> None:
     [
         ({"layer": 6}, "'test_vit' has no layer 6. Allowed: 0 to 5, or -1 to -6 from the end"),
         ({"layer": -7}, "no layer -7"),
-        ({"layer": "last"}, "option layer of features 'test_vit' is 'last'"),
+        ({"layer": "last"}, "layer = 'last' is not allowed. Allowed: a whole number"),
         ({"image_size": 64, "patch_size": 32}, "feature map of 4 x 4, not the 2 x 2.*Give patch size 16, or image size 32"),
     ],
 )
