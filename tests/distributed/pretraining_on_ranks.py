@@ -45,14 +45,14 @@ def train(folder: Path, name: str, **changes: Any) -> dict[str, Tensor]:
         store = TokenStore.open(folder / "store")
         trainer = tiny_trainer(folder / name, store, settings_of(name, **changes), monitors=[], processes=processes)
         trainer.run()
-    return weights_of(trainer.objective)
+        return weights_of(trainer.objective)
 
 
 def train_all(folder: Path) -> None:
     """Every objective; each process writes its weights, the first also what it logged."""
-    rank = os.environ.get("RANK", "0")
-    for name in OBJECTIVES:
-        save_file(train(folder, name), folder / f"{name}-{rank}.safetensors")
+    with process_group("cpu") as processes:
+        for name in OBJECTIVES:
+            save_file(train(folder, name), folder / f"{name}-{processes.rank}.safetensors")
 
 
 def start(folder: Path) -> str:

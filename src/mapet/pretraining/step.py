@@ -60,7 +60,7 @@ class TrainingStep(GuardedStep):
         super().__init__(optimizer, device)
         self.objective, self.settings = objective, settings
         self._processes = processes or Processes()
-        unused = any(re.match(objective.unused, name) for name, _ in objective.named_parameters())
+        unused = any(re.match(objective.unused, name) for name, value in objective.named_parameters() if value.requires_grad)
         self._parallel = DataParallel(objective, self._processes, unused)
         self._place = place_drop_paths(objective)
 

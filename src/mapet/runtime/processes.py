@@ -7,6 +7,7 @@ in the same order. An error must therefore be raised in all processes or in none
 from __future__ import annotations
 
 import functools
+import gc
 import hashlib
 import itertools
 import json
@@ -65,6 +66,7 @@ def process_group(device: torch.device | str) -> Iterator[Processes]:
     try:
         yield processes
     finally:
+        gc.collect()  # DistributedDataParallel that is freed after its group waits for the others
         dist.destroy_process_group()
 
 
