@@ -327,3 +327,17 @@ def test_inputs_that_are_not_there_are_refused(tmp_path: Path) -> None:
         start(tmp_path / "run", tokens=tmp_path / "none")
     with pytest.raises(TokenizerError):
         start(tmp_path / "run", tokenizer=tmp_path / "none")
+
+
+def test_a_folder_of_code_that_is_not_installed_trains(tmp_path: Path, tokens: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a machine where only PYTHONPATH leads to mapet: a run records that its version is not known."""
+    from importlib.metadata import PackageNotFoundError
+
+    from mapet.runtime import run_directory
+
+    def missing(package: str) -> str:
+        raise PackageNotFoundError(package)
+
+    monkeypatch.setattr(run_directory, "version", missing)
+    pretrain(LOCATION, tiny_settings(training__steps=1, training__warmup_steps=0), tmp_path / "run", tokens=tokens)
+    assert RunDirectory(tmp_path / "run").read_environments()[0]["packages"]["mapet"] is None

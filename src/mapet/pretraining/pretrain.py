@@ -6,7 +6,6 @@ Whatever is missing on the way is made first (tokenizer, stored tokens); whateve
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -32,7 +31,7 @@ from mapet.runtime.files import recover
 from mapet.runtime.processes import barrier, only_writers, process_group, require_agreement
 from mapet.runtime.progress import say
 from mapet.runtime.rank import Processes, this_process
-from mapet.runtime.run_directory import RunDirectory
+from mapet.runtime.run_directory import RunDirectory, package_version
 from mapet.runtime.seeding import seeded_globally
 from mapet.token_store.build import build_store
 from mapet.token_store.keys import image_keys
@@ -102,7 +101,7 @@ def _pretrain(
     source = with_keys(source)
     require_agreement(
         {
-            "version of mapet": version("mapet"),
+            "version of mapet": str(package_version("mapet")),
             "version of torch": torch.__version__,
             "settings": settings.science_hash,
             "images": "\n".join(image_keys(source)),

@@ -155,7 +155,7 @@ def describe_environment() -> dict[str, Any]:
         "command": shlex.join([_program(), *sys.argv[1:]]),
         "commit": _commit(),
         "python": platform.python_version(),
-        "packages": {name: _version(name) for name in _PACKAGES},
+        "packages": {name: package_version(name) for name in _PACKAGES},
         "platform": platform.platform(terse=True),
         "processor": _processor(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
@@ -164,8 +164,8 @@ def describe_environment() -> dict[str, Any]:
     }
 
 
-def _version(package: str) -> str | None:
-    """None where it runs from a folder without being installed."""
+def package_version(package: str) -> str | None:
+    """The version of an installed package; None where it runs from a folder without being installed."""
     try:
         return version(package)
     except PackageNotFoundError:

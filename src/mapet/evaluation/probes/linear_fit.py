@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from mapet.evaluation.probes.linear import LinearProbe
 
 _BATCH_NORM_EPS = 1e-6
+_NO_EPS = torch.finfo(torch.float32).tiny  # torch 2.11 refuses 0; added to a variance of 1e-12 or more it changes no bit
 
 
 class Normaliser(nn.BatchNorm1d):
@@ -42,7 +43,7 @@ class Normaliser(nn.BatchNorm1d):
         assert self.running_var is not None
         self.running_mean.copy_(mean)
         self.running_var.copy_(torch.where(variance > 1e-10 * mean.square(), variance, 1.0).clamp(min=1e-12))
-        self.eps = 0.0
+        self.eps = _NO_EPS
         self.eval()
 
 
