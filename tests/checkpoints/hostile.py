@@ -1,8 +1,6 @@
 """Small files that ask for much, each named after what it does; and what reading them costs, in a process with limits.
 
-    python -m tests.checkpoints.hostile FOLDER
-
-reads every file in FOLDER and prints "name seconds MiB outcome" a line; the process may take 4 GiB in all.
+`read_all` reads every file in a folder and writes "name seconds MiB outcome" a line; the process may take 4 GiB in all.
 """
 
 from __future__ import annotations
@@ -11,7 +9,6 @@ import json
 import pickle
 import resource
 import struct
-import sys
 import time
 import zipfile
 from collections.abc import Callable
@@ -155,7 +152,7 @@ LEGACY = ("ordered dicts of one dict", "encodings of one text", "a claimed stora
 
 def bomb(path: Path, *, of: str) -> None:
     """A zip whose record inflates."""
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
         for record, content in {"data.pkl": PROTO + b"}" + STOP, "version": b"3\n", of: bytes(2**30)}.items():
             archive.writestr(f"archive/{record}", content)
 
@@ -193,13 +190,14 @@ def tensor_of_legacy(count: int) -> bytes:
     return tensor(of=of)
 
 
-def main(folder: Path) -> None:
+def read_all(folder: Path, output: Path) -> None:
+    """In a process of its own: opens every file, and writes what each cost."""
     from mapet.checkpoints.address import open_backbone
     from mapet.errors import ModelError
 
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     for path in sorted(folder.iterdir()):
-        start, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        start, before = time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         try:
             open_backbone(path)
             outcome = "opened"
@@ -208,8 +206,5 @@ def main(folder: Path) -> None:
         except BaseException as error:
             outcome = f"{type(error).__name__} {str(error)[:160]}"
         more = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024
-        print(f"{path.name}\t{time.perf_counter() - start:.2f}\t{more}\t{' '.join(outcome.split())}", flush=True)
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+        with output.open("a") as lines:
+            print(f"{path.name}\t{time.process_time() - start:.2f}\t{more}\t{' '.join(outcome.split())}", file=lines)

@@ -15,10 +15,9 @@ import os
 import pathlib
 import pickle
 import re
-import subprocess
-import sys
 import types
 import warnings
+import zipfile
 
 import numpy as np
 import pytest
@@ -26,18 +25,20 @@ import torch
 
 from mapet.checkpoints.archive import read_tensors
 from mapet.errors import ModelError
-from tests.checkpoints.hostile import legacy, name, text, write_all, zip_of
+from tests.checkpoints.hostile import legacy, name, read_all, text, write_all, zip_of
 from tests.checkpoints.published import save
+from tests.distributed.ranks import forked
 
-SECONDS, MEGABYTES = 30, 700  # on a machine that does other things too
+SECONDS, MEGABYTES = 10, 700  # of a processor
 
 
 def test_small_hostile_files_end_soon_and_in_words(tmp_path):
-    files = write_all(tmp_path)
-    program = [sys.executable, "-m", "tests.checkpoints.hostile", str(tmp_path)]
-    run = subprocess.run(program, capture_output=True, text=True, timeout=170, check=False)
-    rows = {row[0]: row[1:] for row in (line.split("\t") for line in run.stdout.splitlines())}
-    assert set(rows) == set(files), run.stderr[-2000:]
+    (folder := tmp_path / "files").mkdir()
+    files = write_all(folder)
+    process = forked(read_all, folder, tmp_path / "rows")
+    process.join(170)
+    rows = {row[0]: row[1:] for row in (line.split("\t") for line in (tmp_path / "rows").read_text().splitlines())}
+    assert set(rows) == set(files)
     bad = [
         (file, *row)
         for file, row in rows.items()
@@ -170,20 +171,69 @@ def test_objects_that_call_what_runs_code_run_nothing(tmp_path, monkeypatch, val
     assert [file.name for file in tmp_path.iterdir()] == ["weights.pth"]
 
 
-def test_protocol_3_is_read_where_torch_does_so(tmp_path):
-    """F12: without torch's warning."""
-    torch.save({"w": torch.ones(2)}, tmp_path / "weights.pth", pickle_protocol=3)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert read_tensors(tmp_path / "weights.pth")["w"].tolist() == [1, 1]
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("protocol", [3, 4, 5])
+def test_every_protocol_of_torch_save_gives_the_same_tensors(tmp_path, protocol, zipped):
+    """F12: tensors, containers, a pickled module with a passing buffer, and all the harmless values beside them."""
+    module = torch.nn.BatchNorm2d(3)
+    module.register_buffer("passing", torch.ones(2), persistent=False)
+    beside = {kind: value for kind, value in HARMLESS.items() if kind != "function"}
+    tree = {"model": torch.nn.Sequential(module, torch.nn.Linear(2, 2)), "list": [torch.ones(2), {"x": torch.zeros(3)}], **beside}
+    found = []
+    for number in (2, protocol):
+        path = tmp_path / f"{number}.pth"
+        torch.save(tree, path, pickle_protocol=number, _use_new_zipfile_serialization=zipped)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            found.append(read_tensors(path))
+    assert found[0].keys() == found[1].keys()
+    assert {"model.0.weight", "model.1.bias", "list.1.x"} <= found[0].keys()
+    assert "model.0.passing" not in found[1]
+    for entry, value in found[0].items():
+        torch.testing.assert_close(found[1][entry], value, rtol=0, atol=0)
 
 
-def test_another_protocol_than_that_of_torch_save_is_refused_in_words(tmp_path):
-    torch.save({"w": torch.ones(2)}, tmp_path / "weights.pth", pickle_protocol=4)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        with pytest.raises(ModelError, match=r"of protocol 4, of which .* 2 and 3 only.*save its state dict again by torch\.save"):
-            read_tensors(tmp_path / "weights.pth")
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("protocol", [4, 5])
+def test_calls_in_pickles_of_every_protocol_are_not_made(tmp_path, monkeypatch, protocol, zipped):
+    """F12, F23: a class named by two texts is one named by a line."""
+    monkeypatch.chdir(tmp_path)
+    for asked, call in (("os.system", Call(os.system, "touch ran")), ("builtins.eval", Call(eval, "open('ran', 'w')"))):
+        tree = {"os": "system", "model": torch.ones(2), "more": [call, call]}
+        torch.save(tree, "weights.pth", pickle_protocol=protocol, _use_new_zipfile_serialization=zipped)
+        with pytest.raises(ModelError, match=rf"asks for {asked} to be called; .*Nothing in it was run"):
+            read_tensors("weights.pth")
+    assert [file.name for file in tmp_path.iterdir()] == ["weights.pth"]
+
+
+def short(value: str) -> bytes:
+    return b"\x8c" + bytes([len(value)]) + value.encode()
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (short("os\nsystem") + short("x") + b"\x93)R", "which is no name"),
+        (short("posix") + b"N" + short("system") + b"\x93)R", "not a pickle that can be read"),
+        (b"\x93)R", "not a pickle that can be read"),
+        (short("posix") + b"\x94" + short("system") + b"\x94h\x00h\x01\x93)R", r"asks for os\.system to be called"),
+        (b"h\x07", "not a pickle that can be read"),
+        (b"Nq\x05", "numbers its objects as no pickler does"),
+        (b"cm\nC\n)}\x92", "NEWOBJ_EX, which torch.save does not"),
+        (b"\x97", "NEXT_BUFFER, which torch.save does not"),
+        (b"\x8d" + bytes(7) + b"\x40x", "not a pickle that can be read"),
+        (short("x" * 255) + b"\x94" + b"h\x00" * 100_000, "larger than files of weights are"),
+        (b"]" + b"\x95" + bytes(8), "."),
+        (b"]\x94" + b"\x8f\x94" * 100_000, "wait for their place"),
+    ],
+)
+def test_hostile_pickles_of_protocol_4_end_in_words(tmp_path, data, message):
+    """F12, F17."""
+    with zipfile.ZipFile(tmp_path / "weights.pth", "w") as archive:
+        for record, content in {"data.pkl": b"\x80\x04" + data + b".", "version": b"3\n", "data/0": bytes(16)}.items():
+            archive.writestr(f"archive/{record}", content)
+    with pytest.raises(ModelError, match=message):
+        read_tensors(tmp_path / "weights.pth")
 
 
 def test_a_package_of_ones_own_called_code_is_no_harm(tmp_path):

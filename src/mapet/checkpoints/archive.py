@@ -14,7 +14,6 @@ from __future__ import annotations
 import io
 import math
 import sys
-import warnings
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
@@ -27,6 +26,7 @@ import torch
 from torch import Tensor
 
 from mapet.checkpoints.pickle_limits import MOST_BYTES, PickleContents, examine
+from mapet.checkpoints.pickle_protocols import in_protocol_2
 from mapet.checkpoints.stand_ins import flatten, refuse_code, stand_ins, take_below
 from mapet.errors import ModelError, in_one_line
 from mapet.runtime.progress import progress
@@ -34,7 +34,7 @@ from mapet.runtime.regular import open_regular
 from mapet.runtime.tensors import load_tensors
 
 _ZIP_START = b"PK\x03\x04"
-_LEGACY_START = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
+_LEGACY_NUMBER = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 _MOST_HEADER = 2**24  # bytes; a hundred thousand tensors need less
 _MOST_REPEATED = 2**26  # bytes that tensors may have beyond those of the file, as expanded ones do
 _WAY_OUT = "Download or copy it again; if it is whole, open it with what wrote it and save its state dict as safetensors."
@@ -97,16 +97,17 @@ def _read(path: Path, keys: Sequence[str]) -> dict[str, Tensor]:
 def _read_any(path: Path, keys: Sequence[str]) -> dict[str, Tensor]:
     """As `_read`, with messages that are clauses."""
     with open_regular(path) as file:
-        start = file.read(16)
+        start = file.read(32)
         if start[8:9] == b"{":
             if int.from_bytes(start[:8], "little") > _MOST_HEADER:
                 raise ModelError(f"it describes itself in more than {_MOST_HEADER} bytes")
             return load_tensors(path)
-        if not start.startswith((_ZIP_START, _LEGACY_START)):
+        zipped, legacy = start.startswith(_ZIP_START), start.startswith(b"\x80") and _LEGACY_NUMBER in start
+        if not zipped and not legacy:
             found = start[:8].hex(" ") or "nothing"
             raise ModelError(f"it begins with {found}, as neither safetensors nor torch.save nor TorchScript does")
         with mmap(file.fileno(), 0, access=ACCESS_READ) as mapped:
-            tree = (_open_zip if start.startswith(_ZIP_START) else _open_legacy)(mapped, path)
+            tree = _open_zip(mapped, path) if zipped else _open_legacy(mapped, path)
     found = flatten(take_below(tree, keys))
     _check_sizes(found, path.stat().st_size)
     # where numbers are not aligned, as in a zip that another program wrote, they are copied
@@ -120,14 +121,18 @@ def _open_zip(mapped: mmap, path: Path) -> Any:
         if name not in records:
             raise ModelError(f"it is a zip without {name}, so not one of PyTorch")
     start, length = records["data.pkl"]
-    contents = examine(mapped[start : start + length])
+    pickled = original = mapped[start : start + length]
+    if _protocol(pickled) > 2:
+        pickled, _ = in_protocol_2(pickled)
+    contents = examine(pickled)
     for kind, of_type, key, _, count, *_ in map(_storage, contents.references):
         if kind != "storage" or f"data/{key}" not in records:
             raise ModelError(f"there is no record 'data/{str(key)[:100]}' in the file")
         if count * _width(of_type) > records[f"data/{key}"].length:
             raise ModelError(f"its storage '{key[:100]}' is said to hold {count} numbers and has less")
-    if "constants.pkl" in records or path.suffix == ".safetensors":  # torch would take it for another format
-        return _load(_without_code(mapped, records), contents, path)
+    # torch would take it for another format, or cannot read its pickle
+    if "constants.pkl" in records or path.suffix == ".safetensors" or pickled is not original:
+        return _load(_copy(mapped, records, pickled), contents, path)
     return _load(path, contents, path, mapped=True)
 
 
@@ -135,27 +140,30 @@ def _load(source: Path | io.BytesIO, contents: PickleContents, path: Path, *, ma
     refuse_code(contents.names, path)
     with torch.serialization.safe_globals([*stand_ins(contents.names)]):
         try:
-            with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", "Detected pickle protocol")  # 3: its operations were examined
-                return torch.load(source, map_location="cpu", weights_only=True, mmap=mapped)
+            return torch.load(source, map_location="cpu", weights_only=True, mmap=mapped)
         except UnpicklingError as error:  # whose message advises to load without the limit
             raise ModelError(
                 "its pickle asks for what torch does not do for files of weights, such as a call of an object in it"
             ) from error
 
 
-def _without_code(mapped: mmap, records: Mapping[str, _Record]) -> io.BytesIO:
-    """A TorchScript archive without its constants and code, which leaves what torch.save writes.
+def _copy(mapped: mmap, records: Mapping[str, _Record], pickled: bytes) -> io.BytesIO:
+    """The archive with this pickle, without the constants and code of TorchScript, which leaves what torch.save writes.
 
-    torch.load would hand the file to torch.jit.load, which compiles the code in it.
+    torch.load would hand a file with code to torch.jit.load, which compiles it.
     """
     copy = io.BytesIO()
     with zipfile.ZipFile(copy, "w") as kept:
+        kept.writestr("archive/data.pkl", pickled)
         for name, record in records.items():
-            if name in ("data.pkl", "version", "byteorder") or name.startswith("data/"):
+            if name in ("version", "byteorder") or name.startswith("data/"):
                 kept.writestr(f"archive/{name}", mapped[record.start : record.start + record.length])
     copy.seek(0)
     return copy
+
+
+def _protocol(pickled: bytes | bytearray | mmap) -> int:
+    return pickled[1] if pickled[:1] == b"\x80" and len(pickled) > 1 else 0
 
 
 def _checked_records(mapped: mmap, path: Path) -> dict[str, _Record]:
@@ -192,16 +200,18 @@ def _checked(mapped: mmap, record: zipfile.ZipInfo) -> _Record:
     return _Record(start, record.file_size)
 
 
-def _open_legacy(mapped: mmap, path: Path) -> Any:
+def _open_legacy(mapped: mmap | bytearray, path: Path) -> Any:
     """The tree of a file from before PyTorch 1.6.
 
     It is five pickles (magic number, version, machine, tree, keys of the storages), then every storage behind its count of numbers.
     torch's reader does not take the classes of pickled modules, which such files keep with their source: each reference to one is
     replaced by a call that gives its stand-in.
     """
+    if _protocol(mapped) > 2:
+        return _open_legacy(_legacy_in_protocol_2(mapped), path)
     pickles, position = [], 0
     for _ in range(5):
-        pickles.append(examine(mapped[position : position + MOST_BYTES]))
+        pickles.append(examine(bytes(mapped[position : position + MOST_BYTES])))
         start, position = position, position + pickles[-1].end
         if len(pickles) == 4:
             tree_start = start
@@ -209,17 +219,26 @@ def _open_legacy(mapped: mmap, path: Path) -> Any:
     if dict(zip(machine.constants, machine.constants[1:], strict=False)).get("little_endian") is not (sys.byteorder == "little"):
         raise ModelError("it was written by a machine of the other byte order")
     _check_storages(tree, keys, mapped, position)
-    if not tree.modules:
+    if not tree.modules and isinstance(mapped, mmap):
         return _load(path, tree, path)
-    content, end = bytearray(mapped), tree_start
+    content = bytearray(mapped)
     for start, end in reversed(tree.modules):
         reference = content[tree_start + start : tree_start + end - 1]
         content[tree_start + start : tree_start + end] = b"cmapet\nclass_of\n" + reference + b"\x85R"
-    tree.names["mapet", "class_of"] = None
+    if tree.modules:
+        tree.names["mapet", "class_of"] = None
     return _load(io.BytesIO(content), tree, path)
 
 
-def _check_storages(tree: PickleContents, keys: PickleContents, mapped: mmap, position: int) -> None:
+def _legacy_in_protocol_2(mapped: mmap | bytearray) -> bytearray:
+    content, position = bytearray(), 0
+    for _ in range(5):
+        pickled, length = in_protocol_2(bytes(mapped[position : position + MOST_BYTES]))
+        content, position = content + pickled, position + length
+    return content + mapped[position:]
+
+
+def _check_storages(tree: PickleContents, keys: PickleContents, mapped: mmap | bytearray, position: int) -> None:
     """Refuses legacy files whose storages are not all there, at `position` and behind it."""
     described = {key: (_width(of_type), count) for _, of_type, key, _, count, *_ in map(_storage, tree.references) if key}
     listed = [key for key in keys.constants if isinstance(key, str)]

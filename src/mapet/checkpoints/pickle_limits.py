@@ -13,7 +13,8 @@ from typing import Any
 from mapet.errors import ModelError
 
 MOST_BYTES = 2**24  # twelve thousand tensors need 3 MB
-_MOST_OPERATIONS, _MOST_CALLS, _MOST_DEPTH, _MOST_WAITING = 1_000_000, 120_000, 200, 100_000
+MOST_OPERATIONS = 1_000_000
+_MOST_CALLS, _MOST_DEPTH, _MOST_WAITING = 120_000, 200, 100_000
 _MOST_LOOKUPS = 20_000_000  # torch's reader goes through all names at every call
 _FREELY_COPIED = 2**18
 _KINDS = ("tensor", "tensor_v2", "tensor_v3", "parameter", "parameter_with_state")
@@ -107,14 +108,9 @@ def _walk(content: bytes) -> PickleContents:
 
 
 def _check_counts(name: str, operations: int, calls: int, names: int, argument: Any) -> None:
-    if name == "PROTO" and argument > 3:
-        raise ModelError(
-            f"its pickle is of protocol {argument}, of which torch's reader that runs no code takes 2 and 3 only. Where the file "
-            "is from you, save its state dict again by torch.save without pickle_protocol"
-        )
-    if name not in _OPERATIONS or (name == "PROTO" and argument < 2):
+    if name not in _OPERATIONS or (name == "PROTO" and argument != 2):
         raise ModelError(f"its pickle uses {name} {argument if name == 'PROTO' else ''}".rstrip() + ", which torch.save does not")
-    if operations > _MOST_OPERATIONS or calls > _MOST_CALLS or names * calls > _MOST_LOOKUPS:
+    if operations > MOST_OPERATIONS or calls > _MOST_CALLS or names * calls > _MOST_LOOKUPS:
         raise ModelError(f"it is larger than files of weights are: {operations} operations, {calls} objects of {names} classes")
 
 
