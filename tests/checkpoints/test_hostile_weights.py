@@ -29,7 +29,7 @@ from tests.checkpoints.hostile import legacy, name, read_all, text, write_all, z
 from tests.checkpoints.published import save
 from tests.distributed.ranks import forked
 
-SECONDS, MEGABYTES = 10, 700  # of a processor
+SECONDS, MEGABYTES = 10, 150  # of a processor
 
 
 def test_small_hostile_files_end_soon_and_in_words(tmp_path):
