@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from mapet.checkpoints.address import RANDOM, TIMM, open_backbone
 from mapet.config.recipes import parse_options
-from mapet.data.loader import UnreadableImages
+from mapet.data.skipped import UnreadableImages
 from mapet.data.source import ImageSource, subset
 from mapet.data.sources import open_splits
 from mapet.evaluation.presets import protocols_of

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mapet.config.settings import PretrainSettings, parse_settings
-from mapet.data.loader import UnreadableImages
+from mapet.data.skipped import UnreadableImages
 from mapet.data.source import ImageSource
 from mapet.data.sources import open_source
 from mapet.engine.callbacks import Monitor

@@ -10,7 +10,8 @@ from pathlib import Path
 import datasets
 import pytest
 
-from mapet.data.loader import make_loader
+from mapet.data.loader import ViewRenderer, make_loader
+from mapet.data.order import BatchItem
 from mapet.data.source import ImageSource, sample_key, sample_keys
 from mapet.data.sources import open_source, open_splits
 from mapet.data.views import FixedView
@@ -143,7 +144,7 @@ def test_source_can_be_read_anywhere_and_names_its_images(case: tuple[str | Path
 @pytest.mark.parametrize("workers", [0, 2])
 def test_broken_image_is_named_and_skipped(case: tuple[str | Path, bool], workers: int) -> None:
     source = open_source(case[0], "all")
-    first, second = make_loader(source, FixedView(8), [[3, DAMAGED], [7]], workers)
+    first, second = make_loader(source, ViewRenderer(FixedView(8)), [BatchItem([3, DAMAGED]), BatchItem([7])], workers)
     assert first.indices.tolist() == [3]
     assert [image.description for image in first.unreadable] == [source.describe(DAMAGED)]
     assert second.keys == [sample_key(ALL[7].content)]

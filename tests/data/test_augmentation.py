@@ -9,7 +9,8 @@ from PIL import Image, ImageOps
 
 from mapet.compat import import_torchvision
 from mapet.data.augmentation import TrainingView, _posterize, seeded_everywhere
-from mapet.data.loader import make_loader
+from mapet.data.loader import ViewRenderer, make_loader
+from mapet.data.order import BatchItem
 from mapet.data.views import FixedView
 from mapet.errors import SettingsError
 from tests.tiny import tiny_source
@@ -113,11 +114,9 @@ def test_posterizing_to_no_bit_is_black_and_no_error(text: str) -> None:
 
 
 def test_the_number_of_workers_changes_nothing() -> None:
-    source, batches = tiny_source(), [[0, 5, 9], [3, 1, 30]]
-    one, other = (
-        torch.cat([loaded.images for loaded in make_loader(source, TrainingView(16, STRONG), batches, workers, seed=4, epoch=2)])
-        for workers in (0, 2)
-    )
+    source, batches = tiny_source(), [BatchItem([0, 5, 9], (2,)), BatchItem([3, 1, 30], (2,))]
+    renderer = ViewRenderer(TrainingView(16, STRONG), seed=4)
+    one, other = (torch.cat([loaded.images for loaded in make_loader(source, renderer, batches, workers)]) for workers in (0, 2))
     assert torch.equal(one, other)
 
 

@@ -6,8 +6,11 @@ from dataclasses import replace
 import pytest
 import torch
 
+from mapet.data.batch import LoadedBatch, UnreadableImage
 from mapet.data.digits import DigitImages
-from mapet.data.loader import LoadedBatch, UnreadableImage, UnreadableImages, make_loader, sequential_batches, step_batches
+from mapet.data.loader import ViewRenderer, make_loader
+from mapet.data.order import BatchItem, sequential_batches, step_batches
+from mapet.data.skipped import UnreadableImages
 from mapet.data.source import sample_key, subset
 from mapet.data.sources import open_source
 from mapet.data.views import AugmentedView, FixedView
@@ -40,8 +43,9 @@ def test_order_is_a_function_of_the_step():
 
 def test_steps_know_their_epoch():
     batches = step_batches(20, 4, 7, 3, 13)
-    assert [epoch for epoch, _ in batches.with_epochs()] == [0, 0] + [1] * 5 + [2] * 3
-    assert [indices for _, indices in batches.with_epochs()] == [*batches]
+    assert [item.views for item in batches.items()] == [(0,), (0,)] + [(1,)] * 5 + [(2,)] * 3
+    assert [item.indices for item in batches.items()] == [*batches]
+    assert [item.views for item in batches.items(lambda epoch: epoch % 2)][-3:] == [(0,)] * 3
 
 
 def test_ranks_share_the_same_global_batch():
@@ -60,7 +64,7 @@ def test_batches_that_cannot_be():
 
 
 def test_sequential_batches():
-    assert sequential_batches(5, 2) == [[0, 1], [2, 3], [4]]
+    assert sequential_batches(5, 2) == [BatchItem([0, 1]), BatchItem([2, 3]), BatchItem([4])]
     assert sequential_batches(0, 2) == []
 
 
@@ -70,7 +74,7 @@ def loaded(batches: Iterable[LoadedBatch]) -> list[LoadedBatch]:
 
 def test_batch_content():
     source = DigitImages()
-    (batch,) = loaded(make_loader(source, FixedView(8), [[30, 4]], workers=0))
+    (batch,) = loaded(make_loader(source, ViewRenderer(FixedView(8)), [BatchItem([30, 4])], workers=0))
     assert batch.images.shape == (2, 3, 8, 8)
     assert batch.images.dtype == torch.uint8
     assert batch.images[1, 0].flatten().tolist() == list(source.read(4)[-64:])
@@ -84,19 +88,19 @@ def test_batch_content():
 def test_workers_and_global_random_state_change_nothing():
     source = subset(DigitImages(), range(40))
     batches = sequential_batches(40, 7)
-    alone = loaded(make_loader(source, AugmentedView(8), batches, workers=0, seed=3))
+    alone = loaded(make_loader(source, ViewRenderer(AugmentedView(8), 3), batches, workers=0))
     torch.manual_seed(123)
     state = torch.random.get_rng_state()
-    helped = loaded(make_loader(source, AugmentedView(8), batches, workers=2, seed=3))
+    helped = loaded(make_loader(source, ViewRenderer(AugmentedView(8), 3), batches, workers=2))
     assert torch.equal(state, torch.random.get_rng_state())
     assert [batch.keys for batch in alone] == [batch.keys for batch in helped]
     assert all(torch.equal(a.images, b.images) for a, b in zip(alone, helped, strict=True))
 
 
 def test_random_views_differ_by_seed_and_epoch_but_not_by_position():
-    def images(samples: list[int], **options: int) -> torch.Tensor:
+    def images(samples: list[int], seed: int, epoch: int) -> torch.Tensor:
         source = subset(DigitImages(), samples)
-        return loaded(make_loader(source, AugmentedView(8), [[0, 1]], 0, **options))[0].images
+        return loaded(make_loader(source, ViewRenderer(AugmentedView(8), seed), [BatchItem([0, 1], (epoch,))]))[0].images
 
     reference = images([1, 2], seed=0, epoch=0)
     assert torch.equal(images([2, 1], seed=0, epoch=0).flip(0), reference)
@@ -107,7 +111,7 @@ def test_random_views_differ_by_seed_and_epoch_but_not_by_position():
 def test_batches_are_pinned_on_request(monkeypatch):
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor + 1)  # as there may be no GPU
     source = DigitImages()
-    (batch,) = loaded(make_loader(source, FixedView(8), [[30, 4]], workers=0))
+    (batch,) = loaded(make_loader(source, ViewRenderer(FixedView(8)), [BatchItem([30, 4])], workers=0))
     pinned = batch.pin_memory()
     assert torch.equal(pinned.images, batch.images + 1)
     assert torch.equal(pinned.labels, batch.labels + 1)
@@ -115,17 +119,18 @@ def test_batches_are_pinned_on_request(monkeypatch):
     assert pinned.tokenizer_images is None
     both = replace(batch, tokenizer_images=batch.images).pin_memory()
     assert torch.equal(both.tokenizer_images, batch.images + 1)
-    for wanted in (False, True):
-        assert make_loader(source, FixedView(8), [[30, 4]], workers=0, pin_memory=wanted).pin_memory is wanted
+    for device in ("cpu", "cuda"):
+        loader = make_loader(source, ViewRenderer(FixedView(8)), [BatchItem([30, 4])], device=device)
+        assert loader.pin_memory is (device == "cuda")
     source.labels = None
-    (batch,) = loaded(make_loader(source, FixedView(8), [[30, 4]], workers=0))
+    (batch,) = loaded(make_loader(source, ViewRenderer(FixedView(8)), [BatchItem([30, 4])], workers=0))
     assert batch.pin_memory().labels is None
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("workers", [0, 1])
 def test_batches_for_a_cuda_device_are_pinned(workers):
-    (batch,) = loaded(make_loader(DigitImages(), FixedView(8), [[30, 4]], workers, pin_memory=True))
+    (batch,) = loaded(make_loader(DigitImages(), ViewRenderer(FixedView(8)), [BatchItem([30, 4])], workers, "cuda"))
     assert batch.images.is_pinned()
     assert batch.labels is not None
     assert batch.labels.is_pinned()
@@ -145,7 +150,8 @@ def partly_unreadable(tmp_path):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_unreadable_images_are_reported_not_raised(partly_unreadable, workers):
-    first, second = loaded(make_loader(partly_unreadable, FixedView(8), [[0, 1, 2, 3, 4, 5], [1, 2]], workers))
+    batches = [BatchItem([0, 1, 2, 3, 4, 5]), BatchItem([1, 2])]
+    first, second = loaded(make_loader(partly_unreadable, ViewRenderer(FixedView(8)), batches, workers))
     assert first.indices.tolist() == [0, 5]
     assert first.keys == [sample_key(png(0)), sample_key(png(5))]
     assert first.images.shape == (2, 3, 8, 8)
@@ -163,7 +169,7 @@ def test_unreadable_images_are_reported_not_raised(partly_unreadable, workers):
 def test_labels_stay_with_their_images(tmp_path):
     write_images(tmp_path, "cat/0.png cat/1.png dog/0.png eel/0.png")
     (tmp_path / "cat" / "1.png").write_bytes(b"")
-    (batch,) = loaded(make_loader(open_source(tmp_path, "all"), FixedView(8), [[3, 1, 2]], 0))
+    (batch,) = loaded(make_loader(open_source(tmp_path, "all"), ViewRenderer(FixedView(8)), [BatchItem([3, 1, 2])], 0))
     assert batch.labels is not None
     assert batch.labels.tolist() == [2, 1]
 
@@ -213,7 +219,7 @@ class SignalledImages(DigitImages):
 def test_workers_leave_signals_to_the_main_process(number):
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs start with it ignored
     try:
-        batches = loaded(make_loader(SignalledImages(number), FixedView(8), sequential_batches(6, 2), workers=1))
+        batches = loaded(make_loader(SignalledImages(number), ViewRenderer(FixedView(8)), sequential_batches(6, 2), workers=1))
     finally:
         signal.signal(signal.SIGINT, before)
     assert sum(len(batch.keys) for batch in batches) == 6

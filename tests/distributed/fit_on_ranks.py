@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from mapet.data.loader import UnreadableImages
+from mapet.data.skipped import UnreadableImages
 from mapet.data.source import subset
 from mapet.data.sources import open_source
 from mapet.tokenizers.fit import fit_tokenizer

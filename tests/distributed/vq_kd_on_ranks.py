@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from mapet.data.loader import UnreadableImages
+from mapet.data.skipped import UnreadableImages
 from mapet.runtime.processes import Processes, any_process, process_group
 from mapet.runtime.seeding import seeded_globally
 from mapet.tokenizers.vq_kd.distillation import Distillation

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mapet.data.loader import UnreadableImages
+from mapet.data.skipped import UnreadableImages
 from mapet.data.sources import open_source
 from mapet.evaluation.subject import FeatureSet, Subject
 from mapet.models.spec import BackboneRecipe

@@ -12,7 +12,7 @@ import torch
 from mapet.checkpoints.address import open_backbone
 from mapet.checkpoints.backbone_folder import load_backbone
 from mapet.data.folder import FolderImages
-from mapet.data.loader import UnreadableImages
+from mapet.data.skipped import UnreadableImages
 from mapet.data.sources import open_source
 from mapet.errors import DataError, MapetError, ModelError, SettingsError
 from mapet.evaluation import protocol as module

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from mapet.data.loader import UnreadableImages
+from mapet.data.skipped import UnreadableImages
 from mapet.evaluation.copies import SeenKeys
 from mapet.evaluation.finetuning.classifier import build_classifier
 from mapet.evaluation.finetuning.judging import judge_models

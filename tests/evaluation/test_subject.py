@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from mapet.data.loader import UnreadableImages
+from mapet.data.skipped import UnreadableImages
 from mapet.data.sources import open_source, open_splits
 from mapet.errors import DataError
 from mapet.evaluation import subject as module

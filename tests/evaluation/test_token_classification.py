@@ -11,7 +11,7 @@ import torch
 from mapet.cli.evaluated import open_evaluated
 from mapet.data.crops import RandomCrops
 from mapet.data.decode import decode_image
-from mapet.data.loader import UnreadableImages
+from mapet.data.skipped import UnreadableImages
 from mapet.data.source import Concatenation, subset
 from mapet.data.sources import open_source
 from mapet.data.views import FixedView

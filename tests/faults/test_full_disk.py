@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 
 from mapet.checkpoints.address import open_backbone
 from mapet.checkpoints.backbone_folder import save_backbone
-from mapet.data.loader import UnreadableImages
+from mapet.data.skipped import UnreadableImages
 from mapet.engine.checkpoint import save_checkpoint
 from mapet.errors import StorageError
 from mapet.export.export import export

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from mapet.data.crops import Crops, FixedCrop, RandomCrops
-from mapet.data.loader import UnreadableImages
+from mapet.data.skipped import UnreadableImages
 from mapet.errors import MapetError, TokenStoreError
 from mapet.token_store.read import TokenStore
 from mapet.token_store.verify import verify_store

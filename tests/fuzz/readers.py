@@ -21,7 +21,7 @@ from mapet.checkpoints.backbone_folder import save_backbone
 from mapet.config import load_recipe
 from mapet.config.recipes import parse_options, recipe_text
 from mapet.data.decode import decode_image
-from mapet.data.loader import UnreadableImages
+from mapet.data.skipped import UnreadableImages
 from mapet.data.sources import open_source
 from mapet.engine.checkpoint import newest_checkpoint, save_checkpoint
 from mapet.errors import UnreadableImageError

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from mapet.data.loader import UnreadableImages
+from mapet.data.skipped import UnreadableImages
 from mapet.engine.callbacks import Monitor, evaluating
 from mapet.engine.warnings import read_warnings
 from mapet.health.fixed_batch import FixedBatch, TokenSigns, effective_rank, feature_ranks, token_signs

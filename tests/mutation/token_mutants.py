@@ -109,7 +109,7 @@ MUTANTS = [
     (
         "store/tokens-of-another-view-than-shown",
         "token_store/token_source.py",
-        "self.store.lookup(batch.keys, batch.crops[0])",
+        "self.store.lookup(batch.keys, batch.views[0])",
         "self.store.lookup(batch.keys, 0)",
         "pretraining/test_training_views.py::test_the_objective_sees_exactly_the_crop_whose_tokens_it_gets",
     ),
@@ -123,8 +123,8 @@ MUTANTS = [
     (
         "resume/order-from-the-start",
         "pretraining/training.py",
-        "which, processes = (self.first_step, self.total_steps), self.processes",
-        "which, processes = (0, self.total_steps - self.first_step), self.processes",
+        "which, processes = self.settings, (self.first_step, self.total_steps), self.processes",
+        "which, processes = self.settings, (0, self.total_steps - self.first_step), self.processes",
         _RESUME,
     ),
     (

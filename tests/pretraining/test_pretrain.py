@@ -12,7 +12,7 @@ import pytest
 from safetensors.torch import load_file
 
 from mapet.checkpoints.address import open_backbone
-from mapet.data.loader import UnreadableImages
+from mapet.data.skipped import UnreadableImages
 from mapet.data.sources import open_source
 from mapet.engine.checkpoint import newest_checkpoint
 from mapet.errors import (

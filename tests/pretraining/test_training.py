@@ -11,7 +11,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from mapet.data.decode import UnreadableImageError
-from mapet.data.loader import step_batches
+from mapet.data.order import step_batches
 from mapet.data.source import subset
 from mapet.engine.checkpoint import newest_checkpoint
 from mapet.errors import CheckpointError, DataError, InterruptedRunError, NonFiniteLossError

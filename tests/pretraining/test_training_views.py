@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 
 from mapet.data.crops import crops_of
-from mapet.data.loader import UnreadableImages, step_batches
+from mapet.data.order import step_batches
+from mapet.data.skipped import UnreadableImages
 from mapet.data.source import sample_key
 from mapet.errors import CheckpointError, SettingsError, TokenStoreError
 from mapet.health.signs import VitalSigns

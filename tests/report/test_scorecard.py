@@ -8,7 +8,7 @@ import json
 import numpy as np
 import pytest
 
-from mapet.data.loader import UnreadableImages
+from mapet.data.skipped import UnreadableImages
 from mapet.data.source import subset
 from mapet.data.sources import open_source
 from mapet.errors import SettingsError

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mapet.data.loader import UnreadableImages
+from mapet.data.skipped import UnreadableImages
 from mapet.data.source import ImageSource
 from mapet.data.sources import open_source
 from mapet.token_store.build import build_store

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from mapet.data.folder import FolderImages
-from mapet.data.loader import UnreadableImages
+from mapet.data.skipped import UnreadableImages
 from mapet.data.source import sample_key, subset, with_keys
 from mapet.errors import DataError, FailedRunError, StorageError, TokenizerError, TokenStoreError
 from mapet.token_store import build as build_module

@@ -12,7 +12,7 @@ import torch
 
 from mapet.data.crops import FixedCrop
 from mapet.data.folder import FolderImages
-from mapet.data.loader import UnreadableImages
+from mapet.data.skipped import UnreadableImages
 from mapet.data.source import sample_key, subset, with_keys
 from mapet.errors import StorageError, TokenStoreError, UnreadableImageError
 from mapet.runtime.files import sha256

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from mapet.data.crops import FixedCrop, RandomCrops
-from mapet.data.loader import UnreadableImages
+from mapet.data.skipped import UnreadableImages
 from mapet.errors import DataError, FailedRunError, TokenStoreError
 from mapet.token_store.format import write_header
 from mapet.token_store.read import TokenStore

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from mapet.data.loader import UnreadableImages
+from mapet.data.skipped import UnreadableImages
 from mapet.data.source import ImageSource, subset
 from mapet.data.sources import open_source
 from mapet.errors import DataError, TokenizerError
@@ -125,7 +125,7 @@ def test_the_tokenizer_is_saved_and_what_led_to_it_removed(digits, tmp_path):
 
 def test_kept_features_serve_another_clustering(digits, tmp_path, monkeypatch):
     fit(digits, out=tmp_path / "tok", keep_features=True)
-    monkeypatch.setattr(feature_samples, "make_loader", None)
+    monkeypatch.setattr(feature_samples, "_extract", None)
     assert fit(digits, out=tmp_path / "tok", vocab_size=8).vocab_size == 8
 
 

@@ -31,7 +31,7 @@ def codebook(
     allow: Allow = None,
 ) -> None:
     """Judge tokenizers on the same images: which codes are used, which survive small changes, what they tell and show."""
-    from mapet.data.loader import UnreadableImages
+    from mapet.data.skipped import UnreadableImages
     from mapet.data.sources import open_source
     from mapet.report.scorecard import CARD, FIGURES, Shown, write_scorecards
     from mapet.runtime.device import choose_device

@@ -42,7 +42,7 @@ def tokenize(
 
     Several processes share the work: torchrun --nproc-per-node 8 -m mapet tokenize ...
     """
-    from mapet.data.loader import UnreadableImages
+    from mapet.data.skipped import UnreadableImages
     from mapet.data.sources import open_source
     from mapet.runtime.device import choose_device
     from mapet.runtime.processes import this_process

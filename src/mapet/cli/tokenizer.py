@@ -66,7 +66,7 @@ def fit(
     The same command continues an interrupted fit; torchrun shares it among processes.
     """
     from mapet.config.recipes import parse_options
-    from mapet.data.loader import UnreadableImages
+    from mapet.data.skipped import UnreadableImages
     from mapet.data.sources import open_source
     from mapet.registry import allow as typed
     from mapet.runtime.device import choose_device

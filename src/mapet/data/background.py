@@ -10,16 +10,17 @@ import gc
 import os
 import signal
 import threading
-from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, Generic, Protocol, Self, TypeVar
+from typing import Any, Protocol
 
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
+from mapet.data.batch import LoadedBatch
+from mapet.data.order import BatchItem
 from mapet.errors import FailedRunError, MapetError, SettingsError
 from mapet.runtime.seeding import seeded_generator
 
@@ -33,31 +34,20 @@ _WAY_OUT = (
 )
 
 
-class Shareable(Protocol):
-    """A batch that can be handed over."""
+class BatchMaker(Protocol):
+    """Makes the batch of an item: `mapet.data.loader.ImageBatches`."""
 
-    def share_memory(self) -> Self:
-        """The same in shared memory; raises RuntimeError where that is full."""
+    def __getitem__(self, item: BatchItem) -> LoadedBatch:
+        """The batch; images are bytes, as they then cross over to another process in a quarter of the memory."""
+        ...
+
+    def bytes_of(self, item: BatchItem) -> int:
+        """How many bytes its pixels take, those of masks included."""
         ...
 
 
-Made = TypeVar("Made", bound=Shareable)
-
-
-class BatchMaker(Dataset[Made], ABC):
-    """Makes the batch of an item: which images, and what else it depends on."""
-
-    @abstractmethod
-    def __getitem__(self, item: Any) -> Made:
-        """The batch; images are bytes, as they then cross over to another process in a quarter of the memory."""
-
-    @abstractmethod
-    def pixels(self, item: Any) -> int:
-        """How many bytes its pixels take, those of masks included."""
-
-
 @dataclass(frozen=True)
-class BackgroundBatches(Generic[Made]):
+class BackgroundBatches:
     """The batch of every item, in order, made by worker processes if there are any.
 
     Args:
@@ -67,12 +57,12 @@ class BackgroundBatches(Generic[Made]):
         pin_memory: Whether they are put into page-locked memory.
     """
 
-    maker: BatchMaker[Made]
-    items: Iterable[Any]
+    maker: BatchMaker
+    items: Iterable[BatchItem]
     workers: int
     pin_memory: bool
 
-    def __iter__(self) -> Iterator[Made]:
+    def __iter__(self) -> Iterator[LoadedBatch]:
         """Yields the batches.
 
         Raises:
@@ -82,13 +72,13 @@ class BackgroundBatches(Generic[Made]):
         """
         return self._here() if self.workers == 0 else self._elsewhere()
 
-    def _here(self) -> Generator[Made]:
+    def _here(self) -> Generator[LoadedBatch]:
         yield from self._loader(self.maker, self.items)
 
-    def _elsewhere(self) -> Generator[Made]:
+    def _elsewhere(self) -> Generator[LoadedBatch]:
         items = iter(self.items)
         first = [*islice(items, _BATCHES_AHEAD * self.workers + 1)]
-        _check_shared_memory(sum(map(self.maker.pixels, first)), self.workers)
+        _check_shared_memory(sum(map(self.maker.bytes_of, first)), self.workers)
         with _signals_wait(), _left_alone(signal.SIGCHLD):
             made: Any = iter(self._loader(_Guarded(self.maker), chain(first, items)))
         try:
@@ -101,9 +91,9 @@ class BackgroundBatches(Generic[Made]):
         finally:
             made._shutdown_workers()  # now: an error on its way keeps `made` alive
 
-    def _loader(self, dataset: Dataset[Any], items: Iterable[Any]) -> DataLoader[Any]:
+    def _loader(self, maker: Any, items: Iterable[BatchItem]) -> DataLoader[Any]:
         return DataLoader(
-            dataset,
+            maker,
             batch_size=None,
             sampler=items,
             num_workers=self.workers,
@@ -114,13 +104,13 @@ class BackgroundBatches(Generic[Made]):
         )
 
 
-class _Guarded(Dataset[Shareable | MapetError]):
+class _Guarded:
     """Batches in shared memory, or the error in place of one: a batch that fails on the way to the other process never arrives."""
 
-    def __init__(self, maker: BatchMaker[Any]) -> None:
+    def __init__(self, maker: BatchMaker) -> None:
         self._maker = maker
 
-    def __getitem__(self, item: Any) -> Shareable | MapetError:
+    def __getitem__(self, item: BatchItem) -> LoadedBatch | MapetError:
         try:
             batch = self._maker[item]
         except MapetError as error:

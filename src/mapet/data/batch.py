@@ -1,10 +1,63 @@
-"""What an objective is given."""
+"""Batches: what was loaded of a source, and what an objective is given."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
+
+
+@dataclass(frozen=True)
+class UnreadableImage:
+    """An image that was skipped.
+
+    Args:
+        index: Position in the source.
+        key: Its sample key; "" where not even its bytes could be read.
+        description: What to look for: a path, or a row.
+        reason: Why, in words.
+    """
+
+    index: int
+    key: str
+    description: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class LoadedBatch:
+    """The readable samples of one batch, in the order asked for; B may be smaller than asked, or 0.
+
+    Args:
+        images: (B, 3, H, W) uint8; where an image is seen in V views, (B * V, 3, H, W), those of an image behind each other.
+        keys: B sample keys.
+        labels: (B,) int64, or None where the source has none; (B, H, W) int16 where every pixel has one.
+        indices: (B,) int64 positions in the source.
+        unreadable: What was skipped.
+        views: The numbers of the V views.
+        tokenizer_images: The same regions as `images` as the tokenizer sees them, (B * V, 3, T, T) uint8, where they are wanted.
+    """
+
+    images: Tensor
+    keys: list[str]
+    labels: Tensor | None
+    indices: Tensor
+    unreadable: list[UnreadableImage]
+    views: tuple[int, ...] = (0,)
+    tokenizer_images: Tensor | None = None
+
+    def pin_memory(self) -> LoadedBatch:
+        """The same in page-locked memory, from where a CUDA device copies in the background; torch's DataLoader calls it."""
+        optional = {"labels": self.labels, "tokenizer_images": self.tokenizer_images}
+        pinned = {name: None if tensor is None else tensor.pin_memory() for name, tensor in optional.items()}
+        return replace(self, images=self.images.pin_memory(), **pinned)
+
+    def share_memory(self) -> LoadedBatch:
+        """The same in shared memory; raises RuntimeError where that is full."""
+        for tensor in (self.images, self.labels, self.indices, self.tokenizer_images):
+            if tensor is not None and tensor.numel():
+                tensor.share_memory_()
+        return self
 
 
 @dataclass(frozen=True)

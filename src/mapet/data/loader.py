@@ -1,273 +1,154 @@
-"""From a source to batches: in a fixed order, decoded by workers, with unreadable images counted and named.
+"""From a source to batches: every image is read and decoded once, its views rendered, and what cannot be read is named.
 
-The order is a pure function of the step and a random view of (seed, epoch, sample key): resuming needs no state, and the number of
-workers changes nothing.
+The pixels of a view are a function of its number, the image and a seed: the number of workers changes nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
+from math import prod
+from typing import Protocol
 
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.utils.data import Dataset
 
-from mapet.data.background import BackgroundBatches, BatchMaker
+from mapet.data.background import BackgroundBatches
+from mapet.data.batch import LoadedBatch, UnreadableImage
+from mapet.data.crops import Crops
 from mapet.data.decode import decode_image
+from mapet.data.order import BatchItem
 from mapet.data.source import ImageSource, sample_key
-from mapet.data.views import View
-from mapet.errors import DataError, SettingsError, UnreadableImageError
-from mapet.runtime.seeding import derive_seed, seeded_generator
+from mapet.data.views import Rendering, View
+from mapet.errors import UnreadableImageError
+from mapet.runtime.seeding import derive_seed
 
-_NAMED = 5
-
-
-@dataclass(frozen=True)
-class UnreadableImage:
-    """An image that was skipped.
-
-    Args:
-        index: Position in the source.
-        key: Its sample key; "" where not even its bytes could be read.
-        description: What to look for: a path, or a row.
-        reason: Why, in words.
-    """
-
-    index: int
-    key: str
-    description: str
-    reason: str
+Shape = tuple[tuple[int, ...], torch.dtype]
 
 
-@dataclass(frozen=True)
-class LoadedBatch:
-    """The readable samples of one batch, in the order asked for; B may be smaller than asked, or 0.
-
-    Args:
-        images: (B, 3, H, W) uint8; where an image is seen in V crops, (B * V, 3, H, W), those of an image behind each other.
-        keys: B sample keys.
-        labels: (B,) int64, or None where the source has none.
-        indices: (B,) int64 positions in the source.
-        unreadable: What was skipped.
-        crops: The numbers of the V crops.
-        tokenizer_images: The same regions as `images` as the tokenizer sees them, (B * V, 3, T, T) uint8, where they are wanted.
-    """
-
-    images: Tensor
-    keys: list[str]
-    labels: Tensor | None
-    indices: Tensor
-    unreadable: list[UnreadableImage]
-    crops: tuple[int, ...] = (0,)
-    tokenizer_images: Tensor | None = None
-
-    def pin_memory(self) -> LoadedBatch:
-        """The same in page-locked memory, from where a CUDA device copies in the background; torch's DataLoader calls it."""
-        optional = {"labels": self.labels, "tokenizer_images": self.tokenizer_images}
-        pinned = {name: None if tensor is None else tensor.pin_memory() for name, tensor in optional.items()}
-        return replace(self, images=self.images.pin_memory(), **pinned)
-
-    def share_memory(self) -> LoadedBatch:
-        """The same in shared memory; raises RuntimeError where that is full."""
-        for tensor in (self.images, self.labels, self.indices, self.tokenizer_images):
-            if tensor is not None and tensor.numel():
-                tensor.share_memory_()
-        return self
-
-
-class UnreadableImages:
-    """Counts and names what was skipped; every image once, however often it comes by.
-
-    Args:
-        limit: How many may be skipped: the user's --max-unreadable.
-    """
-
-    def __init__(self, limit: int = 0) -> None:
-        self.limit = limit
-        self.images: list[UnreadableImage] = []
-        self._seen: set[str] = set()
-
-    def __len__(self) -> int:
-        return len(self.images)
+class Renderer(Protocol):
+    """Makes tensors of one view of one image."""
 
     @property
-    def names(self) -> list[str]:
-        """The paths or rows of the skipped images."""
-        return [image.description for image in self.images]
+    def shapes(self) -> dict[str, Shape]:
+        """Names of `LoadedBatch`'s fields that are made, with the shape and the type of one view of one image."""
+        ...
 
-    def among(self, source: ImageSource) -> int:
-        """How many images of `source` are among them; one that `source` names twice is two."""
-        names = {*self.names}
-        return sum(source.describe(index) in names for index in range(len(source))) if names else 0
+    def __call__(self, image: Image.Image, key: str, index: int, view: int) -> dict[str, Tensor]:
+        """These tensors.
 
-    def record(self, images: Iterable[UnreadableImage]) -> None:
-        """Adds `images`; raises DataError once there are more than `limit`."""
-        for image in images:
-            if image.description not in self._seen:
-                self._seen.add(image.description)
-                self.images.append(image)
-        if len(self) > self.limit:
-            raise DataError(
-                f"{self._count()} cannot be read, {self.limit} may be skipped:\n{self._listing()}\n"
-                f"Repair or remove them, or skip up to N of them with --max-unreadable N."
-            )
-
-    def summary(self) -> str:
-        """For the end of a run: how many were skipped and which; "" if none."""
-        return f"{self._count()} skipped as unreadable:\n{self._listing()}" if self.images else ""
-
-    def _count(self) -> str:
-        return f"{len(self)} image" + ("s" if len(self) > 1 else "")
-
-    def _listing(self) -> str:
-        lines = [f"  {image.description}: {image.reason}" for image in self.images[:_NAMED]]
-        more = len(self) - _NAMED
-        return "\n".join([*lines, f"  and {more} more"] if more > 0 else lines)
+        Args:
+            image: In mode RGB.
+            key: Its sample key.
+            index: Its position in the source.
+            view: The number of the view.
+        """
+        ...
 
 
-class StepBatches:
-    """The sample indices of every training step; see `step_batches`."""
-
-    def __init__(
-        self, length: int, batch_size: int, seed: int, first_step: int, last_step: int, rank: int = 0, world: int = 1
-    ) -> None:
-        if batch_size < 1 or batch_size % world:
-            raise SettingsError(f"The batch size is {batch_size}; it must be a positive multiple of the {world} processes.")
-        if length < batch_size:
-            raise DataError(f"There are {length} images, fewer than one batch of {batch_size}. Add images or lower the batch size.")
-        self.steps_per_epoch = length // batch_size
-        self._length, self._batch_size, self._seed = length, batch_size, seed
-        self._steps = range(first_step, last_step)
-        share = batch_size // world
-        self._share = slice(rank * share, (rank + 1) * share)
-
-    def __len__(self) -> int:
-        return len(self._steps)
-
-    def __iter__(self) -> Iterator[list[int]]:
-        return (indices for _, indices in self.with_epochs())
-
-    def with_epochs(self) -> Iterator[tuple[int, list[int]]]:
-        """The epoch and the sample indices of every step."""
-        epoch, order = -1, torch.empty(0, dtype=torch.int64)
-        for step in self._steps:
-            if step // self.steps_per_epoch != epoch:
-                epoch = step // self.steps_per_epoch
-                order = torch.randperm(self._length, generator=seeded_generator(self._seed, "order", epoch))
-            start = step % self.steps_per_epoch * self._batch_size
-            yield epoch, order[start : start + self._batch_size][self._share].tolist()
-
-
-def step_batches(
-    length: int, batch_size: int, seed: int, first_step: int, last_step: int, rank: int = 0, world: int = 1
-) -> StepBatches:
-    """The sample indices of the steps first_step to last_step - 1, for one rank.
-
-    Every epoch is a fresh permutation drawn from (seed, "order", epoch), its remainder dropped. The global batch of a step does not
-    depend on `world`; each rank gets its slice.
+class ViewRenderer:
+    """`LoadedBatch.images` by a view.
 
     Args:
-        length: Number of samples.
-        batch_size: Of all ranks together.
-        seed: Of the run.
-        first_step: First step, from 0.
-        last_step: One past the last step.
-        rank: This process.
-        world: Number of processes.
-
-    Raises:
-        SettingsError: batch_size is not a multiple of world.
-        DataError: There are fewer samples than one batch needs.
+        view: A function of the image and a seed.
+        seed: Of the run; the same (seed, number of the view, sample key) give the same pixels.
     """
-    return StepBatches(length, batch_size, seed, first_step, last_step, rank, world)
+
+    def __init__(self, view: View, seed: int = 0) -> None:
+        self._view, self._seed = view, seed
+        self.shapes = {"images": image_shape(view.size)}
+
+    def __call__(self, image: Image.Image, key: str, index: int, view: int) -> dict[str, Tensor]:
+        """See `Renderer`."""
+        return {"images": self._view(image, derive_seed(self._seed, "view", view, key))}
 
 
-def sequential_batches(length: int, batch_size: int) -> list[list[int]]:
-    """Every index once, in order; the last batch may be smaller."""
-    return [list(range(start, min(start + batch_size, length))) for start in range(0, length, batch_size)]
-
-
-class Samples:
-    """Reads and decodes the images of a batch, once and one after the other; `batch` then tells what could be read.
+class CropRenderer:
+    """Crops as the backbone sees them and, where it has a rendering of its own, as the tokenizer does.
 
     Args:
-        source: Where the images come from.
-        indices: Their positions.
+        crops: Where images are cropped; the number of a view is that of a crop.
+        rendering: How `LoadedBatch.images` are made of the crops.
+        tokenizer_rendering: How `LoadedBatch.tokenizer_images` are made of the same crops; None for none.
     """
 
-    def __init__(self, source: ImageSource, indices: Sequence[int]) -> None:
-        self._source, self._indices = source, indices
-        self._good: list[int] = []
-        self._keys: list[str] = []
-        self._unreadable: list[UnreadableImage] = []
+    def __init__(self, crops: Crops, rendering: Rendering, tokenizer_rendering: Rendering | None = None) -> None:
+        self._crops, self._renderings = crops, {"images": rendering}
+        if tokenizer_rendering is not None:
+            self._renderings["tokenizer_images"] = tokenizer_rendering
+        self.shapes = {name: image_shape(some.size) for name, some in self._renderings.items()}
 
-    def __iter__(self) -> Iterator[tuple[Image.Image, str]]:
-        """Yields every readable image, in mode RGB, and its key."""
-        for index in self._indices:
+    def __call__(self, image: Image.Image, key: str, index: int, view: int) -> dict[str, Tensor]:
+        """See `Renderer`."""
+        region = self._crops.region(image.width, image.height, key, view)
+        return {name: rendering(image, region) for name, rendering in self._renderings.items()}
+
+
+class ImageBatches(Dataset[LoadedBatch]):
+    """Reads, decodes and renders whole batches: item `BatchItem` is a `LoadedBatch`.
+
+    Args:
+        source: The images.
+        renderer: What to make of each.
+    """
+
+    def __init__(self, source: ImageSource, renderer: Renderer) -> None:
+        self._source, self._renderer = source, renderer
+
+    def __getitem__(self, item: BatchItem) -> LoadedBatch:
+        views: dict[str, list[Tensor]] = {name: [] for name in self._renderer.shapes}
+        readable: list[int] = []
+        keys: list[str] = []
+        unreadable: list[UnreadableImage] = []
+        for index in item.indices:
             key = ""
             try:
                 content = self._source.read(index)
                 key = sample_key(content)
                 image = decode_image(content)
             except UnreadableImageError as error:
-                self._unreadable.append(UnreadableImage(index, key, self._source.describe(index), str(error)))
+                unreadable.append(UnreadableImage(index, key, self._source.describe(index), str(error)))
                 continue
-            self._keys.append(key)
-            self._good.append(index)
-            yield image, key
+            readable.append(index)
+            keys.append(key)
+            for view in item.views:
+                for name, tensor in self._renderer(image, key, index, view).items():
+                    views[name].append(tensor)
+        labels = None if self._source.labels is None else torch.from_numpy(self._source.labels[readable])
+        tensors = {"labels": labels, **{name: _stack(views[name], shape) for name, shape in self._renderer.shapes.items()}}
+        indices = torch.tensor(readable, dtype=torch.int64)
+        return LoadedBatch(keys=keys, indices=indices, unreadable=unreadable, views=item.views, **tensors)
 
-    def batch(self, images: Sequence[Tensor], size: int) -> LoadedBatch:
-        """The batch of what was made of them, uint8 (3, size, size) each."""
-        labels = None if self._source.labels is None else torch.from_numpy(self._source.labels[self._good])
-        indices = torch.tensor(self._good, dtype=torch.int64)
-        return LoadedBatch(stack(images, size), self._keys, labels, indices, self._unreadable)
-
-
-def stack(images: Sequence[Tensor], size: int) -> Tensor:
-    """(B, 3, size, size) uint8; B may be 0."""
-    return torch.stack([*images]) if images else torch.empty(0, 3, size, size, dtype=torch.uint8)
-
-
-class ViewedImages(BatchMaker[LoadedBatch]):
-    """Decodes and views whole batches: item [i, j, ...] is a `LoadedBatch`."""
-
-    def __init__(self, source: ImageSource, view: View, seed: int = 0, epoch: int = 0) -> None:
-        self._source, self._view, self._seed, self._epoch = source, view, seed, epoch
-
-    def __getitem__(self, indices: Sequence[int]) -> LoadedBatch:
-        samples = Samples(self._source, indices)
-        images = [self._view(image, derive_seed(self._seed, "view", self._epoch, key)) for image, key in samples]
-        return samples.batch(images, self._view.size)
-
-    def pixels(self, indices: Sequence[int]) -> int:
-        """Bytes of a batch."""
-        return len(indices) * bytes_of(self._view.size)
+    def bytes_of(self, item: BatchItem) -> int:
+        """Bytes of a batch, those of its pixels."""
+        view = sum(prod(shape) * dtype.itemsize for shape, dtype in self._renderer.shapes.values())
+        return len(item.indices) * len(item.views) * view
 
 
-def bytes_of(size: int) -> int:
-    """Bytes of the pixels of one view."""
-    return 3 * size**2
+def image_shape(size: int) -> Shape:
+    """Of the pixels of one view."""
+    return (3, size, size), torch.uint8
+
+
+def _stack(tensors: list[Tensor], shape: Shape) -> Tensor:
+    return torch.stack(tensors) if tensors else torch.empty(0, *shape[0], dtype=shape[1])
 
 
 def make_loader(
     source: ImageSource,
-    view: View,
-    batches: Iterable[list[int]],
-    workers: int,
-    seed: int = 0,
-    epoch: int = 0,
-    pin_memory: bool = False,
-) -> BackgroundBatches[LoadedBatch]:
+    renderer: Renderer,
+    batches: Iterable[BatchItem],
+    workers: int = 0,
+    device: torch.device | str = "cpu",
+) -> BackgroundBatches:
     """Loads `batches` of `source` in order, in the background if there are workers.
 
     Args:
         source: The images.
-        view: What to make of each.
-        batches: Lists of indices, for example `step_batches(...)`; read lazily.
-        workers: Number of processes; 0 loads in this one.
-        seed: Of the run.
-        epoch: Which draw of a random view; the same (seed, epoch, sample) gives the same pixels.
-        pin_memory: Where the batches go to a CUDA device: copies need not be waited for then.
+        renderer: What to make of each.
+        batches: Which images in which views; read lazily.
+        workers: Number of processes, which serve all batches; 0 loads in this one.
+        device: Where the batches go: copies to a CUDA device need not be waited for.
     """
-    return BackgroundBatches(ViewedImages(source, view, seed, epoch), batches, workers, pin_memory)
+    return BackgroundBatches(ImageBatches(source, renderer), batches, workers, torch.device(device).type == "cuda")

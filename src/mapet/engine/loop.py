@@ -15,7 +15,8 @@ from typing import Any, Generic, Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
-from mapet.data.loader import UnreadableImage, UnreadableImages
+from mapet.data.batch import UnreadableImage
+from mapet.data.skipped import UnreadableImages
 from mapet.engine.callbacks import Callbacks, Monitor, RunContext
 from mapet.engine.checkpoint import Checkpoint, load_checkpoint, newest_checkpoint, save_checkpoint
 from mapet.engine.log import TrainingLog

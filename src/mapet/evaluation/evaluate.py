@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from mapet.checkpoints.address import open_backbone
-from mapet.data.loader import UnreadableImages
+from mapet.data.skipped import UnreadableImages
 from mapet.data.source import ImageSource
 from mapet.data.sources import recorded_location
 from mapet.errors import SettingsError

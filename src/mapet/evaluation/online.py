@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from mapet.config.settings import PretrainSettings
-from mapet.data.loader import UnreadableImages
+from mapet.data.skipped import UnreadableImages
 from mapet.data.source import ImageSource, subset
 from mapet.engine.callbacks import LogPoint, Monitor, Observation
 from mapet.errors import DataError, MapetError

@@ -6,7 +6,7 @@ Features that need no gradient are extracted once and shared by all protocols.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +16,11 @@ import torch
 from torch import Tensor
 
 from mapet.compat import VisionTransformer
-from mapet.data.loader import LoadedBatch, UnreadableImage, UnreadableImages, make_loader, sequential_batches
+from mapet.data.background import BackgroundBatches
+from mapet.data.batch import LoadedBatch
+from mapet.data.loader import ViewRenderer, make_loader
+from mapet.data.order import BatchItem, StepBatches, sequential_batches
+from mapet.data.skipped import UnreadableImages, walk
 from mapet.data.source import ImageSource
 from mapet.data.sources import only_folder
 from mapet.data.views import FixedView, View, normalise
@@ -24,7 +28,6 @@ from mapet.errors import DataError, ModelError, SettingsError
 from mapet.evaluation.copies import KeyedImages, SeenKeys
 from mapet.models.backbone import normed_tokens
 from mapet.models.spec import BackboneRecipe
-from mapet.runtime.progress import progress
 
 POOLS = ("mean", "cls", "both")
 BATCH_SIZE = 256
@@ -133,14 +136,12 @@ class ImageReader(Evaluated):
         Raises:
             DataError: There are more unreadable images than may be skipped.
         """
-        batches, pinned = sequential_batches(len(source), batch_size or BATCH_SIZE), self.device.type == "cuda"
-        with progress(f"{self.doing} {part} images, {self.title}", len(source)) as bar:
-            for loaded in make_loader(source, view, batches, self.workers, pin_memory=pinned):
-                seen = bar.done + len(loaded.keys) + len(loaded.unreadable)
-                record_unreadable(self.unreadable, loaded.unreadable, f"{seen:,} of {len(source):,} {part} images")
-                self.record_keys(source, loaded)
-                yield loaded
-                bar.advance(len(loaded.keys) + len(loaded.unreadable))
+        batches = sequential_batches(len(source), batch_size or BATCH_SIZE)
+        loader = make_loader(source, ViewRenderer(view), batches, self.workers, self.device)
+        title, images = f"{self.doing} {part} images, {self.title}", len(source)
+        for loaded in walk(title, loader, images, self.unreadable, part=f"{part} images"):
+            self.record_keys(source, loaded)
+            yield loaded
 
     def record_keys(self, source: ImageSource, loaded: LoadedBatch) -> None:
         """Keeps the sample keys of a batch of all training or all test images."""
@@ -173,6 +174,16 @@ class Subject(ImageReader):
         """As many as the data names, or one more than the largest label."""
         return count_classes(self.train, self.test)
 
+    def augmented(self, view: View, steps: StepBatches, seed: int) -> BackgroundBatches:
+        """Batches of training images, in views that are new in every epoch.
+
+        Args:
+            view: A function of the image and a seed.
+            steps: Which images.
+            seed: Of the views.
+        """
+        return make_loader(self.train, ViewRenderer(view, seed), steps.items(), self.workers, self.device)
+
     @cached_property
     def train_features(self) -> FeatureSet:
         """Of the training images, in the view that the backbone was pre-trained on."""
@@ -204,8 +215,8 @@ class Subject(ImageReader):
         Raises:
             ModelError: They are not finite.
         """
-        view, rows = FixedView(self.recipe.image_size), list(range(min(len(self.train), _CHECKED)))
-        for loaded in make_loader(self.train, view, [rows], 0):
+        renderer, first = ViewRenderer(FixedView(self.recipe.image_size)), BatchItem([*range(min(len(self.train), _CHECKED))])
+        for loaded in make_loader(self.train, renderer, [first]):
             refuse_non_finite(self, self.train, loaded, *self.features(loaded.images))
 
     @torch.inference_mode()
@@ -250,23 +261,6 @@ def refuse_non_finite(subject: Subject, source: ImageSource, loaded: LoadedBatch
         f"The features of {len(broken)} of {len(loaded.keys)} images are not finite (NaN, infinite, or too large to be squared), "
         f"the first of {source.describe(int(loaded.indices[broken[0]]))} ({subject.title} backbone). {cause} Give other weights."
     )
-
-
-def record_unreadable(unreadable: UnreadableImages, found: Sequence[UnreadableImage], seen: str) -> None:
-    """Adds what was found.
-
-    Args:
-        unreadable: Of all parts.
-        found: New ones.
-        seen: How many images of which part were looked at, in words.
-
-    Raises:
-        DataError: There are more than may be skipped; says that others may follow among the images that were not looked at.
-    """
-    try:
-        unreadable.record(found)
-    except DataError as error:
-        raise DataError(f"{error}\nOnly {seen} were looked at; there may be more in the rest, and in other parts.") from None
 
 
 def check_labels(source: ImageSource) -> None:

@@ -15,7 +15,8 @@ from torch import Tensor
 from mapet.compat import VisionTransformer
 from mapet.config.settings import PretrainSettings
 from mapet.data.batch import Batch
-from mapet.data.crop_loader import CropBatch, make_crop_loader
+from mapet.data.loader import CropRenderer, make_loader
+from mapet.data.order import BatchItem
 from mapet.data.views import Rendering, normalise
 from mapet.engine.callbacks import evaluating
 from mapet.health.context import PretrainContext
@@ -49,9 +50,8 @@ class FixedBatch:
         generator = seeded_generator(run.settings.seed, "vital signs", "images")
         indices = torch.randperm(len(run.source), generator=generator)[:SHOWN_IMAGES].tolist()
         size = image_size(run.objective.backbone)[0]
-        [loaded] = make_crop_loader(
-            run.source, run.crops, [CropBatch(indices)], Rendering(size), tokenizer_rendering=run.tokens.rendering
-        )
+        renderer = CropRenderer(run.crops, Rendering(size), run.tokens.rendering)
+        [loaded] = make_loader(run.source, renderer, [BatchItem(indices)])
         return cls(loaded.images.to(run.device), run.tokens.tokens(loaded, run.device))
 
     def __len__(self) -> int:

@@ -14,7 +14,8 @@ from mapet.checkpoints.backbone_folder import save_backbone
 from mapet.compat import VisionTransformer
 from mapet.config.settings import PretrainSettings
 from mapet.data.crops import crops_of
-from mapet.data.loader import UnreadableImages, step_batches
+from mapet.data.order import step_batches
+from mapet.data.skipped import UnreadableImages
 from mapet.data.source import ImageSource, subset, with_keys
 from mapet.data.sources import open_source
 from mapet.engine.callbacks import Monitor

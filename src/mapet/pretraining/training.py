@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 
 from mapet.config.settings import PretrainSettings
-from mapet.data.crop_loader import CropBatch, make_crop_loader
+from mapet.data.batch import UnreadableImage
 from mapet.data.crops import crops_of
-from mapet.data.loader import UnreadableImage, UnreadableImages, step_batches
+from mapet.data.loader import CropRenderer, make_loader
+from mapet.data.order import step_batches
+from mapet.data.skipped import UnreadableImages
 from mapet.data.source import ImageSource
 from mapet.data.views import Rendering
 from mapet.engine.callbacks import Monitor
@@ -120,26 +122,14 @@ class PreTraining(Training[TokenisedBatch]):
 
     def batches(self) -> Iterator[TokenisedBatch]:
         """Images and tokens of every step that is left."""
-        loader = make_crop_loader(
-            self.source,
-            self.crops,
-            self._crop_batches(),
-            Rendering(self.objective.view_size),
-            tokenizer_rendering=self.tokens.rendering,
-            workers=self.settings.mechanics.workers,
-            pin_memory=self.device.type == "cuda",
-        )
-        for loaded in loader:
+        settings, which, processes = self.settings, (self.first_step, self.total_steps), self.processes
+        steps = step_batches(len(self.source), settings.training.batch_size, settings.seed, *which, processes.rank, processes.world)
+        renderer = CropRenderer(self.crops, Rendering(self.objective.view_size), self.tokens.rendering)
+        items = steps.items(self.crops.number)  # all images of a step show the crop of the same number
+        for loaded in make_loader(self.source, renderer, items, settings.mechanics.workers, self.device):
             images = loaded.images.to(self.device, non_blocking=True)
             yield TokenisedBatch(images, self.tokens.tokens(loaded, self.device), loaded.keys, loaded.unreadable)
 
     def other_training(self, checkpoint: Checkpoint) -> str:
         """The message where the checkpoint found is not one of this run."""
         return f"{checkpoint.path} was trained with other settings than {self.run_directory.config}."
-
-    def _crop_batches(self) -> Iterator[CropBatch]:
-        """Images of this process and crop of every step that is left; all images of a step show the crop of the same number."""
-        settings = self.settings
-        which, processes = (self.first_step, self.total_steps), self.processes
-        steps = step_batches(len(self.source), settings.training.batch_size, settings.seed, *which, processes.rank, processes.world)
-        return (CropBatch(indices, (self.crops.number(epoch),)) for epoch, indices in steps.with_epochs())

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mapet.config.settings import PretrainSettings
-from mapet.data.loader import LoadedBatch
+from mapet.data.batch import LoadedBatch
 from mapet.data.source import ImageSource
 from mapet.errors import DataError
 from mapet.token_store.read import TokenStore
@@ -69,25 +69,19 @@ def _batches(source: ImageSource, settings: PretrainSettings, tokens: TokenStore
     """Crop 0 of the drawn images, for the model and, where it has to tokenise them, for the tokenizer."""
     import torch
 
-    from mapet.data.crop_loader import CropBatch, make_crop_loader
     from mapet.data.crops import crops_of
+    from mapet.data.loader import CropRenderer, make_loader
+    from mapet.data.order import BatchItem
+    from mapet.data.skipped import UnreadableImages, walk
     from mapet.data.views import Rendering
-    from mapet.runtime.progress import progress
     from mapet.runtime.seeding import seeded_generator
     from mapet.token_store.encode import rendering_for
 
     order = torch.randperm(len(source), generator=seeded_generator(settings.seed, "report"))[:SAMPLED_IMAGES]
-    loader = make_crop_loader(
-        source,
-        crops_of(settings.view, settings.seed),
-        [CropBatch(indices.tolist()) for indices in order.split(_BATCH_SIZE)],
-        Rendering(settings.image_size),
-        tokenizer_rendering=None if isinstance(tokens, TokenStore) else rendering_for(tokens),
-    )
-    with progress("Reading images of the run", len(order), after=2.0) as bar:
-        for batch in loader:
-            yield batch
-            bar.advance(len(batch.keys) + len(batch.unreadable))
+    tokenizers = None if isinstance(tokens, TokenStore) else rendering_for(tokens)
+    renderer = CropRenderer(crops_of(settings.view, settings.seed), Rendering(settings.image_size), tokenizers)
+    loader = make_loader(source, renderer, [BatchItem(indices.tolist()) for indices in order.split(_BATCH_SIZE)])
+    return walk("Reading images of the run", loader, len(order), UnreadableImages(len(order)), after=2.0)
 
 
 def _tokens_of(batch: LoadedBatch, tokens: TokenStore | Tokenizer) -> tuple[np.ndarray, np.ndarray]:

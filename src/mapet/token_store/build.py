@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 import torch
 
-from mapet.data.crop_loader import CropBatch, make_crop_loader
+from mapet.data.batch import LoadedBatch
 from mapet.data.crops import Crops, FixedCrop
-from mapet.data.loader import LoadedBatch, UnreadableImages
+from mapet.data.loader import CropRenderer, make_loader
+from mapet.data.order import BatchItem
+from mapet.data.skipped import UnreadableImages, walk
 from mapet.data.source import ImageSource
 from mapet.errors import FailedRunError, TokenStoreError
 from mapet.runtime.lock import only_writer
-from mapet.runtime.progress import progress
 from mapet.token_store.encode import encode_for_storing, rendering_for, token_space
 from mapet.token_store.format import KEY_DTYPE, TokenSpace
 from mapet.token_store.keys import belongs_to_rank, image_keys, unreadable_key
@@ -84,8 +85,7 @@ def build_store(
         todo = {key: at for key, at in wanted.items() if key not in tokenised and belongs_to_rank(key, rank, world)}
         if todo:
             batches = _batches([*todo.values()], batch_size, crops.count)
-            pinned = torch.device(device).type == "cuda"
-            loader = make_crop_loader(source, crops, batches, rendering_for(tokenizer), workers=workers, pin_memory=pinned)
+            loader = make_loader(source, CropRenderer(crops, rendering_for(tokenizer)), batches, workers, device)
             done = _tokenise(loader, len(todo), tokenizer, space, parts, device, unreadable)
             _refuse_changed(source, [at for key, at in todo.items() if key not in done])
         if rank == 0:
@@ -136,17 +136,20 @@ def _tokenise(
 ) -> set[str]:
     """Tokenises everything in `loader` into parts and returns the keys covered, unreadable images included."""
     tokenizer.to(device).eval()
-    views = space.num_views or 1
-    began = time.monotonic()
-    with progress("Tokenising", images * views) as bar, _PartWriter(parts) as writer, torch.inference_mode():
+    title = f"Tokenising {space.num_views} views of each image" if space.num_views else "Tokenising"
+
+    def stored() -> Iterator[LoadedBatch]:
+        """The batches whose tokens are stored, before too many unreadable images end the walk."""
         for batch in loader:
             failed = {unreadable_key(i.key, i.description): f"{i.description}: {i.reason}" for i in batch.unreadable}
-            ids = encode_for_storing(tokenizer, batch.images, device, space.dtype)
+            with torch.inference_mode():
+                ids = encode_for_storing(tokenizer, batch.images, device, space.dtype)
             writer.add(Part(np.array(batch.keys, KEY_DTYPE), ids.reshape(len(batch.keys), *space.row_shape), failed))
-            unreadable.record(batch.unreadable)
-            bar.advance((len(batch.keys) + len(failed)) * views)
-            rate = bar.done / views / max(time.monotonic() - began, 1e-9)
-            bar.note(f"{rate:,.0f} images/s" + (f", {views} views each" if space.num_views else ""))
+            yield batch
+
+    with _PartWriter(parts) as writer:
+        for _ in walk(title, stored(), images, unreadable):
+            pass
     return writer.written
 
 
@@ -174,8 +177,8 @@ def _refuse_changed(source: ImageSource, indices: list[int]) -> None:
         )
 
 
-def _batches(indices: list[int], batch_size: int, count: int | None) -> list[CropBatch]:
+def _batches(indices: list[int], batch_size: int, count: int | None) -> list[BatchItem]:
     """All crops of an image come together, so that it is decoded once."""
     numbers = tuple(range(count or 1))
     images = max(1, batch_size // len(numbers))
-    return [CropBatch(indices[first : first + images], numbers) for first in range(0, len(indices), images)]
+    return [BatchItem(indices[first : first + images], numbers) for first in range(0, len(indices), images)]

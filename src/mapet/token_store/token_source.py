@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mapet.data.loader import LoadedBatch, UnreadableImage, UnreadableImages
+from mapet.data.batch import LoadedBatch, UnreadableImage
+from mapet.data.skipped import UnreadableImages
 from mapet.data.source import ImageSource
 from mapet.data.views import Rendering
 from mapet.token_store.encode import encode, rendering_for
@@ -64,7 +65,7 @@ class StoredTokens(TokenSource):
 
     def tokens(self, batch: LoadedBatch, device: torch.device) -> Tensor:
         """Those of the view that `batch` shows."""
-        ids = self.store.lookup(batch.keys, batch.crops[0]).flatten(1)
+        ids = self.store.lookup(batch.keys, batch.views[0]).flatten(1)
         pinned = ids.pin_memory() if device.type == "cuda" else ids  # else the copy would wait for the device
         return pinned.to(device, non_blocking=True)
 

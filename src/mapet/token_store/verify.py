@@ -8,11 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mapet.data.crop_loader import CropBatch, make_crop_loader
-from mapet.data.loader import LoadedBatch, UnreadableImages
+from mapet.data.batch import LoadedBatch
+from mapet.data.loader import CropRenderer, make_loader
+from mapet.data.order import BatchItem
+from mapet.data.skipped import UnreadableImages, walk
 from mapet.data.source import ImageSource
 from mapet.errors import FailedRunError
-from mapet.runtime.progress import progress
 from mapet.runtime.seeding import seeded_generator
 from mapet.token_store.encode import encode, rendering_for
 from mapet.token_store.read import TokenStore
@@ -107,35 +108,32 @@ def verify_store(
     store.check(tokenizer.fingerprint, grid_size=tokenizer.grid_size, vocab_size=tokenizer.vocab_size)
     tokenizer.to(device).eval()
     batches = _drawn(store.match(source), store.num_views or 1, count, seed, batch_size)
-    loader = make_crop_loader(source, store.crops, batches, rendering_for(tokenizer), workers=workers)
+    loader = make_loader(source, CropRenderer(store.crops, rendering_for(tokenizer)), batches, workers)
     total, differences = sum(len(batch.indices) for batch in batches), []
     crops = 0
-    with progress("Verifying", total) as bar:
-        for batch in loader:
-            unreadable.record(batch.unreadable)
-            differing = _differing(store, tokenizer, batch, device)
-            for index, tokens in zip(batch.indices.tolist(), differing.tolist(), strict=True):
-                if tokens:
-                    differences.append(Difference(source.describe(index), batch.crops[0], tokens))
-            crops += len(batch.keys)
-            bar.advance(len(batch.keys) + len(batch.unreadable))
+    for batch in walk("Verifying", loader, total, unreadable):
+        differing = _differing(store, tokenizer, batch, device)
+        for index, tokens in zip(batch.indices.tolist(), differing.tolist(), strict=True):
+            if tokens:
+                differences.append(Difference(source.describe(index), batch.views[0], tokens))
+        crops += len(batch.keys)
     differences.sort(key=lambda difference: -difference.tokens)
     return Verification(crops, crops * store.grid_size[0] * store.grid_size[1], differences)
 
 
-def _drawn(usable: list[int], views: int, count: int, seed: int, batch_size: int) -> list[CropBatch]:
+def _drawn(usable: list[int], views: int, count: int, seed: int, batch_size: int) -> list[BatchItem]:
     """`count` of all pairs of image and crop, without repetition; a batch has one crop number."""
     pairs = torch.randperm(len(usable) * views, generator=seeded_generator(seed, "verify"))[:count].sort().values
     return [batch for number in range(views) for batch in _of_one_number(pairs, usable, views, number, batch_size)]
 
 
-def _of_one_number(pairs: Tensor, usable: list[int], views: int, number: int, batch_size: int) -> Iterator[CropBatch]:
+def _of_one_number(pairs: Tensor, usable: list[int], views: int, number: int, batch_size: int) -> Iterator[BatchItem]:
     indices = [usable[place] for place in (pairs[pairs % views == number] // views).tolist()]
     for first in range(0, len(indices), batch_size):
-        yield CropBatch(indices[first : first + batch_size], (number,))
+        yield BatchItem(indices[first : first + batch_size], (number,))
 
 
 def _differing(store: TokenStore, tokenizer: Tokenizer, batch: LoadedBatch, device: torch.device | str) -> Tensor:
     """(B,) how many tokens of each crop are not as stored."""
-    stored = store.lookup(batch.keys, batch.crops[0])
+    stored = store.lookup(batch.keys, batch.views[0])
     return (encode(tokenizer, batch.images, device).cpu() != stored).sum(dim=(1, 2))

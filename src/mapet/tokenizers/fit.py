@@ -13,9 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mapet.data.loader import UnreadableImages, make_loader, sequential_batches
+from mapet.data.skipped import UnreadableImages
 from mapet.data.source import ImageSource, subset
-from mapet.data.views import FixedView
 from mapet.errors import TokenizerError
 from mapet.runtime.processes import Processes, barrier, broadcast_, gather_numbers, only_writers, process_group
 from mapet.runtime.progress import progress, say
@@ -26,11 +25,9 @@ from mapet.tokenizers.clustering.nearest import full_float32
 from mapet.tokenizers.clustering.points import StoredPoints
 from mapet.tokenizers.feature_kmeans import FeatureKMeans
 from mapet.tokenizers.features.base import FeatureExtractor, create_features
-from mapet.tokenizers.features.samples import BATCH_SIZE, PatchSample, SampledFeatures, sample_features
+from mapet.tokenizers.features.samples import PatchSample, SampledFeatures, images_to_fit, sample_features
 from mapet.tokenizers.fit_settings import FitSettings
 
-# Pixel values that features are fitted on at once (256 MiB of float32).
-FIT_VALUES = 2**26
 MEMORY = 4 * 2**30
 
 
@@ -157,22 +154,10 @@ class _Fit:
 
     def _fit_features(self, extractor: FeatureExtractor, chosen: Tensor) -> None:
         """Fits the extractor to the first of the `chosen` images, in all processes to the same bits."""
-        count = min(extractor.images_to_fit, FIT_VALUES // (3 * extractor.image_size**2) or 1)
-        images = self._read(subset(self.source, chosen[:count].numpy()), extractor.image_size)
-        extractor.fit(images, seeded_generator(self.settings.seed, "features"))
+        images = images_to_fit(extractor, self.source, chosen, "Fitting features", self.workers, self.unreadable)
+        extractor.fit(images.to(self.device), seeded_generator(self.settings.seed, "features"))
         for tensor in extractor.state_dict().values():
             broadcast_(tensor)
-
-    def _read(self, source: ImageSource, image_size: int) -> Tensor:
-        """All images (n, 3, image_size, image_size) that can be read, in [0, 1], on the device."""
-        images = [torch.empty(0, 3, image_size, image_size)]
-        with progress("Fitting features", len(source), after=2.0) as bar:
-            batches = sequential_batches(len(source), BATCH_SIZE)
-            for batch in make_loader(source, FixedView(image_size), batches, self.workers if batches else 0):
-                self.unreadable.record(batch.unreadable)
-                images.append(batch.images.float() / 255)
-                bar.advance(len(batch.keys) + len(batch.unreadable))
-        return torch.cat(images).to(self.device)
 
     def _cluster(self, features: SampledFeatures) -> tuple[KMeansResult, int]:
         """k-means over the features of all processes, with a progress bar; also how many they are."""

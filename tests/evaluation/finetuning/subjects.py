@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from mapet.data.loader import UnreadableImages
+from mapet.data.skipped import UnreadableImages
 from mapet.data.sources import open_source
 from mapet.data.views import IMAGENET_MEAN, IMAGENET_STD
 from mapet.evaluation.finetuning.protocol import FineTune

@@ -15,6 +15,8 @@ import torch
 from mapet.checkpoints.address import OpenedBackbone
 from mapet.checkpoints.backbone_folder import load_backbone
 from mapet.data.augmentation import TrainingView
+from mapet.data.loader import ImageBatches, ViewRenderer
+from mapet.data.order import BatchItem
 from mapet.engine.checkpoint import newest_checkpoint
 from mapet.engine.loop import LoopSettings
 from mapet.errors import (
@@ -31,7 +33,6 @@ from mapet.evaluation.finetuning.judging import judge_models
 from mapet.evaluation.finetuning.training import FineTuning
 from mapet.evaluation.presets import protocol_of
 from mapet.evaluation.protocol import Findings
-from mapet.evaluation.supervised.images import AugmentedImages
 from mapet.models.positions import with_own_tables
 from tests.evaluation.finetuning.subjects import CPU, EVERYTHING, OPTIONS, quick, tiny_recipe, tiny_subject
 from tests.tiny import LOCATION, assert_equal_weights, at_step, weights_of
@@ -144,7 +145,7 @@ def test_every_epoch_draws_anew_and_every_seed_too() -> None:
     source = tiny_subject().train
 
     def pixels(seed: int, epoch: int) -> torch.Tensor:
-        return AugmentedImages(source, TrainingView(16), seed)[epoch, [4, 7]].images
+        return ImageBatches(source, ViewRenderer(TrainingView(16), seed))[BatchItem([4, 7], (epoch,))].images
 
     assert torch.equal(pixels(0, 1), pixels(0, 1))
     assert not torch.equal(pixels(0, 1), pixels(0, 2))

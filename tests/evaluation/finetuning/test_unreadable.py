@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from mapet.data.loader import LoadedBatch, UnreadableImages
+from mapet.data.batch import LoadedBatch
+from mapet.data.skipped import UnreadableImages
 from mapet.errors import DataError, SettingsError, UnreadableImageError
 from mapet.evaluation.finetuning.classifier import build_classifier
 from mapet.evaluation.finetuning.judging import judge_models

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from mapet.data.loader import UnreadableImages, make_loader
+from mapet.data.loader import ViewRenderer, make_loader
+from mapet.data.order import BatchItem
+from mapet.data.skipped import UnreadableImages
 from mapet.data.views import AugmentedView, EvaluationView, FixedView
 from mapet.errors import SettingsError, UnreadableImageError
 from mapet.evaluation.held_out import hold_out_rows
@@ -42,8 +44,8 @@ def test_batches_are_new_crops_of_the_right_images_in_every_epoch() -> None:
     steps = list(order_of(40, 16, 7, 2))
     assert len(found) == len(steps) == 4
     for number, (features, labels, learned) in enumerate(found):
-        view = AugmentedView(16)
-        (loaded,) = make_loader(subject.train, view, [steps[number]], 0, seed=7, epoch=number // 2)
+        renderer = ViewRenderer(AugmentedView(16), seed=7)
+        (loaded,) = make_loader(subject.train, renderer, [BatchItem(steps[number], (number // 2,))])
         assert torch.equal(features, every_layer(subject, "both")(loaded.images))
         assert torch.equal(labels, torch.from_numpy(subject.train.labels[steps[number]]))  # type: ignore[index]
         assert torch.equal(learned, ~images.held_out[steps[number]])  # type: ignore[arg-type]

@@ -8,13 +8,14 @@ import pytest
 import torch
 from PIL import Image
 
-from mapet.data.loader import UnreadableImages, step_batches
+from mapet.data.loader import make_loader
+from mapet.data.order import step_batches
+from mapet.data.skipped import UnreadableImages
 from mapet.data.views import IMAGENET_MEAN, IMAGENET_STD, normalise
 from mapet.engine.loop import LoopSettings
 from mapet.errors import CheckpointError, DataError, InterruptedRunError, NonFiniteLossError
-from mapet.evaluation.segmentation.augment import Augmentation
+from mapet.evaluation.segmentation.augment import Augmentation, MaskedRenderer
 from mapet.evaluation.segmentation.data import open_segmentation
-from mapet.evaluation.segmentation.loader import load_pairs
 from mapet.evaluation.segmentation.loss import pixel_loss
 from mapet.evaluation.segmentation.masks import PADDED
 from mapet.evaluation.segmentation.protocol import Segment
@@ -141,7 +142,8 @@ def test_what_is_dropped_is_a_function_of_the_step(tmp_path: Path, folder: Path)
 def test_workers_change_nothing(folder: Path) -> None:
     train, _ = open_segmentation(str(folder))
     augment = Augmentation(32, (128, 32), (0.5, 2.0), 0.75)
-    alone, helped = ([*load_pairs(train, augment, step_batches(6, 3, 0, 1, 4), 0, workers, False)] for workers in (0, 1))
+    renderer, items = MaskedRenderer(train, augment, 0), [*step_batches(6, 3, 0, 1, 4).items()]
+    alone, helped = ([*make_loader(train, renderer, items, workers)] for workers in (0, 1))
     assert len(alone) == len(helped) == 3
     for one, other in zip(alone, helped, strict=True):
         assert one.keys == other.keys
@@ -152,7 +154,7 @@ def test_workers_change_nothing(folder: Path) -> None:
 def test_every_epoch_draws_anew(folder: Path) -> None:
     train, _ = open_segmentation(str(folder))
     augment = Augmentation(32, (128, 32), (0.5, 2.0), 0.75)
-    first, second = load_pairs(train, augment, step_batches(6, 6, 0, 0, 2), 0, 0, False)
+    first, second = make_loader(train, MaskedRenderer(train, augment, 0), step_batches(6, 6, 0, 0, 2).items())
     places = [second.keys.index(key) for key in first.keys]
     assert not any(torch.equal(first.images[index], second.images[place]) for index, place in enumerate(places))
 

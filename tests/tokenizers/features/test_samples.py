@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from mapet.data.loader import UnreadableImages
+from mapet.data.skipped import UnreadableImages
 from mapet.data.source import ImageSource, sample_keys, subset
 from mapet.data.sources import open_source
 from mapet.errors import DataError, StorageError, TokenizerError

@@ -8,7 +8,7 @@ import torch
 from sklearn.cluster import KMeans
 
 from mapet.data.decode import decode_image
-from mapet.data.loader import UnreadableImages
+from mapet.data.skipped import UnreadableImages
 from mapet.data.source import subset
 from mapet.data.sources import open_source
 from mapet.data.views import FixedView

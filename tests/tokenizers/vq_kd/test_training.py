@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from mapet.checkpoints.backbone_folder import save_backbone
-from mapet.data.loader import UnreadableImages
+from mapet.data.skipped import UnreadableImages
 from mapet.engine.callbacks import LogPoint
 from mapet.engine.checkpoint import newest_checkpoint
 from mapet.errors import CheckpointError, InterruptedRunError, ModelError, NonFiniteLossError, SettingsError, TokenizerError

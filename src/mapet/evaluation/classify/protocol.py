@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from mapet.data.address import DataAddress
-from mapet.data.loader import LoadedBatch
+from mapet.data.batch import LoadedBatch
 from mapet.data.locations import open_location
 from mapet.data.source import ImageSource, subset
 from mapet.data.sources import SOURCES, only_folder, open_source

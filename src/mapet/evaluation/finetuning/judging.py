@@ -7,7 +7,8 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from mapet.data.loader import make_loader, sequential_batches
+from mapet.data.loader import ViewRenderer, make_loader
+from mapet.data.order import sequential_batches
 from mapet.data.views import EvaluationView, normalise
 from mapet.evaluation.finetuning.settings import FineTuneSettings
 from mapet.evaluation.outcomes import Outcomes, classified
@@ -37,7 +38,7 @@ def judge_models(models: dict[str, nn.Module], recipe: BackboneRecipe, subject: 
     batches = sequential_batches(len(subject.test), settings.micro_batch or BATCH_SIZE)
     for model in models.values():
         model.eval()
-    for loaded in make_loader(subject.test, view, batches, subject.workers, pin_memory=subject.device.type == "cuda"):
+    for loaded in make_loader(subject.test, ViewRenderer(view), batches, subject.workers, subject.device):
         subject.unreadable.record(loaded.unreadable)
         subject.record_keys(subject.test, loaded)
         inputs = normalise(loaded.images.to(subject.device, non_blocking=True), recipe.mean, recipe.std)

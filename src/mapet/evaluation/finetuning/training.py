@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from mapet.compat import ModelEmaV3
 from mapet.data.augmentation import TrainingView
-from mapet.data.loader import LoadedBatch, step_batches
+from mapet.data.batch import LoadedBatch
+from mapet.data.order import step_batches
 from mapet.engine.optimizer import adamw, layer_groups
 from mapet.engine.schedule import cosine
 from mapet.engine.step import StepSums
@@ -25,7 +26,6 @@ from mapet.evaluation.finetuning.settings import FineTuneSettings
 from mapet.evaluation.finetuning.step import FineTuneStep
 from mapet.evaluation.protocol import Findings
 from mapet.evaluation.subject import Subject
-from mapet.evaluation.supervised.images import augmented_batches
 from mapet.evaluation.supervised.training import SupervisedTraining
 from mapet.models.weights import fingerprint
 from mapet.runtime.progress import say
@@ -123,7 +123,7 @@ class FineTuning(SupervisedTraining):
             self.recipe.mean,
         )
         steps = step_batches(len(subject.train), self.batch_size, settings.seed, self.first_step, self.total_steps)
-        return augmented_batches(subject, view, steps, settings.seed)
+        return subject.augmented(view, steps, settings.seed)
 
     def _identity(self) -> str:
         """Names everything that the weights depend on: settings, initial weights, images and labels."""

@@ -8,7 +8,7 @@ is timm's `AttentionPoolLatent`, the settings are ours.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, cast
 
@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from mapet.compat import AttentionPoolLatent
-from mapet.data.loader import make_loader, sequential_batches
+from mapet.data.loader import ViewRenderer, make_loader
+from mapet.data.order import BatchItem, sequential_batches
 from mapet.data.source import ImageSource
 from mapet.data.views import FixedView
 from mapet.evaluation.outcomes import classified
@@ -152,21 +153,21 @@ class Tokens:
 
     def batches(self, batch_size: int, epochs: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Tokens (B, N_p, D) and labels (B,) in a new order in every epoch."""
-        return self._load(order_of(len(self), batch_size, seed, epochs))
+        return self._load(order_of(len(self), batch_size, seed, epochs).items())
 
     def in_order(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Tokens (B, N_p, D) and labels (B,) of every image once."""
         return self._load(sequential_batches(len(self), _JUDGED))
 
-    def _load(self, batches) -> Iterator[tuple[Tensor, Tensor]]:
+    def _load(self, batches: Iterable[BatchItem]) -> Iterator[tuple[Tensor, Tensor]]:
         subject = self._subject
         if self._kept is not None:
             tokens, labels = self._kept
-            for rows in batches:
-                chosen = torch.tensor(rows, device=subject.device)
+            for item in batches:
+                chosen = torch.tensor(item.indices, device=subject.device)
                 yield tokens[chosen], labels[chosen]
             return
-        for loaded in make_loader(self._source, self._view, batches, subject.workers):
+        for loaded in make_loader(self._source, ViewRenderer(self._view), batches, subject.workers):
             subject.unreadable.record(loaded.unreadable)
             if not len(loaded.images):
                 continue  # nothing of it could be read

@@ -9,13 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mapet.data.loader import StepBatches, step_batches
+from mapet.data.order import StepBatches, step_batches
 from mapet.data.source import subset
 from mapet.data.views import AugmentedView, View
 from mapet.evaluation.held_out import hold_out_rows
 from mapet.evaluation.probes.representations import Describe, describe_all
 from mapet.evaluation.subject import Subject, refuse_non_finite
-from mapet.evaluation.supervised.images import augmented_batches
 
 
 class ProbeImages(Protocol):
@@ -92,7 +91,7 @@ class AugmentedImages:
     def batches(self, batch_size: int, epochs: int, seed: int) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
         """As in `ProbeImages`."""
         subject, view = self._subject, AugmentedView(self._subject.recipe.image_size)
-        for loaded in augmented_batches(subject, view, order_of(len(self.labels), batch_size, seed, epochs), seed):
+        for loaded in subject.augmented(view, order_of(len(self.labels), batch_size, seed, epochs), seed):
             subject.unreadable.record(loaded.unreadable)
             if not len(loaded.images):
                 continue  # nothing of it could be read

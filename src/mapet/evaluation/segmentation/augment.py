@@ -11,8 +11,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 
+from mapet.data.loader import image_shape
+from mapet.evaluation.segmentation.data import MaskedImages
 from mapet.evaluation.segmentation.masks import IGNORED, PADDED
+from mapet.runtime.seeding import derive_seed
 
 _ATTEMPTS = 10
 _BRIGHTNESS, _FACTORS, _HUE = 32, (0.5, 1.5), 18
@@ -87,6 +91,26 @@ class Augmentation:
         top = draws.integer(0, max(height - self.crop, 0) + 1)
         left = draws.integer(0, max(width - self.crop, 0) + 1)
         return left, top, min(left + self.crop, width), min(top + self.crop, height)
+
+
+class MaskedRenderer:
+    """`LoadedBatch.images` and `labels`, the class of every pixel (negative where there is none), of one augmented view.
+
+    Args:
+        source: For the masks.
+        augment: What is drawn is a function of (seed, number of the view, sample key).
+        seed: Of the training.
+    """
+
+    def __init__(self, source: MaskedImages, augment: Augmentation, seed: int) -> None:
+        self._source, self._augment, self._seed = source, augment, seed
+        self.shapes = {"images": image_shape(augment.crop), "labels": ((augment.crop, augment.crop), torch.int16)}
+
+    def __call__(self, image: Image.Image, key: str, index: int, view: int) -> dict[str, Tensor]:
+        """See `mapet.data.loader.Renderer`."""
+        seed = derive_seed(self._seed, "augment", view, key)
+        pixels, mask = (np.ascontiguousarray(array) for array in self._augment(image, self._source.read_mask(index), seed))
+        return {"images": torch.from_numpy(pixels).permute(2, 0, 1), "labels": torch.from_numpy(mask)}
 
 
 def fitting_size(width: int, height: int, longest: int, shortest: int) -> tuple[int, int]:

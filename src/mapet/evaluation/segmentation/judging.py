@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from mapet.data.batch import UnreadableImage
 from mapet.data.decode import decode_image
-from mapet.data.loader import UnreadableImage
 from mapet.errors import DataError, FailedRunError, UnreadableImageError
 from mapet.evaluation.outcomes import Outcomes
 from mapet.evaluation.segmentation.data import MaskedImages

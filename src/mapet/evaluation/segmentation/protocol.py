@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
-from mapet.data.loader import UnreadableImages
+from mapet.data.skipped import UnreadableImages
 from mapet.data.source import ImageSource
 from mapet.evaluation.outcomes import Outcomes
 from mapet.evaluation.protocol import Findings

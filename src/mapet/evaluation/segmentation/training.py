@@ -5,16 +5,19 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from mapet.data.loader import LoadedBatch, StepBatches, step_batches
+from torch import Tensor
+
+from mapet.data.batch import LoadedBatch
+from mapet.data.loader import make_loader
+from mapet.data.order import StepBatches, step_batches
 from mapet.engine.optimizer import adamw, layer_groups
 from mapet.engine.schedule import linear
 from mapet.engine.step import StepSums
 from mapet.errors import DataError
-from mapet.evaluation.segmentation.augment import Augmentation
+from mapet.evaluation.segmentation.augment import Augmentation, MaskedRenderer
 from mapet.evaluation.segmentation.data import MaskedImages
-from mapet.evaluation.segmentation.loader import labels_of, load_pairs
 from mapet.evaluation.segmentation.model import UperNet, at_crop_size, blocks_of_depth, check_blocks
 from mapet.evaluation.segmentation.settings import SegmentSettings
 from mapet.evaluation.segmentation.step import SegmentationStep
@@ -76,18 +79,20 @@ class SegmentationTraining(SupervisedTraining):
 
     def training_step(self, step: int, batch: LoadedBatch, lr: float) -> tuple[StepSums, int] | None:
         """Batch norm needs two images, and the loss a pixel with a class; nothing can be learned from other batches."""
-        if len(batch.images) < 2 or not (labels_of(batch) >= 0).any():
+        masks = cast(Tensor, batch.labels)
+        if len(batch.images) < 2 or not (masks >= 0).any():
             return None
         device = self.subject.device
-        images, labels = (tensor.to(device, non_blocking=True) for tensor in (batch.images, labels_of(batch)))
+        images, labels = (tensor.to(device, non_blocking=True) for tensor in (batch.images, masks))
         return self.step(images, labels, step, lr), len(images)
 
     def batches(self) -> Iterable[LoadedBatch]:
         """The crops of every step that is left."""
         settings, subject = self.settings, self.subject
         augment = Augmentation(settings.crop, settings.scale, settings.ratio, settings.max_class_share)
-        batches = self._step_batches(self.first_step, settings.steps)
-        return load_pairs(self.images, augment, batches, settings.seed, subject.workers, subject.device.type == "cuda")
+        steps = self._step_batches(self.first_step, settings.steps)
+        renderer = MaskedRenderer(self.images, augment, settings.seed)
+        return make_loader(self.images, renderer, steps.items(), subject.workers, subject.device)
 
     def _step_batches(self, first: int, last: int) -> StepBatches:
         return step_batches(len(self.images), self.batch_size, self.settings.seed, first, last)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from mapet.data.loader import LoadedBatch
+from mapet.data.batch import LoadedBatch
 from mapet.engine.checkpoint import Checkpoint
 from mapet.engine.loop import LoopSettings, Training
 from mapet.evaluation.subject import Subject

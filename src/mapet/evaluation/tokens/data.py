@@ -12,14 +12,15 @@ import torch
 from torch import Tensor
 
 from mapet.data.crops import FixedCrop
-from mapet.data.loader import UnreadableImages, make_loader, sequential_batches
+from mapet.data.loader import ViewRenderer, make_loader
+from mapet.data.order import sequential_batches
+from mapet.data.skipped import UnreadableImages, walk
 from mapet.data.source import KEY_LENGTH, ImageSource, sample_keys, subset, with_keys
 from mapet.data.views import FixedView
 from mapet.errors import DataError, TokenizerError, TokenStoreError
 from mapet.evaluation.copies import KeyedImages
-from mapet.evaluation.subject import Evaluated, record_unreadable
+from mapet.evaluation.subject import Evaluated
 from mapet.runtime.json_files import read_json
-from mapet.runtime.progress import progress
 from mapet.runtime.run_directory import RunDirectory
 from mapet.token_store.encode import encode
 from mapet.token_store.format import HEADER
@@ -227,15 +228,12 @@ def _encode(
     tokenizer: Tokenizer, images: ImageSource, part: str, device: torch.device, workers: int, unreadable: UnreadableImages
 ) -> TokenSplit:
     tokenizer.to(device).eval()
-    batches, pinned = sequential_batches(len(images), BATCH_SIZE), device.type == "cuda"
-    loader = make_loader(images, FixedView(tokenizer.image_size, tokenizer.interpolation), batches, workers, pin_memory=pinned)
+    renderer = ViewRenderer(FixedView(tokenizer.image_size, tokenizer.interpolation))
+    loader = make_loader(images, renderer, sequential_batches(len(images), BATCH_SIZE), workers, device)
     ids, labels, keys = [], [], []
-    with progress(f"Tokenising {part} images", len(images)) as bar, torch.inference_mode():
-        for batch in loader:
-            seen = bar.done + len(batch.keys) + len(batch.unreadable)
-            record_unreadable(unreadable, batch.unreadable, f"{seen:,} of {len(images):,} {part} images")
+    for batch in walk(f"Tokenising {part} images", loader, len(images), unreadable, part=f"{part} images"):
+        with torch.inference_mode():
             ids.append(encode(tokenizer, batch.images, device).flatten(1).int().cpu())
-            labels.append(batch.labels)
-            keys += batch.keys
-            bar.advance(len(batch.keys) + len(batch.unreadable))
+        labels.append(batch.labels)
+        keys += batch.keys
     return TokenSplit(torch.cat(ids), torch.cat(labels), keys)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from mapet.data.loader import step_batches
+from mapet.data.order import step_batches
 from mapet.data.source import ImageSource
 from mapet.engine.optimizer import decay_groups
 from mapet.engine.schedule import cosine

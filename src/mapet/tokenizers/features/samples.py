@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,17 +16,21 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mapet.data.loader import LoadedBatch, UnreadableImage, UnreadableImages, make_loader, sequential_batches
+from mapet.data.batch import LoadedBatch, UnreadableImage
+from mapet.data.loader import ViewRenderer, make_loader
+from mapet.data.order import sequential_batches
+from mapet.data.skipped import UnreadableImages, walk
 from mapet.data.source import ImageSource, sample_keys, subset
 from mapet.data.views import FixedView
 from mapet.errors import StorageError, TokenizerError
 from mapet.runtime.processes import Processes
-from mapet.runtime.progress import progress
 from mapet.runtime.seeding import seeded_generator
 from mapet.tokenizers.features.base import FeatureExtractor
 from mapet.tokenizers.features.file import FeatureFile, Written
 
 BATCH_SIZE = 64
+# Pixel values that features are fitted on at once (256 MiB of float32).
+FIT_VALUES = 2**26
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,17 @@ class SampledFeatures:
     job: str
     images: int
     points: int
+
+
+def images_to_fit(
+    extractor: FeatureExtractor, source: ImageSource, order: Tensor, title: str, workers: int, unreadable: UnreadableImages
+) -> Tensor:
+    """The first images of `order` (n, 3, size, size) in [0, 1] that can be read, as many as the extractor is fitted to."""
+    count = min(extractor.images_to_fit, FIT_VALUES // (3 * extractor.image_size**2) or 1)
+    chosen, view = subset(source, order[:count].numpy()), FixedView(extractor.image_size)
+    loader = make_loader(chosen, ViewRenderer(view), sequential_batches(len(chosen), BATCH_SIZE), workers)
+    batches = walk(title, loader, len(chosen), unreadable, after=2.0)
+    return torch.cat([torch.empty(0, 3, view.size, view.size), *(batch.images.float() / 255 for batch in batches)])
 
 
 @torch.no_grad()
@@ -143,17 +157,12 @@ def _extract(
     unreadable: UnreadableImages,
 ) -> None:
     """Adds batch after batch to `file`, from the first that it does not have."""
-    batches = sequential_batches(len(source), BATCH_SIZE)
-    start, began = _images_in(file.written), time.monotonic()
-    view, pinned = FixedView(extractor.image_size), device.type == "cuda"
-    with progress("Extracting features", len(source), start) as bar:
-        for batch in make_loader(source, view, batches[file.written.batches :], workers, pin_memory=pinned):
-            unreadable.record(batch.unreadable)
-            features = _sampled(batch, extractor, sample, device)
-            _refuse_overflow(features, batch, sample, source)
-            file.add(features, len(batch.keys), [asdict(image) for image in batch.unreadable])
-            bar.advance(len(batch.keys) + len(batch.unreadable))
-            bar.note(f"{(bar.done - start) / max(time.monotonic() - began, 1e-9):,.0f} images/s")
+    batches = sequential_batches(len(source), BATCH_SIZE)[file.written.batches :]
+    loader = make_loader(source, ViewRenderer(FixedView(extractor.image_size)), batches, workers, device)
+    for batch in walk("Extracting features", loader, len(source), unreadable, done=_images_in(file.written)):
+        features = _sampled(batch, extractor, sample, device)
+        _refuse_overflow(features, batch, sample, source)
+        file.add(features, len(batch.keys), [asdict(image) for image in batch.unreadable])
 
 
 def _images_in(written: Written) -> int:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from mapet.data.loader import LoadedBatch, UnreadableImages, make_loader, sequential_batches
+from mapet.data.batch import LoadedBatch
+from mapet.data.loader import ViewRenderer, make_loader
+from mapet.data.order import sequential_batches
+from mapet.data.skipped import UnreadableImages, walk
 from mapet.data.source import ImageSource, subset
 from mapet.data.views import FixedView
 from mapet.errors import DataError
@@ -81,26 +83,17 @@ def judge(
     """
     unreadable = UnreadableImages() if unreadable is None else unreadable
     tokens = _Tokens(tokenizer.to(device), torch.device(device), seed)
+    renderer = ViewRenderer(FixedView(tokenizer.image_size, tokenizer.interpolation))
+    loader = make_loader(source, renderer, sequential_batches(len(source), BATCH_SIZE), workers, device)
     read = 0
-    with progress(f"Judging {title}", len(source)) as bar:
-        for batch in _batches(tokenizer, source, workers, tokens.device):
-            unreadable.record(batch.unreadable)
-            if batch.keys:
-                tokens.add(batch)
-            read += len(batch.keys)
-            bar.advance(len(batch.keys) + len(batch.unreadable))
-        if read < 2:
-            raise DataError(f"{read} of the images of {source.location} can be used; a scorecard needs at least 2.")
-        bar.note("comparing the tokens")
+    for batch in walk(f"Judging {title}", loader, len(source), unreadable):
+        if batch.keys:
+            tokens.add(batch)
+        read += len(batch.keys)
+    if read < 2:
+        raise DataError(f"{read} of the images of {source.location} can be used; a scorecard needs at least 2.")
+    with progress(f"Comparing the tokens of {title}", 1, after=2.0):
         return tokens.judged(title)
-
-
-def _batches(tokenizer: Tokenizer, source: ImageSource, workers: int, device: torch.device) -> Iterable[LoadedBatch]:
-    """All images as the tokenizer sees them."""
-    batches = sequential_batches(len(source), BATCH_SIZE)
-    return make_loader(
-        source, FixedView(tokenizer.image_size, tokenizer.interpolation), batches, workers, pin_memory=device.type == "cuda"
-    )
 
 
 class _Tokens:

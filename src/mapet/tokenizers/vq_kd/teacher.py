@@ -5,26 +5,21 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
-from mapet.data.loader import UnreadableImages, make_loader, sequential_batches
-from mapet.data.source import ImageSource, subset
-from mapet.data.views import FixedView
+from mapet.data.skipped import UnreadableImages
+from mapet.data.source import ImageSource
 from mapet.errors import CheckpointError, NotAllowedError, TokenizerError
 from mapet.models.weights import load_strictly
 from mapet.runtime.files import atomic_directory, recover, write_json
 from mapet.runtime.json_files import read_json
-from mapet.runtime.progress import progress
 from mapet.runtime.seeding import seeded_generator
 from mapet.runtime.tensors import load_tensors, write_tensors
 from mapet.tokenizers.clustering.nearest import full_float32
 from mapet.tokenizers.features.base import FeatureExtractor, create_features, restore_features
+from mapet.tokenizers.features.samples import images_to_fit
 from mapet.tokenizers.vq_kd.settings import VQKDSettings
 
 _SETTINGS, _WEIGHTS = "teacher.json", "weights.safetensors"
-_BATCH_SIZE = 64
-# Pixel values that features are fitted on at once (256 MiB of float32).
-_FIT_VALUES = 2**26
 
 
 def create_teacher(settings: VQKDSettings, grid_size: tuple[int, int]) -> FeatureExtractor:
@@ -75,8 +70,7 @@ def fit_teacher(
         unreadable: Counts and names the images that cannot be read.
     """
     order = torch.randperm(len(source), generator=seeded_generator(seed, "teacher images"))
-    count = min(teacher.images_to_fit, _FIT_VALUES // (3 * teacher.image_size**2) or 1)
-    images = _read(subset(source, order[:count].numpy()), teacher.image_size, workers, unreadable)
+    images = images_to_fit(teacher, source, order, "Fitting the teacher", workers, unreadable)
     with full_float32(device):
         teacher.to(device).fit(images.to(device), seeded_generator(seed, "teacher"))
     with atomic_directory(folder) as partial:
@@ -100,14 +94,3 @@ def saved_teacher(folder: Path) -> FeatureExtractor | None:
     except Exception as error:
         raise CheckpointError(f"The teacher in {folder} is damaged: {error} Delete {folder.parent} to start again.") from error
     return teacher.eval().requires_grad_(False)
-
-
-def _read(source: ImageSource, size: int, workers: int, unreadable: UnreadableImages) -> Tensor:
-    """All images (n, 3, size, size) of a source in [0, 1], those that can be read."""
-    images = [torch.empty(0, 3, size, size)]
-    with progress("Fitting the teacher", len(source), after=2.0) as bar:
-        for batch in make_loader(source, FixedView(size), sequential_batches(len(source), _BATCH_SIZE), workers):
-            unreadable.record(batch.unreadable)
-            images.append(batch.images.float() / 255)
-            bar.advance(len(batch.keys) + len(batch.unreadable))
-    return torch.cat(images)

@@ -21,9 +21,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mapet.data.crop_loader import CropBatch, make_crop_loader
+from mapet.data.batch import UnreadableImage
 from mapet.data.crops import RandomCrops
-from mapet.data.loader import UnreadableImage, UnreadableImages, step_batches
+from mapet.data.loader import CropRenderer, make_loader
+from mapet.data.order import step_batches
+from mapet.data.skipped import UnreadableImages
 from mapet.data.source import ImageSource
 from mapet.data.views import Rendering
 from mapet.engine.loop import LoopSettings, Training
@@ -190,16 +192,8 @@ class VQKDTraining(Training[DistillationBatch]):
             len(self.source), settings.batch_size, settings.seed, self.first_step, self.total_steps, processes.rank, processes.world
         )
         own, teachers = Rendering(settings.image_size, VQKD.interpolation), Rendering(self.teacher.image_size)
-        loader = make_crop_loader(
-            self.source,
-            crops,
-            (CropBatch(indices, (crops.number(epoch),)) for epoch, indices in steps.with_epochs()),
-            teachers,
-            tokenizer_rendering=None if own == teachers else own,
-            workers=self.workers,
-            pin_memory=self.device.type == "cuda",
-        )
-        for batch in loader:
+        renderer = CropRenderer(crops, teachers, None if own == teachers else own)
+        for batch in make_loader(self.source, renderer, steps.items(crops.number), self.workers, self.device):
             seen = batch.images.to(self.device, non_blocking=True).float() / 255
             tokenised = batch.tokenizer_images
             images = seen if tokenised is None else tokenised.to(self.device, non_blocking=True).float() / 255
