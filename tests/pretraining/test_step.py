@@ -15,7 +15,7 @@ from mapet.data.batch import Batch
 from mapet.objectives.base import Objective, ObjectiveOutput
 from mapet.objectives.masking import MaskCorruption
 from mapet.objectives.mim import MIM
-from mapet.pretraining.step import TrainingStep, make_optimizer
+from mapet.pretraining.step import TrainingStep
 from mapet.runtime.seeding import seeded_generator
 from tests.tiny import BATCH, VOCAB, assert_equal_weights, tiny_objective, tiny_settings, weights_of
 
@@ -33,7 +33,7 @@ class UnequalMIM(MIM):
 
 def make_step(settings: PretrainSettings, objective: Objective | None = None) -> TrainingStep:
     objective = (objective or tiny_objective(settings)).train()
-    return TrainingStep(objective, make_optimizer(objective, settings.training), settings, CPU)
+    return TrainingStep(objective, settings, CPU)
 
 
 def images_and_tokens(count: int = BATCH) -> tuple[Tensor, Tensor]:

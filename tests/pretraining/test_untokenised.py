@@ -13,7 +13,7 @@ from mapet.errors import SettingsError
 from mapet.objectives.cae import CAE
 from mapet.pretraining import training as trainer_module
 from mapet.pretraining.pretrain import backbone_recipe, build_objective, pretrain
-from mapet.pretraining.step import TrainingStep, make_optimizer
+from mapet.pretraining.step import TrainingStep
 from tests.tiny import LOCATION, assert_equal_weights, tiny_settings, tiny_tokenizer, weights_of
 
 PIXELS = {"objective": {"name": "zoomed_in", "options": {"width": 24, "depth": 1, "num_heads": 2}}}
@@ -81,7 +81,7 @@ def test_a_lagging_teacher_is_one_step_behind(tmp_path: Path) -> None:
     settings = tiny_settings(objective={"name": "cae", "options": options}, mechanics={"micro_batch": 2, "device": "cpu"})
     objective = build_objective(settings, backbone_recipe(settings).build())
     assert isinstance(objective, CAE)
-    step = TrainingStep(objective, make_optimizer(objective, settings.training), settings, torch.device("cpu"))
+    step = TrainingStep(objective, settings, torch.device("cpu"))
     images = torch.randint(0, 256, (4, 3, 16, 16), dtype=torch.uint8)
     ids = torch.randint(0, settings.tokenizer.vocab_size, (4, 16))
     for number in range(2):

@@ -7,11 +7,13 @@ backbone/weights.safetensors   the state_dict of that timm model, strict
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from pydantic import TypeAdapter, ValidationError
+from torch import Tensor
 
 from mapet.compat import VisionTransformer
 from mapet.errors import ModelError, wanted
@@ -28,10 +30,11 @@ _ANOTHER_VERSION = "model.json beside it names another model than the one that w
 _WEIGHTS = (".safetensors", ".pth", ".pt", ".pkl", ".bin", ".tar", ".ckpt")
 
 
-def save_backbone(folder: Path, recipe: BackboneRecipe, backbone: VisionTransformer) -> None:
-    """Writes the folder atomically."""
+def save_backbone(folder: Path, recipe: BackboneRecipe, backbone: VisionTransformer | Mapping[str, Tensor]) -> None:
+    """Writes the folder atomically; `backbone` is the model or its `state_dict`."""
+    weights = backbone if isinstance(backbone, Mapping) else backbone.state_dict()
     with atomic_directory(folder) as partial:
-        write_tensors(partial / "weights.safetensors", backbone.state_dict())
+        write_tensors(partial / "weights.safetensors", weights)
         description = {**asdict(recipe), "weights_sha256": sha256(partial / "weights.safetensors")}
         write_json(partial / "model.json", sealed(description))
 

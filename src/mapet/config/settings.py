@@ -148,6 +148,12 @@ class Mechanics(Section):
         description="images per forward pass; the rest of the batch is accumulated (drop path then draws otherwise)",
     )
     activation_checkpointing: bool = False
+    compile: bool = Field(default=False, description="compile the blocks (torch.compile); the first steps take longer")
+    parallel: Literal["ddp", "fsdp", "hsdp"] = Field(
+        default="ddp",
+        description="over several processes: ddp, each holds all weights; fsdp, a part of them; hsdp, the processes of one machine "
+        "share them",
+    )
     checkpoint_every: int = Field(default=500, ge=1, le=_MOST, description="optimizer steps between checkpoints")
     keep_checkpoints: int = Field(default=2, ge=1, le=_MANY)
     log_every: int = Field(default=10, ge=1, le=_MOST, description="optimizer steps between entries of metrics.jsonl")

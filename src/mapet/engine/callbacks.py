@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from mapet.data.source import ImageSource
+from mapet.engine.parallel import whole_weights
 from mapet.engine.warnings import Warnings
 from mapet.runtime.run_directory import RunDirectory
 
@@ -109,7 +110,7 @@ class Callbacks:
     """
 
     def __init__(self, monitors: Sequence[Monitor[Any]], run: RunContext, warnings: Warnings, kept: Mapping[str, Tensor]) -> None:
-        self._monitors, self._warnings = monitors, warnings
+        self._monitors, self._model, self._warnings = monitors, run.model, warnings
         for monitor in monitors:
             monitor.begin(run)
             prefix = _prefix(monitor)
@@ -127,7 +128,8 @@ class Callbacks:
 
     def observe(self, point: LogPoint) -> tuple[dict[str, float], list[str]]:
         """The scalars of all monitors and their notes; their warnings are printed and written on the way."""
-        observations = [monitor.observe(point) for monitor in self._monitors]
+        with whole_weights(self._model):
+            observations = [monitor.observe(point) for monitor in self._monitors]
         for observation in observations:
             for name, message in observation.warnings.items():
                 self._warnings.update(point.step, name, message)

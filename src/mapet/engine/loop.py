@@ -266,10 +266,12 @@ class Training(ABC, Generic[Batch]):
             self._saved = self._clock()
 
     def _save(self, done: int, window: dict[str, Tensor]) -> None:
-        if self.when.keeps_checkpoints and self.is_first_process:
+        if not self.when.keeps_checkpoints:
+            return
+        if self.is_first_process:
             write_json(self._skipped, [asdict(image) for image in self.unreadable.images])
-            keep = self.when.keep_checkpoints
-            save_checkpoint(self.run_directory.checkpoints, done, self.identity, self.state, self.step.optimizer, keep, window)
+        folder, keep, optimizer = self.run_directory.checkpoints, self.when.keep_checkpoints, self.step.optimizer
+        save_checkpoint(folder, done, self.identity, self.state, optimizer, keep, window, self.processes)
 
     @property
     def _skipped(self) -> Path:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from mapet.engine.parallel import whole
+
 
 @dataclass(frozen=True)
 class StepSums:
@@ -65,7 +67,8 @@ class GuardedStep:
 
     def clip(self, clip_norm: float | None) -> Tensor:
         """Clips the gradients to `clip_norm`, if it is given; returns their norm before clipping, a scalar."""
-        norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in self.parameters() if parameter.grad is not None])
+        gradients = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
+        norm = whole(torch.nn.utils.get_total_norm(gradients))
         if clip_norm is not None:
             torch.nn.utils.clip_grads_with_norm_(self.parameters(), clip_norm, norm)
         return norm

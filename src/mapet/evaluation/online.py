@@ -7,7 +7,6 @@ first: pre-training goes on bitwise as it would have without.
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Mapping, Sequence
 
@@ -19,11 +18,13 @@ from mapet.config.settings import PretrainSettings
 from mapet.data.skipped import UnreadableImages
 from mapet.data.source import ImageSource, subset
 from mapet.engine.callbacks import LogPoint, Monitor, Observation
+from mapet.engine.parallel import whole_state
 from mapet.errors import DataError, MapetError
 from mapet.evaluation.presets import protocol_of
 from mapet.evaluation.protocol import Protocol
 from mapet.evaluation.subject import Subject, check_labels
 from mapet.health.context import PretrainContext
+from mapet.models.weights import load_strictly
 from mapet.pretraining.pretrain import backbone_recipe
 from mapet.runtime.progress import format_seconds, say
 from mapet.runtime.seeding import seeded_globally
@@ -92,12 +93,13 @@ class OnlineProbe(Monitor[PretrainContext]):
         self._last = int(state["last"])
 
     def _judge(self, step: int) -> dict[str, float]:
-        backbone = copy.deepcopy(self.run.objective.backbone)
-        backbone.set_grad_checkpointing(False)
+        recipe = backbone_recipe(self.settings)
+        backbone = recipe.build()
+        load_strictly(backbone, whole_state(self.run.objective.backbone))
         subject = Subject(
             f"step {step}",
-            backbone,
-            backbone_recipe(self.settings),
+            backbone.to(self.run.device),
+            recipe,
             self.train,
             self.held_out,
             device=self.run.device,

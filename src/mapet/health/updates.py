@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
+from mapet.engine.parallel import whole
 from mapet.objectives.base import Objective
 
 
@@ -35,10 +36,10 @@ class UpdateMeter:
     def read(self) -> dict[str, tuple[float, float]]:
         """For every part (moved, weight), two Euclidean norms; waits for the device and forgets the weights that were kept."""
         moved = [
-            get_total_norm([now.detach() - old for now, old in zip(self.parts[name], olds, strict=True)])
+            whole(get_total_norm([now.detach() - old for now, old in zip(self.parts[name], olds, strict=True)]))
             for name, olds in self._before.items()
         ]
-        sizes = [get_total_norm(olds) for olds in self._before.values()]
+        sizes = [whole(get_total_norm(olds)) for olds in self._before.values()]
         norms = torch.stack([torch.stack(moved), torch.stack(sizes)], dim=1).tolist()
         names, self._before = [*self._before], {}
         return {name: (step, size) for name, (step, size) in zip(names, norms, strict=True)}

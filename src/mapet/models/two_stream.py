@@ -17,6 +17,7 @@ Source: MaPeT, section 3.2 (XLNet's two streams, with mask tokens among the keys
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 from typing import cast
 
 import torch
@@ -82,12 +83,26 @@ def two_stream(
     num_open, num_queries = open_rows.shape[1], queries.shape[1]
     blocks = list(blocks)
     for block in blocks:
-        arguments = (block, rows, num_open, num_queries, visible, block is blocks[-1])
-        rows = checkpoint(_run_block, *arguments, use_reentrant=False) if checkpointing else _run_block(*arguments)
+        run = getattr(block, "both_streams", None) or partial(run_block, block)  # a block may compute them in its own way
+        arguments = (rows, num_open, num_queries, visible, block is blocks[-1])
+        rows = checkpoint(run, *arguments, use_reentrant=False) if checkpointing else run(*arguments)
     return rows
 
 
-def _run_block(block: Block, rows: Tensor, num_open: int, num_queries: int, visible: Tensor, queries_only: bool) -> Tensor:
+def run_block(block: Block, rows: Tensor, num_open: int, num_queries: int, visible: Tensor, queries_only: bool) -> Tensor:
+    """One block over both streams.
+
+    Args:
+        block: A timm block.
+        rows: (B, O + T + Q, D) open rows, contents, queries.
+        num_open: O.
+        num_queries: Q.
+        visible: (T + Q, O + T) bool.
+        queries_only: Compute the outputs of the queries alone, as the last block does.
+
+    Returns:
+        (B, O + T + Q, D), or (B, Q, D).
+    """
     attn = cast(Attention, block.attn)
     attend = _attend_queries if queries_only else _attend_all
     attended = attend(attn, block.norm1(rows), num_open, num_queries, visible)

@@ -19,6 +19,7 @@ from mapet.data.skipped import UnreadableImages
 from mapet.data.source import ImageSource, subset, with_keys
 from mapet.data.sources import open_source
 from mapet.engine.callbacks import Monitor
+from mapet.engine.parallel import whole_state
 from mapet.errors import SettingsError, TokenizerError
 from mapet.health.signs import VitalSigns
 from mapet.models.backbone import grid_size, patch_size
@@ -132,8 +133,9 @@ def _pretrain(
             record.count_unreadable(unreadable.among(images))
     if len(unreadable) > skipped_before:
         say(unreadable.summary())
+    weights = whole_state(objective.backbone)
     if processes.rank == 0:
-        save_backbone(run.backbone, recipe, objective.backbone)
+        save_backbone(run.backbone, recipe, weights)
     barrier()
 
 
@@ -152,7 +154,6 @@ def build_objective(settings: PretrainSettings, backbone: VisionTransformer) -> 
     with seeded_globally(settings.seed, "objective"):
         options = scale | settings.objective.options
         objective = create_objective(name, backbone=backbone, vocab_size=settings.tokenizer.vocab_size, **options)
-    backbone.set_grad_checkpointing(settings.mechanics.activation_checkpointing)
     return objective
 
 

@@ -13,7 +13,7 @@ from mapet.data.batch import Batch
 from mapet.data.jitter import color_jitter
 from mapet.data.views import normalise
 from mapet.engine.optimizer import adamw, decay_groups
-from mapet.engine.parallel import DataParallel, GlobalRows, place_drop_paths, sum_over_processes
+from mapet.engine.parallel import DataParallel, Execution, GlobalRows, place_drop_paths, sum_over_processes
 from mapet.engine.step import GuardedStep, StepSums
 from mapet.objectives.base import Objective, ObjectiveOutput
 from mapet.objectives.masking import narrow_corruption
@@ -21,6 +21,7 @@ from mapet.runtime.device import autocast
 from mapet.runtime.processes import Processes
 from mapet.runtime.seeding import derive_seed, seeded_generator
 
+COMPILER = "inductor"
 _LOGGED_AS = {"correct": "token_accuracy"}
 
 
@@ -33,12 +34,18 @@ def make_optimizer(objective: Objective, settings: TrainingSettings) -> torch.op
     return adamw(decay_groups(objective, settings.weight_decay), settings.betas, settings.eps)
 
 
+def execution_of(settings: PretrainSettings) -> Execution:
+    """How the passes of a run are computed."""
+    mechanics = settings.mechanics
+    compiler = COMPILER if mechanics.compile else None
+    return Execution(mechanics.parallel, settings.training.precision, mechanics.activation_checkpointing, compiler)
+
+
 class TrainingStep(GuardedStep):
     """Applies optimizer steps to an objective.
 
     Args:
         objective: Trained in place.
-        optimizer: A fused optimizer.
         settings: Of the run.
         device: Where objective and batches are.
         processes: This process among all.
@@ -52,17 +59,16 @@ class TrainingStep(GuardedStep):
     def __init__(
         self,
         objective: Objective,
-        optimizer: torch.optim.Optimizer,
         settings: PretrainSettings,
         device: torch.device,
         processes: Processes | None = None,
     ) -> None:
-        super().__init__(optimizer, device)
         self.objective, self.settings = objective, settings
         self._processes = processes or Processes()
         unused = any(re.match(objective.unused, name) for name, value in objective.named_parameters() if value.requires_grad)
-        self._parallel = DataParallel(objective, self._processes, unused)
+        self._parallel = DataParallel(objective, self._processes, unused, execution_of(settings))
         self._place = place_drop_paths(objective)
+        super().__init__(make_optimizer(objective, settings.training), device)
 
     def __call__(self, images: Tensor, token_ids: Tensor | None, step: int, learning_rate: float) -> StepSums:
         """Takes step number `step` on the images (B, 3, H, W) uint8 of this process and their tokens (B, N_p), on the device.
@@ -91,7 +97,7 @@ class TrainingStep(GuardedStep):
     def _backward(self, batch: Batch, step: int, rows: GlobalRows) -> list[ObjectiveOutput]:
         """Adds up gradients over micro-batches; hiding and drop path depend neither on these parts nor on the processes."""
         corruption = narrow_corruption(self._corruption(batch, step, rows), rows.slice)
-        images = max(1, len(batch.images))  # a batch of which nothing could be read makes one empty part
+        images = max(1, rows.most)  # a batch of which nothing could be read makes one empty part; all processes make as many
         size = self.settings.mechanics.micro_batch or images
         starts = range(0, images, size)
         return [

@@ -24,7 +24,7 @@ from mapet.engine.schedule import cosine
 from mapet.engine.step import StepSums
 from mapet.health.context import PretrainContext
 from mapet.objectives.base import Objective
-from mapet.pretraining.step import TrainingStep, make_optimizer
+from mapet.pretraining.step import TrainingStep
 from mapet.runtime.progress import say
 from mapet.runtime.run_directory import RunDirectory
 from mapet.token_store.token_source import TokenSource
@@ -86,7 +86,7 @@ class PreTraining(Training[TokenisedBatch]):
         self.objective, self.source, self.tokens, self.settings = objective.to(device), source, tokens, settings
         self.crops = crops_of(settings.view, settings.seed)
         self.model = self.state = self.objective
-        self.step = TrainingStep(objective, make_optimizer(objective, training), settings, device, self.processes)
+        self.step = TrainingStep(objective, settings, device, self.processes)
         self.steps_per_epoch = step_batches(len(source), training.batch_size, settings.seed, 0, 0).steps_per_epoch
         self.total_steps = training.steps or max(1, round((training.epochs or 0) * self.steps_per_epoch))
         self.warmup_steps = training.warmup_steps + round(training.warmup_epochs * self.steps_per_epoch)

@@ -190,7 +190,6 @@ class ReportedRun:
         from mapet.pretraining.pretrain import backbone_recipe, build_objective
 
         objective = build_objective(self.settings, backbone_recipe(self.settings).build())
-        objective.backbone.set_grad_checkpointing(False)
         return objective.eval()
 
     def load_newest_checkpoint(self) -> int:

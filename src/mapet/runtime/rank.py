@@ -18,11 +18,13 @@ class Processes:
         rank: Its number, from 0.
         world: How many there are.
         local_rank: Its number on this machine, which is also that of its GPU.
+        local_world: How many there are on this machine.
     """
 
     rank: int = 0
     world: int = 1
     local_rank: int = 0
+    local_world: int = 1
 
     def device(self, device: torch.device | str) -> torch.device:
         """`device`, where "cuda" of several processes becomes this one's own GPU."""
@@ -40,7 +42,8 @@ def this_process() -> Processes:
     world = _number("WORLD_SIZE", 1, 1)
     if world == 1:
         return Processes()
-    return Processes(_number("RANK", None, 0, world - 1), world, _number("LOCAL_RANK", None, 0, world - 1))
+    rank, local_rank = (_number(name, None, 0, world - 1) for name in ("RANK", "LOCAL_RANK"))
+    return Processes(rank, world, local_rank, _number("LOCAL_WORLD_SIZE", world, 1, world))
 
 
 def this_process_is_first() -> bool:
