@@ -140,7 +140,8 @@ def test_the_hash_of_the_science_changes_with_every_science_setting(name: str) -
 
 @pytest.mark.parametrize("name", [name for name in setting_names() if name.startswith("mechanics.")])
 def test_mechanics_are_no_science(name: str) -> None:
-    value = {"mechanics.device": "cuda:3", "mechanics.activation_checkpointing": True}.get(name, 7)
+    others = {"device": "cuda:3", "activation_checkpointing": True, "compile": True, "parallel": "fsdp"}
+    value = others.get(name.removeprefix("mechanics."), 7)
     changed = parse_settings(with_value(name, value))
     assert changed != parse_settings(VALUES)
     assert changed.science_hash == parse_settings(VALUES).science_hash

@@ -252,8 +252,8 @@ def _shard(model: nn.Module, processes: Processes, execution: Execution) -> None
         shape = (machines, processes.local_world)
     device = next(model.parameters()).device.type
     mesh = init_device_mesh(device, shape, mesh_dim_names=("machine", "process")[-len(shape) :])
-    # Under autocast the sums between blocks stay in float32, and so do the weights that no block holds. The CPU has no layer norm of
-    # float32 rows with bfloat16 weights.
+    # Under autocast the sums between blocks stay in float32, and so do the weights that no block holds. The CPU has no layer
+    # norm of float32 rows with bfloat16 weights.
     low = torch.bfloat16 if execution.precision == "bf16" and device == "cuda" else None
     policy = MixedPrecisionPolicy(param_dtype=low, reduce_dtype=torch.float32 if low else None, cast_forward_inputs=False)
     for block in _blocks(model):

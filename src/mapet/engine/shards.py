@@ -36,14 +36,15 @@ def save_shards(folder: Path | None, tensors: Mapping[str, Tensor]) -> bool:
     """
     if not any(map(is_sharded, tensors.values())):
         return False
-    import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint.api import CheckpointException
     from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
+    from torch.distributed.checkpoint.state_dict_saver import save
 
     path = Path(gather_texts([] if folder is None else [str(folder)])[0])
     with storage_errors(path), _quietly():
         try:
-            dcp.save(dict(tensors), storage_writer=HuggingFaceStorageWriter(str(path), save_distributed=True))
-        except dcp.CheckpointException as error:
+            save(dict(tensors), storage_writer=HuggingFaceStorageWriter(str(path), save_distributed=True))
+        except CheckpointException as error:
             rank, (reason, _) = next(iter(error.failures.items()))
             raise OSError(f"process {rank}: {reason}") from reason
     return True
@@ -55,14 +56,15 @@ def load_shards(folder: Path, tensors: Mapping[str, Tensor]) -> None:
     Raises:
         CheckpointError: A tensor is absent or of another shape, or the files are damaged.
     """
-    import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint.api import CheckpointException
     from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
+    from torch.distributed.checkpoint.state_dict_loader import load
 
     try:
         with _quietly():
-            dcp.load(dict(tensors), storage_reader=HuggingFaceStorageReader(str(folder)), no_dist=not dist.is_initialized())
-    except (Exception, dcp.CheckpointException) as error:  # the library has no error of its own for damaged files
-        reason = next(iter(error.failures.values()))[0] if isinstance(error, dcp.CheckpointException) else error
+            load(dict(tensors), storage_reader=HuggingFaceStorageReader(str(folder)), no_dist=not dist.is_initialized())
+    except (Exception, CheckpointException) as error:  # the library has no error of its own for damaged files
+        reason = next(iter(error.failures.values()))[0] if isinstance(error, CheckpointException) else error
         raise CheckpointError(f"The tensors in {folder} do not fit this training: {reason}") from error
 
 
