@@ -73,3 +73,20 @@ def test_names_that_differ_in_form_are_named(pair: tuple[str, str], capsys: pyte
     assert "image 1" in said
     labels_of_texts(["1.5", "15", "cat", "cats", "10", "1"], None, str)
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("name", ["nan", "NaN", "None", "null", "N/A"])
+def test_what_stands_for_no_label_is_named(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """R17: a class made of missing labels passes with a line."""
+    labels_of_texts(["cat", name, "dog", name], None, lambda index: f"image {index}")
+    assert f"'{name}' is taken as a class (2 images, the first image 1)" in capsys.readouterr().err
+    labels_of_texts(["cat", "", "nano", "banana"], None, str)
+    assert capsys.readouterr().err == ""
+
+
+def test_a_class_name_forges_no_line(capsys: pytest.CaptureFixture[str]) -> None:
+    """F25."""
+    labels_of_texts(["a\nmapet: done", "A\nmapet: done"], None, str)
+    assert r"'A\nmapet: done' and 'a\nmapet: done' are two classes" in capsys.readouterr().err
+    with pytest.raises(DataError, match=r"labelled 'x\\ny', which is none of the 1 classes known \(a\\nb\)"):
+        labels_of_texts(["x\ny"], ("a\nb",), str)

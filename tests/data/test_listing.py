@@ -43,3 +43,22 @@ def test_listings_that_cannot_be_used(tmp_path, content, message):
     (tmp_path / "images.csv").write_bytes(content)
     with pytest.raises(DataError, match=message):
         ListedImages(tmp_path / "images.csv")
+
+
+@pytest.mark.parametrize(
+    ("head", "line"),
+    [
+        ("path,label,class", "labels are those of the column 'label'; not used: class."),
+        ("path,Label,target,y", "labels are those of the column 'label'; not used: target, y."),
+        ("path,category", "no column holds labels by its name ('label'); not used: category. Rename the one that is meant."),
+        ("path,label,width", ""),
+        ("path,width", ""),
+    ],
+)
+def test_columns_that_could_be_labels_are_named(tmp_path, capsys, head, line):
+    """R7: whether another column is used, or none."""
+    cells = head.count(",")
+    (tmp_path / "a.csv").write_text(f"{head}\na.png{',1' * cells}\nb.png{',2' * cells}\n")
+    ListedImages(tmp_path / "a.csv")
+    said = capsys.readouterr().err
+    assert (line in said and str(tmp_path / "a.csv") in said) if line else not said

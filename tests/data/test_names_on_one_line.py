@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from mapet.data.folder import FolderImages
 from mapet.data.sources import open_source
 
 NAME = "a\nmapet: all is well.png"
@@ -56,3 +57,15 @@ def test_f25_line_ends_in_names_are_escaped(make: Callable[[Path], str], tmp_pat
     names = [source.describe(index) for index in range(len(source))]
     assert any("a\\nmapet: all is well" in name for name in names)
     assert not any("\n" in name for name in names)
+
+
+def test_folders_of_classes_and_files_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """F25: the names of classes, of folders in them and of other files."""
+    for name in ("a\nmapet:/x\ny/1.png", "b/2.png", "b/z\nmapet: done.raw"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(content())
+    FolderImages(tmp_path)
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2
+    assert r"a\nmapet:/x\ny" in lines[0]
+    assert r"z\nmapet: done.raw" in lines[1]

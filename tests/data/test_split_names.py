@@ -367,3 +367,30 @@ def test_a_wrapper_around_class_folders_at_a_depth(tmp_path: Path) -> None:
     assert open_source(f"{tmp_path / 'set'}#class-depth=2", "all").classes == ("photos/cat", "photos/dog")
     write_images(tmp_path, "set2/wrapped/train/a/x/1.png set2/wrapped/train/a/y/1.png set2/wrapped/val/a/x/2.png")
     assert open_splits(f"{tmp_path / 'set2'}#class-depth=2")[1].classes == ("a/x", "a/y")
+
+
+@pytest.mark.parametrize("names", [("entrenamiento", "prueba"), ("训练", "测试"), ("Trainings", "Tests"), ("a", "b", "c")], ids=str)
+def test_parts_named_in_another_language_are_no_classes(tmp_path: Path, names: tuple[str, ...]) -> None:
+    """R2: folders that hold the same folders of images are refused, and each way out is open."""
+    write_images(tmp_path, " ".join(f"{name}/{label}/{n}.png" for name in names for label in ("cat", "dog") for n in range(2)))
+    with pytest.raises(DataError, match=r"hold the same folders of images: cat, dog\. If they are parts.*--class-depth 1; if"):
+        open_source(tmp_path, "all")
+    for depth, count in ((1, len(names)), (2, 2 * len(names))):
+        assert len(FolderImages(tmp_path, class_depth=depth).classes or ()) == count
+
+
+@pytest.mark.parametrize(
+    "paths",
+    [
+        "cat/front/1.png cat/back/2.png dog/front/3.png",
+        "cat/2020/1.png dog/2020/2.png",
+        " ".join(f"{name}/{side}/{name}.png" for name in "abcde" for side in ("front", "back")),
+        "train/cat/front/1.png train/cat/back/2.png train/dog/front/3.png train/dog/back/4.png test/cat/5.png test/dog/6.png",
+    ],
+)
+def test_classes_with_folders_of_their_own_stay_classes(tmp_path: Path, paths: str) -> None:
+    """R2: where the folders differ, are many, or lie in a split."""
+    write_images(tmp_path, paths)
+    source = open_source(tmp_path, "all")
+    assert len(source) == len(paths.split())
+    assert source.labels is not None

@@ -30,6 +30,7 @@ training: {steps: 1, batch_size: 4}
 mechanics: {workers: 0, device: cpu, log_every: 1}
 """
 SHORT = ("--workers", "0", "--device", "cpu")
+FEW_STEPS = ("--set", "min_steps=1", "--set", "epochs=1")
 Verb = Callable[["Place"], Any]
 
 
@@ -115,7 +116,7 @@ OF_A_TOKENIZER = [
     python(load_tokenizer, "tokenizer"),
     command("codebook", "{tokenizer}", "{data}", "--out", "{out}", "--images", "4", *SHORT),
     command("tokenize", "{data}", "--tokenizer", "{tokenizer}", "--out", "{out}", *SHORT),
-    command("evaluate", "tokens", "{tokenizer}", "{data}", *SHORT),
+    command("evaluate", "tokens", "{tokenizer}", "{data}", *FEW_STEPS, *SHORT),
     command(*PRETRAIN, "--tokenizer", "{tokenizer}"),
     command(*PRETRAIN, "--set", "objective.name=mvp", "--set", "objective.options={{teacher: {tokenizer}}}"),
 ]
@@ -129,7 +130,7 @@ OF_A_MODEL = [
 OF_A_RUN = [
     command("evaluate", "knn", "{run}", "--no-random", *SHORT),
     command("report", "{run}"),
-    command("evaluate", "tokens", "{run}", *SHORT),
+    command("evaluate", "tokens", "{run}", *FEW_STEPS, *SHORT),
     command("export", "{run}", "--to", "safetensors", "--out", "{out}"),
     command("validate", "{data}", "--checkpoint", "{run}", *SHORT),
     command("pretrain", "{data}", "--recipe", "{recipe}", "--out", "{run}"),
@@ -137,7 +138,7 @@ OF_A_RUN = [
 OF_A_REPORT = [python(read_run, "root"), OF_A_RUN[1], OF_A_RUN[3]]
 OF_A_STORE = [
     python(TokenStore.open, "store"),
-    command("evaluate", "tokens", "{store}", "{data}", *SHORT),
+    command("evaluate", "tokens", "{store}", "{data}", *FEW_STEPS, *SHORT),
     command("tokenize", "{data}", "--tokenizer", "{other}", "--out", "{store}", "--verify", "2", *SHORT),
     command(*PRETRAIN, "--tokens", "{store}"),
 ]

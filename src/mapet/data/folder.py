@@ -7,7 +7,6 @@ are followed. Files that might have been meant as images are counted in a line.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +16,10 @@ from mapet.data.labels import NAMES
 from mapet.data.splits import split_named
 from mapet.data.tree import Walk, entries, loose_images, read_file, visible_folders
 from mapet.errors import DataError
-from mapet.runtime.printable import on_one_line
+from mapet.runtime.printable import few, on_one_line
 from mapet.runtime.progress import say
+
+_MOST_PARTS = 4
 
 
 class FolderImages:
@@ -62,6 +63,8 @@ class FolderImages:
         by_folder = {name: [file for file in files if is_image_name(file)] for name, files in below.items()}
         if labelled:
             self._refuse_empty(below, by_folder)
+            if class_depth is None and classes is None and split_named(self._root.name) is None:
+                self._refuse_parts(by_folder)
             self._take_classes(by_folder, classes, class_depth or 1)
         else:
             self._take_unlabelled(by_folder)
@@ -94,19 +97,30 @@ class FolderImages:
                 f"folders hold none). Fill it or remove it; files ending in {suffixes_in_words()} count as images."
             )
 
+    def _refuse_parts(self, by_folder: dict[str, list[str]]) -> None:
+        """Refuses a few folders that all hold the same folders of images, as splits have that are named in another language."""
+        inner = {name: {file.partition("/")[0] for file in files if "/" in file} for name, files in by_folder.items()}
+        alike = {frozenset(names) for names in inner.values()}
+        if 2 <= len(inner) <= _MOST_PARTS and len(alike) == 1 and len(names := min(alike)) > 1:
+            raise DataError(
+                f"The {len(inner)} folders of {self._root} ({few(inner)}) hold the same folders of images: {few(sorted(names))}. "
+                "If they are parts of one collection, name them train/ and val/ or test/. If they are the classes, give "
+                "--class-depth 1; if the folders in them are, --class-depth 2."
+            )
+
     def _take_classes(self, by_folder: dict[str, list[str]], classes: tuple[str, ...] | None, depth: int) -> None:
         self.classes = classes or tuple(by_folder)
         numbers = {name: number for number, name in enumerate(self.classes)}
         if foreign := [name for name in by_folder if name not in numbers]:
             raise DataError(
                 f"{self._root} has the class folder '{foreign[0]}', which the training images lack; they have "
-                f"{len(self.classes)} classes: {_few(self.classes)}. Use the same folder names in both."
+                f"{len(self.classes)} classes: {few(self.classes)}. Use the same folder names in both."
             )
         self._files = [f"{name}/{file}" for name, files in by_folder.items() for file in files]
         self.labels = np.repeat([numbers[name] for name in by_folder], [len(files) for files in by_folder.values()])
         if deeper := sorted({f"{name}/{Path(file).parent}" for name, files in by_folder.items() for file in files if "/" in file}):
             say(
-                f"{self._root}: {len(deeper):,} deeper folders are not used as classes ({_few(deeper)}); the {len(by_folder):,} "
+                f"{self._root}: {len(deeper):,} deeper folders are not used as classes ({few(deeper)}); the {len(by_folder):,} "
                 f"folders above them are. --class-depth {depth + 1} takes the folders one level deeper."
                 + (" Splits belong above class folders." if any(split_named(Path(name).name) for name in deeper) else "")
             )
@@ -118,7 +132,7 @@ class FolderImages:
             raise self._no_images()
         if len(self._files) > loose:
             say(
-                f"{self._root} holds {loose} loose images beside folders of images ({_few(by_folder)}): taken as one unlabelled "
+                f"{self._root} holds {loose} loose images beside folders of images ({few(by_folder)}): taken as one unlabelled "
                 "collection. Move the loose ones away to use the folders as classes."
             )
 
@@ -142,8 +156,3 @@ def remember_only_folder(source: FolderImages, folder: Path) -> None:
     mixed = bool(loose_images(folder)) and bool(visible_folders(folder))
     if source.labels is None and not mixed:
         source.only_folder = source.only_folder or folder.name
-
-
-def _few(names: Iterable[str]) -> str:
-    some = [*names]
-    return ", ".join(some[:5]) + (", ..." if len(some) > 5 else "")

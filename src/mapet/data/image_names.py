@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import PurePosixPath
 
+from mapet.runtime.printable import few
 from mapet.runtime.progress import say
 
 # Pillow's names of the formats that are read, with the suffixes of their files.
@@ -52,8 +53,10 @@ def say_left_out(location: str, paths: Iterable[str]) -> None:
     """One line with the count and examples of the files that `is_left_out`; none where there are none."""
     names = [path for path in paths if is_left_out(path)]
     if names:
-        some = ", ".join(names[:_NAMED]) + (", ..." if len(names) > _NAMED else "")
-        say(f"{location}: {len(names):,} files are left out ({some}). Files ending in {suffixes_in_words()} count as images.")
+        say(
+            f"{location}: {len(names):,} files are left out ({few(names, _NAMED)}). "
+            f"Files ending in {suffixes_in_words()} count as images."
+        )
 
 
 def suffixes_in_words() -> str:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from mapet.errors import DataError
+from mapet.runtime.printable import few, on_one_line
 from mapet.runtime.progress import say
 from mapet.runtime.regular import read_text
 
@@ -23,6 +24,12 @@ UNKNOWN = -1
 MOST_CLASSES = 10_000_000
 # What the labels of a source are in its files: class numbers, class names, or numbers whose names are known.
 NUMBERS, NAMES, NAMED_NUMBERS = "numbers", "names", "named numbers"
+# What programs write for a missing label, and what columns of labels are called elsewhere.
+_MISSING = ("nan", "null", "none", "n/a", "na", "<na>", "nat")
+_LABEL_LIKE = (
+    *("label", "labels", "label_name", "label_id", "class", "classes", "class_name", "class_id", "cls", "category", "category_id"),
+    *("target", "y", "fine_label", "coarse_label"),
+)
 
 
 @dataclass(frozen=True)
@@ -92,8 +99,35 @@ def labels_of_texts(texts: Sequence[str], names: tuple[str, ...] | None, describ
         numbers = {name: number for number, name in enumerate(names)}
         if foreign := [text for text in distinct if text not in numbers]:
             raise _foreign(describe(texts.index(foreign[0])), foreign[0], names)
+        _say_missing(texts, describe)
         _say_alike(distinct, lambda text: describe(texts.index(text)))
     return Labels(np.fromiter((numbers.get(text, UNKNOWN) for text in texts), np.int64, len(texts)), names, kind)
+
+
+def _say_missing(texts: Sequence[str], describe: Callable[[int], str]) -> None:
+    """States which class names are what other programs write where there is no label."""
+    for name in sorted({*texts}):
+        if name.casefold() in _MISSING:
+            first = describe(texts.index(name))
+            say(
+                f"'{name}' is taken as a class ({texts.count(name):,} images, the first {first}). Remove these rows if they have "
+                "no label."
+            )
+
+
+def say_unused_columns(columns: Sequence[str], used: str | None, where: str) -> None:
+    """States which columns of a table could be meant as labels and are not used.
+
+    Args:
+        columns: The names of all columns.
+        used: The one that is used.
+        where: What to call the table.
+    """
+    others = [name for name in columns if name.lower() in _LABEL_LIKE and name != used]
+    if used and others:
+        say(f"{where}: labels are those of the column '{used}'; not used: {few(others)}.")
+    elif others:
+        say(f"{where}: no column holds labels by its name ('label'); not used: {few(others)}. Rename the one that is meant.")
 
 
 def _say_alike(names: Sequence[str], describe: Callable[[str], str]) -> None:
@@ -103,7 +137,8 @@ def _say_alike(names: Sequence[str], describe: Callable[[str], str]) -> None:
         plain = re.sub(r"[\s_-]+", " ", name.casefold()).strip()
         plain = re.sub(r"^(-?)0+(?=\d)|(?<=\d)\.0*$", r"\1", plain) if re.fullmatch(r"-?\d+(\.0*)?", plain) else plain
         if (other := found.setdefault(plain, name)) != name:
-            say(f"'{other}' and '{name}' are two classes ({describe(other)}, {describe(name)}). If they are one, write one.")
+            one, two = on_one_line(other), on_one_line(name)
+            say(f"'{one}' and '{two}' are two classes ({describe(other)}, {describe(name)}). If they are one, write one.")
             return
 
 
@@ -218,6 +253,6 @@ def _misfit(image: str, number: int, classes: tuple[str, ...] | None) -> DataErr
 
 def _foreign(image: str, name: str, classes: tuple[str, ...]) -> DataError:
     return DataError(
-        f"{image} is labelled '{name}', which is none of the {len(classes)} classes known ({', '.join(classes[:5])}"
-        f"{', ...' if len(classes) > 5 else ''}). Correct the label, or the list of classes."
+        f"{image} is labelled '{on_one_line(name)}', which is none of the {len(classes)} classes known ({few(classes)}). "
+        "Correct the label, or the list of classes."
     )

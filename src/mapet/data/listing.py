@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mapet.data.labels import labels_of_texts, listed_classes, number_labels
+from mapet.data.labels import labels_of_texts, listed_classes, number_labels, say_unused_columns
 from mapet.data.splits import SPLIT_COLUMNS
 from mapet.data.tree import MOST_BYTES, read_file
 from mapet.errors import DataError
@@ -58,6 +58,8 @@ class ListedImages:
         self.classes: tuple[str, ...] | None = None
         self.labels: np.ndarray | None = None
         self.label_kind = ""
+        if classes is None:
+            say_unused_columns([*columns], LABEL_COLUMN if LABEL_COLUMN in columns else None, str(listing))
         if LABEL_COLUMN in columns:
             labels = labels_of_texts(columns[LABEL_COLUMN], listed_classes(self._folder), self.describe)
             self.labels, self.classes = number_labels(labels, classes, self.describe)

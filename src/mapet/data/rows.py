@@ -18,7 +18,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mapet.data.labels import NAMED_NUMBERS, NUMBERS, UNKNOWN, Labels, joined_labels, labels_of_texts, number_labels
+from mapet.data.labels import (
+    NAMED_NUMBERS,
+    NUMBERS,
+    UNKNOWN,
+    Labels,
+    joined_labels,
+    labels_of_texts,
+    number_labels,
+    say_unused_columns,
+)
 from mapet.data.splits import SPLIT_COLUMNS
 from mapet.data.tree import read_file
 from mapet.errors import DataError, UnreadableImageError
@@ -213,6 +222,9 @@ class RowImages:
         self._refuse_different([", ".join(table.columns.splits) for table in self._tables], str.lower)
         for table in self._tables:
             table.check_bytes()
+        if classes is None:
+            first = self._tables[0]
+            say_unused_columns(first.dataset.column_names, first.columns.label, first.title)
         found = [labels for table in self._tables if (labels := table.labels(listed)) is not None]
         if found:
             labels = joined_labels(found, [table.title for table in self._tables])

@@ -6,9 +6,8 @@ import numpy as np
 
 from mapet.data.source import ImageSource, Subset
 from mapet.errors import DataError
+from mapet.runtime.printable import few
 from mapet.runtime.progress import say
-
-_NAMED = 5
 
 
 def check_same_classes(train: ImageSource, test: ImageSource) -> None:
@@ -21,12 +20,12 @@ def check_same_classes(train: ImageSource, test: ImageSource) -> None:
         different = sorted({*train.classes} ^ {*test.classes})
         raise DataError(
             f"Training and test images of {train.location} have different lists of classes ({len(train.classes)} and "
-            f"{len(test.classes)}): {_few(different) if different else 'in another order'}. Use the same names in both."
+            f"{len(test.classes)}): {few(different) if different else 'in another order'}. Use the same names in both."
         )
     for source, part in ((train, "training"), (test, "test")):
         missing = _without_images(source, class_names(train, test)) if train.classes and not isinstance(source, Subset) else []
         if missing:
-            say(f"{len(missing)} of {len(train.classes or ())} classes have no {part} images: {_few(missing)}.")
+            say(f"{len(missing)} of {len(train.classes or ())} classes have no {part} images: {few(missing)}.")
 
 
 def check_complete(train: ImageSource, test: ImageSource) -> None:
@@ -40,17 +39,32 @@ def check_complete(train: ImageSource, test: ImageSource) -> None:
     names = class_names(train, test)
     if missing := _without_images(train, names):
         raise DataError(
-            f"{len(missing)} of {len(names)} classes have no training images in {train.location}: {_few(missing)}. Add images, or "
+            f"{len(missing)} of {len(names)} classes have no training images in {train.location}: {few(missing)}. Add images, or "
             "remove these classes from the list and from the test images; class numbers must run from 0 without gaps."
         )
     unseen = _without_images(test, names)
     if unseen and not isinstance(test, Subset):
         raise DataError(
-            f"{len(unseen)} of {len(names)} classes have no test images in {test.location}: {_few(unseen)}. Use the same class "
+            f"{len(unseen)} of {len(names)} classes have no test images in {test.location}: {few(unseen)}. Use the same class "
             "folders in train/ and val/, each with images in it."
         )
     if unseen:
-        say(f"{len(unseen)} of {len(names)} classes have no test images by chance: {_few(unseen)}. They are learned, not judged.")
+        say(f"{len(unseen)} of {len(names)} classes have no test images by chance: {few(unseen)}. They are learned, not judged.")
+
+
+def lost_classes(source: ImageSource, labels: np.ndarray | None, part: str) -> str:
+    """A line about the classes whose images were all skipped as unreadable; "" for none.
+
+    Args:
+        source: All images of a part.
+        labels: (n,) class numbers of those that could be read.
+        part: "training" or "test".
+    """
+    if source.labels is None or labels is None:
+        return ""
+    names = class_names(source, source)
+    lost = [names[number] for number in np.setdiff1d(source.labels, labels)]
+    return f"{len(lost)} of {len(names)} classes have no {part} images that can be read: {few(lost)}." if lost else ""
 
 
 def class_names(train: ImageSource, test: ImageSource) -> list[str]:
@@ -65,7 +79,3 @@ def class_names(train: ImageSource, test: ImageSource) -> list[str]:
 def _without_images(source: ImageSource, names: list[str]) -> list[str]:
     assert source.labels is not None
     return [names[number] for number in np.flatnonzero(np.bincount(source.labels, minlength=len(names)) == 0)]
-
-
-def _few(names: list[str]) -> str:
-    return ", ".join(names[:_NAMED]) + (", ..." if len(names) > _NAMED else "")

@@ -16,6 +16,7 @@ from mapet.data.skipped import UnreadableImages
 from mapet.data.source import ImageSource
 from mapet.data.sources import recorded_location
 from mapet.errors import SettingsError
+from mapet.evaluation.classes import lost_classes
 from mapet.evaluation.copies import Copies, KeyedImages, count_copies
 from mapet.evaluation.intervals import gain_intervals
 from mapet.evaluation.outcomes import SUFFIX, save_outcomes
@@ -149,6 +150,8 @@ class _Judges:
         random = self._judge(protocol, "random", kept and kept / "random") if with_random else None
         subject = self._subject(protocol, title)
         copies = self._count_copies(*subject.images)
+        for source, images, part in zip((train, test), subject.images, ("training", "test"), strict=True):
+            self._say_once(lost_classes(source, images.labels, part))
         if remark := protocol.remark(found, random):
             say(f"{protocol.title}: {remark}")
         if kept is not None and found.outcomes is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Iterable
 from typing import TextIO
 
 
@@ -19,6 +20,12 @@ def printable(text: str) -> str:
 def on_one_line(name: object) -> str:
     """A name for the middle of a message: it may hold line ends, and forge a line of mapet's with them."""
     return str(name).replace("\n", "\\n").replace("\t", "\\t")
+
+
+def few(names: Iterable[object], most: int = 5) -> str:
+    """The first of some names, for the middle of a message."""
+    listed = [on_one_line(name) for name in names]
+    return ", ".join(listed[:most]) + (", ..." if len(listed) > most else "")
 
 
 def _is_unshown(one: str) -> bool:

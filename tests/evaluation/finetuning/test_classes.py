@@ -8,8 +8,9 @@ import pytest
 
 from mapet.data.source import subset
 from mapet.errors import DataError
-from mapet.evaluation.classes import check_complete, check_same_classes
+from mapet.evaluation.classes import check_complete, check_same_classes, lost_classes
 from mapet.evaluation.finetuning.protocol import FineTune
+from tests.command import mapet
 from tests.data.images import write_images
 from tests.tiny import LOCATION, TinyImages
 
@@ -76,3 +77,16 @@ def test_a_held_out_part_may_lack_a_class_by_chance(capsys) -> None:
     whole = labelled([0, 1, 2, 0, 1], ("cat", "dog", "emu"))
     check_complete(subset(whole, range(3)), subset(whole, [3, 4]))
     assert "1 of 3 classes have no test images by chance: emu" in capsys.readouterr().err
+
+
+def test_a_class_whose_images_cannot_be_read_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """F8: skipping must not take a class out of the training part without a word."""
+    location = folder_with(tmp_path, "cat dog emu", "cat dog emu")
+    for path in (tmp_path / "train" / "dog").iterdir():
+        path.write_bytes(b"nothing")
+    options = ("--option", "img_size=16", "--option", "patch_size=8", "--option", "depth=1", "--no-random", "--workers", "0")
+    assert mapet("evaluate", "knn", "random:vit_tiny_patch16_224", *options, location, "--max-unreadable", "2") == 0
+    assert "1 of 3 classes have no training images that can be read: dog." in capsys.readouterr().err
+    source = labelled([0, 1, 1], None)
+    assert lost_classes(source, np.array([1]), "test") == "1 of 2 classes have no test images that can be read: number 0."
+    assert lost_classes(source, np.array([0, 1]), "test") == lost_classes(source, None, "test") == ""
