@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
+from mapet.compat import timm
+from mapet.evaluation.presets import PROTOCOLS
+from mapet.evaluation.protocol import Findings, Protocol
 from mapet.tokenizers.random_projection import RandomProjection
 from tests.cli.test_commands import write_images
 from tests.command import mapet
@@ -15,6 +20,9 @@ from tests.data.named_layouts import LAYOUTS
 QUICK = ("--workers", "0", "--set", "min_steps=5", "--set", "epochs=1")
 TINY = ["--option", "img_size=16", "--option", "patch_size=8", "--option", "embed_dim=24", "--option", "depth=1"]
 TINY += ["--option", "num_heads=2", "--workers", "0"]
+
+
+SMALL = {"img_size": 16, "patch_size": 8, "embed_dim": 24, "depth": 1, "num_heads": 2}
 
 
 def test_tokens_of_a_tokenizer_are_judged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -45,6 +53,51 @@ def test_transfer_to_named_sets_and_folders(tmp_path: Path, monkeypatch, capsys:
     assert "oxford-iiit-pet/annotations/trainval.txt" in capsys.readouterr().err
     assert mapet(*words, *TINY) == 2
     assert "Which data sets?" in capsys.readouterr().err
+
+
+def test_transfer_of_a_tokenizer_and_of_a_classifier(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What a protocol takes is what a transfer takes; images of other classes than the head's are refused."""
+    first, second = write_images(tmp_path / "first"), write_images(tmp_path / "second")
+    RandomProjection(image_size=16, patch_size=8, vocab_size=20).save(tmp_path / "tokenizer")
+    assert mapet("evaluate", "transfer:tokens", tmp_path / "tokenizer", f"{first},{second}", *QUICK) == 0
+    assert "protocol tokens:mlp" in capsys.readouterr().out
+    head = timm.create_model("vit_tiny_patch16_224", **SMALL, num_classes=2)
+    torch.save(head.state_dict(), tmp_path / "head.pth")
+    words = [tmp_path / "head.pth", f"{first},{second}", "--model", "vit_tiny_patch16_224", *TINY]
+    assert mapet("evaluate", "transfer:classify", *words) == 0
+    assert "protocol classify" in capsys.readouterr().out
+    assert mapet("evaluate", "transfer:classify", tmp_path / "head.pth", "digits", *words[2:]) == 2
+    assert "head" in capsys.readouterr().err
+    (tmp_path / "map.txt").write_text("wrong\nnames\n")
+    assert mapet("evaluate", "classify", tmp_path / "head.pth", first, *words[2:], "--class-map", tmp_path / "map.txt") == 2
+    assert "is none of the 2 of the head" in capsys.readouterr().err
+    assert mapet("evaluate", "classify", tmp_path / "head.pth", first, *words[2:], "--use-ema") == 2
+    assert "keeps no moving average" in capsys.readouterr().err
+    assert mapet("evaluate", "knn", "random:vit_tiny_patch16_224", first, *TINY, "--use-ema") == 2
+    assert "--use-ema is about a classifier, and a backbone is evaluated here" in capsys.readouterr().err
+
+
+class Unlisted(Protocol):
+    """Right half of the time: a protocol without a YAML file."""
+
+    name = "unlisted"
+    pools = False
+
+    def judge(self, subject: Any) -> Findings:
+        return Findings({"top1": 0.5})
+
+
+def test_a_protocol_without_a_yaml_file_is_listed_and_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(PROTOCOLS._entries, "unlisted", f"{__name__}:Unlisted")
+    assert mapet("protocols") == 0
+    assert "unlisted     Right half of the time: a protocol without a YAML file." in capsys.readouterr().out
+    assert mapet("protocols", "unlisted") == 0
+    assert "name: unlisted" in capsys.readouterr().out
+    photos = write_images(tmp_path / "photos")
+    assert mapet("evaluate", "unlisted", "random:vit_tiny_patch16_224", photos, *TINY) == 0
+    assert "unlisted" in capsys.readouterr().out
 
 
 def test_what_is_not_kept_and_what_random_adds_nothing_to_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

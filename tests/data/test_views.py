@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from mapet.checkpoints.classifier_preprocessing import Preprocessing, ValidationView
 from mapet.data.crops import Region, central_square, draw_region
 from mapet.data.views import (
     IMAGENET_MEAN,
@@ -20,7 +21,6 @@ from mapet.data.views import (
     without_far_ends,
 )
 from mapet.errors import SettingsError
-from mapet.evaluation.classify.preprocessing import Preprocessing, ValidationView
 from tests.data.images import random_image
 
 GOLDENS = Path(__file__).parents[1] / "goldens" / "mapet"

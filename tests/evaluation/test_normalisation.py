@@ -11,13 +11,13 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from mapet.data.masked import open_segmentation
 from mapet.data.skipped import UnreadableImages
 from mapet.evaluation.copies import SeenKeys
 from mapet.evaluation.finetuning.classifier import build_classifier
 from mapet.evaluation.finetuning.judging import judge_models
 from mapet.evaluation.finetuning.training import FineTuning
 from mapet.evaluation.probes.representations import every_layer, last_layer, patch_tokens
-from mapet.evaluation.segmentation.data import open_segmentation
 from mapet.evaluation.segmentation.judging import judge_model
 from mapet.evaluation.segmentation.protocol import Segment
 from mapet.evaluation.segmentation.training import SegmentationTraining

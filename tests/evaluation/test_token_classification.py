@@ -24,6 +24,7 @@ from mapet.evaluation.tokens.protocol import TokenClassification
 from mapet.runtime.run_directory import RunDirectory
 from mapet.token_store.build import build_store
 from mapet.token_store.read import TokenStore
+from mapet.token_store.token_source import OnlineTokens
 from tests.data.images import write_images
 from tests.tiny import LOCATION, VOCAB, tiny_tokenizer
 
@@ -153,7 +154,7 @@ def test_a_tokenizer_its_store_and_a_run_give_the_same_figures(store: TokenStore
     makers.append(open_tokens(tmp_path / "run"))
     results = [evaluate(maker, LOCATION, [short], device=CPU, folder=tmp_path / "out")[0] for maker in makers]
     assert len({json.dumps(result.figures) for result in results}) == 1
-    assert [isinstance(maker.source, TokenStore) for maker in makers] == [False, True, True, False]
+    assert [maker.source.store is not None for maker in makers] == [False, True, True, False]
     (result, *_) = results
     assert (result.classes, result.train_images, result.test_images) == (2, 40, 20)
     assert result.figures["top1"] > 0.9, "dark and bright images are told apart by any tokens"
@@ -167,7 +168,7 @@ def test_a_tokenizer_its_store_and_a_run_give_the_same_figures(store: TokenStore
 
 def test_tokens_are_those_of_the_fixed_view() -> None:
     tokenizer, source = tiny_tokenizer(), open_source(LOCATION, "test")
-    maker = TokenMaker("tiny", tokenizer, tokenizer.fingerprint)
+    maker = TokenMaker("tiny", OnlineTokens(tokenizer, CPU))
     split = maker.split(source, "test", device=CPU, workers=0, unreadable=UnreadableImages())
     for index in (0, 7, 19):
         view = FixedView(16)(decode_image(source.read(index)))
@@ -179,13 +180,13 @@ def test_images_are_tokenised_once_for_all_heads(tmp_path: Path, monkeypatch: py
     tokenizer, seen = tiny_tokenizer(), []
     encode = tokenizer.tokens
     monkeypatch.setattr(tokenizer, "tokens", lambda images: (seen.append(len(images)), encode(images))[1])
-    maker = TokenMaker("tiny", tokenizer, tokenizer.fingerprint)
+    maker = TokenMaker("tiny", OnlineTokens(tokenizer, CPU))
     protocols = [dataclasses.replace(QUICK, min_steps=1, seed=seed) for seed in (0, 1)]
     results = evaluate(maker, LOCATION, protocols, device=CPU, folder=tmp_path)
     assert sum(seen) == 60
     assert len(list(tmp_path.glob("*.json"))) == len({result.protocol_hash for result in results}) == 2
     other = tiny_tokenizer(seed=1)
-    evaluate(TokenMaker("tiny", other, other.fingerprint), LOCATION, protocols, device=CPU, folder=tmp_path)
+    evaluate(TokenMaker("tiny", OnlineTokens(other, CPU)), LOCATION, protocols, device=CPU, folder=tmp_path)
     assert len(list(tmp_path.glob("*.json"))) == 4, "another tokenizer has files of its own"
 
 
@@ -246,7 +247,7 @@ def test_broken_images_of_one_part_are_not_said_to_be_all(tmp_path: Path) -> Non
         (tmp_path / f"photos/{part}/cat/1.png").write_bytes(b"no image")
     tokenizer = tiny_tokenizer()
     with pytest.raises(DataError, match=r"train/cat/1.png(.|\n)*Only 4 of 4 training images were looked at; .*other parts"):
-        evaluate(TokenMaker("tiny", tokenizer, tokenizer.fingerprint), data, [QUICK], device=CPU)
+        evaluate(TokenMaker("tiny", OnlineTokens(tokenizer, CPU)), data, [QUICK], device=CPU)
 
 
 def test_a_store_of_random_crops_is_refused(tmp_path: Path) -> None:
@@ -286,7 +287,7 @@ def test_images_without_labels_are_refused(tmp_path: Path) -> None:
     write_images(tmp_path / "images", "1.png 2.png")
     tokenizer = tiny_tokenizer()
     with pytest.raises(DataError, match="no labels"):
-        evaluate(TokenMaker("tiny", tokenizer, tokenizer.fingerprint), str(tmp_path / "images"), [QUICK], device=CPU)
+        evaluate(TokenMaker("tiny", OnlineTokens(tokenizer, CPU)), str(tmp_path / "images"), [QUICK], device=CPU)
 
 
 @pytest.mark.parametrize(
@@ -307,6 +308,6 @@ def test_protocols_refuse_what_they_do_not_evaluate(run: RunDirectory) -> None:
     with pytest.raises(SettingsError, match=r"evaluates a tokenizer, and .* is none. .*mapet evaluate tokens TOKENIZER DATA"):
         evaluate(run, LOCATION, [QUICK], device=CPU)
     with pytest.raises(SettingsError, match="'knn' evaluates a backbone, and tiny is none"):
-        evaluate(TokenMaker("tiny", tokenizer, tokenizer.fingerprint), LOCATION, [KNN()], device=CPU)
+        evaluate(TokenMaker("tiny", OnlineTokens(tokenizer, CPU)), LOCATION, [KNN()], device=CPU)
     with pytest.raises(SettingsError, match="'tokens' has no random initialisation"):
-        evaluate(TokenMaker("tiny", tokenizer, tokenizer.fingerprint), LOCATION, [QUICK], device=CPU, with_random=True)
+        evaluate(TokenMaker("tiny", OnlineTokens(tokenizer, CPU)), LOCATION, [QUICK], device=CPU, with_random=True)

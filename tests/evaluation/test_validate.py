@@ -11,13 +11,13 @@ import torch
 from PIL import Image
 
 from mapet.checkpoints.backbone_folder import save_backbone
+from mapet.checkpoints.classifier import PUBLISHED, Classifier, ModelChoice, load_classifier
+from mapet.checkpoints.classifier_preprocessing import Preprocessing, ValidationView
 from mapet.compat import timm
 from mapet.data.sources import open_source
 from mapet.data.views import EvaluationView, normalise
 from mapet.errors import DataError, FailedRunError, ModelError, SettingsError
 from mapet.evaluation.classify.classes import head_numbers, read_class_map
-from mapet.evaluation.classify.classifier import PUBLISHED, Classifier, ModelChoice, load_classifier
-from mapet.evaluation.classify.preprocessing import Preprocessing, ValidationView
 from mapet.evaluation.classify.protocol import Classify, validation_images
 from mapet.evaluation.evaluate import evaluate
 from mapet.evaluation.protocol import Result

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from mapet.checkpoints.backbone_folder import save_backbone
+from mapet.checkpoints.classifier import ModelChoice, load_classifier
 from mapet.compat import timm
 from mapet.config.recipes import parse_options
 from mapet.errors import ModelError
-from mapet.evaluation.classify.classifier import ModelChoice, load_classifier
 from mapet.models.spec import BackboneRecipe
 from tests.checkpoints.runs import save_run
 from tests.evaluation.test_validate import TINY, publish, split_queries, tiny_choice, tiny_state

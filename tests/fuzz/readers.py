@@ -21,11 +21,11 @@ from mapet.checkpoints.backbone_folder import save_backbone
 from mapet.config import load_recipe
 from mapet.config.recipes import parse_options, recipe_text
 from mapet.data.decode import decode_image
+from mapet.data.mask_files import read_ids
 from mapet.data.skipped import UnreadableImages
 from mapet.data.sources import open_source
 from mapet.engine.checkpoint import newest_checkpoint, save_checkpoint
 from mapet.errors import UnreadableImageError
-from mapet.evaluation.segmentation.masks import read_ids
 from mapet.models.spec import BackboneRecipe
 from mapet.report.html import write_report
 from mapet.runtime.run_directory import RunDirectory

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from mapet.evaluation.outcomes import SUFFIX, Outcomes, save_outcomes
+from mapet.evaluation.protocol import data_digits
 from mapet.report.between_runs import comparisons
 from mapet.report.html import _Report
 from mapet.report.probes import verdict
@@ -25,6 +26,24 @@ def test_verdict_rests_on_the_paired_interval_where_there_is_one():
     assert "lifts the k-NN accuracy from 50.0 to 52.0 % (+2.0 points, 95 % interval 0.4 to 3.6)" in sentence
     assert "moves the linear probe accuracy from 50.0 to 60.0 % (+10.0 points, 95 % interval -1.0 to 20.0: not distin" in sentence
     assert sentence.endswith("Features: class token and mean (k-NN); mean of the patches (linear probe).")
+
+
+def test_one_place_is_one_data_set_however_it_was_written(run, tmp_path, monkeypatch):
+    """Typed from another working folder, or recorded: the name of the file knows the whole path."""
+    (tmp_path / "photos").mkdir()
+    monkeypatch.chdir(tmp_path)
+    places = ["photos", str(tmp_path / "photos"), "digits"]
+    run.evaluations.joinpath("knn.json").unlink()
+    for number, place in enumerate(places):
+        name = f"knn-mean-{number:08x}-{data_digits(place)}"
+        write_json(run.evaluations / f"{name}.json", asdict(result(data=place, protocol_hash=f"{number:08x}")))
+    monkeypatch.chdir("/")
+    (reported,) = open_runs([run])
+    assert {one.data for one in reported.results} == {"digits", "photos"}
+    config = run.read_config()
+    write_json(run.config, config | {"data": str(tmp_path / "photos")})
+    (reported,) = open_runs([run])
+    assert [one.data for one in reported.results] == [str(tmp_path / "photos")] * 2 + ["digits"]
 
 
 def test_copies_stand_on_the_page(run):

@@ -63,8 +63,8 @@ def test_usage_counts_every_stored_token(finished):
 
 
 def test_external_tokens_are_found(others, finished):
-    store = ReportedRun(RunDirectory(others["mim"]), "mim").tokens
-    assert isinstance(store, TokenStore)
+    store = ReportedRun(RunDirectory(others["mim"]), "mim").tokens.store
+    assert store is not None
     assert store.path == finished.tokens
 
 

@@ -67,6 +67,15 @@ def test_page_has_all_sections_and_needs_nothing_outside(run):
     assert "http" not in path.read_text(encoding="utf-8")
 
 
+def test_a_page_about_several_runs_leaves_the_first_runs_own_alone(run, finished):
+    own = write_report([run])
+    before = own.read_bytes()
+    both = write_report([run, finished])
+    assert both == run.path / f"report-with-{finished.path.name}.html"
+    assert own.read_bytes() == before
+    assert (run.path / f"report-with-{finished.path.name}-figures" / "loss.png").is_file()
+
+
 def test_figures_lie_beside_the_page_and_have_alt_texts(run):
     page = read(write_report([run]))
     files = {path.read_bytes() for path in (run.path / "report-figures").glob("*.png")}

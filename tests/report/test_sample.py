@@ -20,7 +20,7 @@ from mapet.report.reading import ReportedRun
 from mapet.runtime.files import write_json
 from mapet.runtime.run_directory import RunDirectory
 from mapet.token_store.read import TokenStore
-from mapet.tokenizers.base import Tokenizer
+from mapet.token_store.token_source import OnlineTokens
 from mapet.tokenizers.load import load_tokenizer
 from tests.report.conftest import TINY
 
@@ -65,8 +65,8 @@ def test_images_and_tokens_are_of_the_same_crop(views, finished, name):
 
 def test_usage_of_stored_views_counts_all_of_them(views):
     reported = ReportedRun(views["stored"], "stored")
-    store = reported.tokens
-    assert isinstance(store, TokenStore)
+    store = reported.tokens.store
+    assert store is not None
     assert reported.usage.sum() == store.ids.size == 2 * 16 * len(store)
     assert reported.usage.tolist() == np.bincount(np.asarray(store.ids).ravel(), minlength=24).tolist()
     assert reported.counted == f"{store.ids.size:,} stored tokens of {len(store):,} images in 2 views each"
@@ -74,7 +74,7 @@ def test_usage_of_stored_views_counts_all_of_them(views):
 
 def test_usage_without_a_store_counts_the_sample(views):
     reported = ReportedRun(views["online"], "online")
-    assert isinstance(reported.tokens, Tokenizer)
+    assert isinstance(reported.tokens, OnlineTokens)
     assert reported.usage.tolist() == np.bincount(reported.sample.ids.ravel(), minlength=24).tolist()
     assert reported.counted == "16,000 tokens of one crop of each of 1,000 images"
 
@@ -93,7 +93,7 @@ def test_online_tokenizer_may_be_given_or_its_own(views, finished, tmp_path):
     write_json(own.config, views["online"].read_config() | {"tokenizer": None})
     load_tokenizer(finished.tokenizer).save(own.tokenizer)
     tokens = ReportedRun(own, "own").tokens
-    assert isinstance(tokens, Tokenizer)
+    assert isinstance(tokens, OnlineTokens)
     assert tokens.fingerprint == views["online"].read_config()["tokenizer_fingerprint"]
 
 

@@ -14,10 +14,10 @@ import pytest
 import torch
 
 import mapet
+from mapet.data.masked import open_segmentation
 from mapet.data.sources import open_source
 from mapet.errors import DataError, MapetError, StorageError
 from mapet.evaluation.outcomes import load_outcomes
-from mapet.evaluation.segmentation.data import open_segmentation
 from mapet.runtime.jsonl import append_line
 from mapet.runtime.run_directory import RunDirectory
 from mapet.token_store.format import TokenSpace

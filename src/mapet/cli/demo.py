@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Annotated
 
@@ -14,23 +13,7 @@ def demo(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "cpu",
 ) -> None:
     """Tokenise scikit-learn's handwritten digits, pre-train MaPeT on them, judge the backbone, write a report."""
-    from mapet.config import load_recipe
-    from mapet.evaluation.evaluate import evaluate
-    from mapet.evaluation.probes.knn import KNN
-    from mapet.evaluation.probes.linear import LinearProbe
-    from mapet.pretraining.pretrain import pretrain
-    from mapet.report.html import write_report
-    from mapet.runtime.device import choose_device
-    from mapet.runtime.progress import format_seconds, say
+    from mapet.workflows.demo import run_demo
 
-    began = time.monotonic()
-    say("1/3  Pre-training a small ViT on 1,437 handwritten digits, without their labels")
-    run = pretrain("digits", load_recipe("digits", [f"mechanics.device={device}"]), out)
-    say("2/3  Judging it on 360 others, next to the same ViT at random initialisation")
-    for result in evaluate(run, None, [KNN(), LinearProbe()], device=choose_device(device)):
-        say(result.line())
-    say("3/3  Drawing the report")
-    report = write_report([run])
-    say(f"Done in {format_seconds(time.monotonic() - began)}.")
-    print(f"Report: {report}")
+    print(f"Report: {run_demo(out, device)}")
     print("Your own images: mapet pretrain FOLDER --recipe folder_tiny --out RUN")

@@ -2,42 +2,62 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from mapet.cli.options import Allow, ClassDepth, Device, MaxUnreadable, Split, Workers, located
 
+if TYPE_CHECKING:
+    from mapet.evaluation.protocol import Protocol, Result
+
+Protocols = Annotated[
+    str, typer.Argument(metavar="PROTOCOLS", help="Names from `mapet protocols`, such as knn,linear or linear:paper.")
+]
+Backbone = Annotated[
+    str,
+    typer.Argument(
+        metavar="BACKBONE",
+        help="A run directory, a published checkpoint, a Hugging Face folder or hf://, timm:NAME, random:NAME.",
+    ),
+]
+DataOption = Annotated[str | None, typer.Argument(metavar="[DATA]", help="Labelled images; by default those of the run.")]
+Pool = Annotated[
+    str | None, typer.Option(help="How tokens become one vector: mean (of the patches), cls, both, or all of them in turn.")
+]
+Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting of the protocols; repeatable.")]
+Root = Annotated[Path | None, typer.Option(help="Of transfer: the folder in which data sets such as cars,food101 lie.")]
+Download = Annotated[bool, typer.Option("--download", help="Of transfer: fetch named data sets that are missing.")]
+Model = Annotated[str | None, typer.Option(help="Of a published checkpoint: timm's name of the model; else derived.")]
+Option = Annotated[
+    list[str] | None, typer.Option(metavar="KEY=VALUE", help="Of timm.create_model, such as img_size=32; repeatable.")
+]
+ClassMap = Annotated[
+    Path | None, typer.Option(help="Of classify: a file with the names of the head's classes in order, one a line.")
+]
+UseEma = Annotated[bool, typer.Option("--use-ema", help="Of classify: take the moving average of the weights.")]
+Out = Annotated[Path | None, typer.Option(help="Where results are kept; by default in the run directory.")]
+Random = Annotated[
+    bool | None, typer.Option("--random/--no-random", help="Judge the random initialisation too; by default what is cheap.")
+]
+
 
 def evaluate(
-    protocols: Annotated[
-        str, typer.Argument(metavar="PROTOCOLS", help="Names from `mapet protocols`, such as knn,linear or linear:paper.")
-    ],
-    backbone: Annotated[
-        str,
-        typer.Argument(
-            metavar="BACKBONE",
-            help="A run directory, a published checkpoint, a Hugging Face folder or hf://, timm:NAME, random:NAME.",
-        ),
-    ],
-    data: Annotated[str | None, typer.Argument(metavar="[DATA]", help="Labelled images; by default those of the run.")] = None,
-    pool: Annotated[
-        str | None, typer.Option(help="How tokens become one vector: mean (of the patches), cls, both, or all of them in turn.")
-    ] = None,
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting of the protocols; repeatable.")
-    ] = None,
-    root: Annotated[Path | None, typer.Option(help="Of transfer: the folder in which data sets such as cars,food101 lie.")] = None,
-    download: Annotated[bool, typer.Option("--download", help="Of transfer: fetch named data sets that are missing.")] = False,
-    model: Annotated[str | None, typer.Option(help="Of a published checkpoint: timm's name of the model; else derived.")] = None,
-    option: Annotated[
-        list[str] | None, typer.Option(metavar="KEY=VALUE", help="Of timm.create_model, such as img_size=32; repeatable.")
-    ] = None,
-    out: Annotated[Path | None, typer.Option(help="Where results are kept; by default in the run directory.")] = None,
-    random: Annotated[
-        bool | None, typer.Option("--random/--no-random", help="Judge the random initialisation too; by default what is cheap.")
-    ] = None,
+    protocols: Protocols,
+    backbone: Backbone,
+    data: DataOption = None,
+    pool: Pool = None,
+    set_: Set = None,
+    root: Root = None,
+    download: Download = False,
+    model: Model = None,
+    option: Option = None,
+    class_map: ClassMap = None,
+    use_ema: UseEma = False,
+    out: Out = None,
+    random: Random = None,
     split: Split = None,
     class_depth: ClassDepth = None,
     device: Device = "auto",
@@ -74,19 +94,21 @@ def evaluate(
         raise SettingsError(
             "--split and --class-depth are about one place. Of transfer, write them behind the place: FOLDER#split=test"
         )
-    of_model: dict[str, Any] = {"model": model, "options": parse_options(option or [])}
+    of_model = {"model": model, "options": parse_options(option or []), "class_map": class_map, "use_ema": use_ema}
     if is_transfer(titles):
-        return transfer(titles[0], backbone, data, root, download, settings, **of_model, **work)
+        return transfer(titles[0], backbone, data, root, download, settings, of_model, **work)
     kind, measured = kind_of(titles), protocols_of(titles, settings)
     opened = open_evaluated(kind, backbone, data, **of_model)
     results = run_evaluation(opened, data, measured, **work)
+    _print(measured, results, kept=out or (opened.run.evaluations if opened.run else None))
+
+
+def _print(measured: Sequence[Protocol], results: Sequence[Result], kept: Path | None) -> None:
+    """Every result of one command, and where it is."""
     first = results[0]
     print(f"{first.data}: {first.train_images} training and {first.test_images} test images, {first.classes} classes")
     if heading := measured[0].heading(first):
         print(heading)
     for protocol, result in zip(measured, results, strict=True):
         print(protocol.line(result))
-    if kept := out or (opened.run.evaluations if opened.run else None):
-        print(f"Kept in {kept}")
-    else:
-        print("Not kept. To keep results: --out FOLDER")
+    print(f"Kept in {kept}" if kept else "Not kept. To keep results: --out FOLDER")

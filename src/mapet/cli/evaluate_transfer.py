@@ -26,24 +26,22 @@ def transfer(
     root: Path | None,
     download: bool,
     settings: Mapping[str, Any],
-    model: str | None = None,
-    options: dict[str, Any] | None = None,
+    of_model: Mapping[str, Any],
     **work: Any,
 ) -> None:
     """Judges a backbone on every data set and prints a table.
 
     Args:
         title: "transfer" (by the linear probe), or with a protocol behind it: "transfer:linear:paper".
-        address: The backbone.
+        address: The backbone, or what else the protocol evaluates.
         sets: Names of data sets, or locations, with commas between them.
         root: Where named sets lie.
         download: Fetch those that are missing.
         settings: Of `--set`.
-        model: Of a published checkpoint: timm's name.
-        options: Of the backbone, for `timm.create_model`.
+        of_model: Further arguments of `open_evaluated`.
         work: Further arguments of `evaluate_transfer`.
     """
-    from mapet.checkpoints.address import open_backbone
+    from mapet.cli.evaluated import kind_of, open_evaluated
     from mapet.data.named_sets import NAMED_SETS
     from mapet.errors import SettingsError
     from mapet.evaluation.presets import protocols_of
@@ -56,8 +54,8 @@ def transfer(
     protocol, *others = protocols_of([protocol_title(title)], settings)
     if others:
         raise SettingsError("A transfer takes one pool: --pool mean, cls or both.")
-    opened = open_backbone(address, model=model, options=options)
     locations = transfer_locations(sets.split(","), root, download=download)
+    opened = open_evaluated(kind_of([protocol.name]), address, sets, **of_model)
     results = evaluate_transfer(opened, locations, protocol, **work)
     pool = f", pool {protocol.pool}" if protocol.pools else ""
     print(f"{opened.title}, protocol {protocol.title}{pool}, {protocol.hash}")

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mapet.evaluation.protocol import Opened
 
-BACKBONE = "backbone"
-_OTHERS = {"tokens": "tokenizer", "classify": "classifier"}
+BACKBONE, TOKENIZER, CLASSIFIER = "backbone", "tokenizer", "classifier"
+_OTHERS = {"tokens": TOKENIZER, "classify": CLASSIFIER}
 
 
 def kind_of(titles: Sequence[str]) -> str:
@@ -28,7 +28,16 @@ def kind_of(titles: Sequence[str]) -> str:
     return kinds[special]
 
 
-def open_evaluated(kind: str, address: str, data: str | None, *, model: str | None, options: Mapping[str, Any]) -> Opened:
+def open_evaluated(
+    kind: str,
+    address: str,
+    data: str | None,
+    *,
+    model: str | None = None,
+    options: Mapping[str, Any] | None = None,
+    class_map: Path | None = None,
+    use_ema: bool = False,
+) -> Opened:
     """Opens what is at `address`.
 
     Args:
@@ -37,6 +46,8 @@ def open_evaluated(kind: str, address: str, data: str | None, *, model: str | No
         data: Labelled images, which only a run can do without.
         model: timm's name of the model in a file.
         options: Of the model, for timm.
+        class_map: Of a classifier: names of its outputs.
+        use_ema: Of a classifier: whether the moving average of its weights is taken.
 
     Raises:
         MapetError: There is none, or there are no images.
@@ -44,12 +55,17 @@ def open_evaluated(kind: str, address: str, data: str | None, *, model: str | No
     from mapet.checkpoints.address import open_backbone
     from mapet.errors import SettingsError
 
+    if kind != CLASSIFIER and (class_map is not None or use_ema):
+        option = "--use-ema" if class_map is None else "--class-map"
+        raise SettingsError(f"{option} is about a classifier, and a {kind} is evaluated here. Leave it out.")
     if kind == BACKBONE:
-        return open_backbone(address, model=model, options=options)
-    if kind == "classifier":
-        from mapet.evaluation.classify.classifier import ModelChoice, load_classifier
+        return open_backbone(address, model=model, options=dict(options or {}))
+    if kind == CLASSIFIER:
+        from mapet.checkpoints.classifier import ModelChoice, load_classifier
+        from mapet.evaluation.classify.classes import read_class_map
 
-        return load_classifier(address, ModelChoice(model, options=options))
+        names = class_map and read_class_map(class_map)
+        return load_classifier(address, ModelChoice(model, options=options), use_ema=use_ema, names=names)
     from mapet.evaluation.tokens.data import open_tokens, run_at
 
     if data is None and run_at(Path(address)) is None:

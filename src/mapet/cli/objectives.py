@@ -2,28 +2,12 @@
 
 from __future__ import annotations
 
-import inspect
-import re
-import sys
-import textwrap
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
 from mapet.errors import SettingsError
-
-if TYPE_CHECKING:
-    from PIL import Image
-
-    from mapet.objectives import Objective
-
-WIDTH = 110
-COLORS = 256
-# What an objective is given here in place of tokens and teacher: neither rows nor figures depend on it.
-VOCAB = 2
-TEACHER = {"teacher": "test_vit", "teacher_options": {"pretrained": False}}
-NOT_OPTIONS = ("backbone", "vocab_size", "mean", "std")
 
 
 def objectives(
@@ -36,106 +20,16 @@ def objectives(
     ] = None,
 ) -> None:
     """List the objectives, or explain one and draw it."""
+    if name is None and (image or out or set_):
+        raise SettingsError("Which objective is to be drawn? Give its name: mapet objectives NAME --out FIGURE.png")
+    if name is not None and out is None and (image or set_):
+        raise SettingsError(f"Where is the figure to be written? Give it too: mapet objectives {name} --out FIGURE.png")
+
+    from mapet.workflows.objectives import draw_objective, explain_objective, table_of_objectives
+
     if name is None:
-        if image or out or set_:
-            raise SettingsError("Which objective is to be drawn? Give its name: mapet objectives NAME --out FIGURE.png")
-        _list()
+        print(*table_of_objectives(), sep="\n")
     elif out is None:
-        if image or set_:
-            raise SettingsError(f"Where is the figure to be written? Give it too: mapet objectives {name} --out FIGURE.png")
-        _explain(name)
+        print(*explain_objective(name), sep="\n")
     else:
-        _draw(name, image, out, set_ or [])
-
-
-def _list() -> None:
-    """What every objective needs, how much of an image it encodes, what a step costs, what it is."""
-    from mapet.objectives import OBJECTIVES
-    from mapet.objectives.costs import CONDITIONS, TIMES_MIM
-
-    print(f"{'':16} {'needs':16} {'rows':>5} {'cost':>5}")
-    for name in OBJECTIVES:
-        objective = _create(name)
-        cost = f"{TIMES_MIM[name]:.1f}" if name in TIMES_MIM else "-"
-        needs = ", ".join(objective.needs) or "-"
-        print(f"{name:16} {needs:16} {objective.encoded_rows:5g} {cost:>5}  {objective.summary}")
-    print("\nrows: of an image, in the backbone's blocks, by default (ViT-Tiny/16, 224 px).")
-    print(f"cost: time of a forward and backward pass, relative to mim; {CONDITIONS}.")
-    print("`mapet objectives NAME` explains one, and draws it with --out FIGURE.png.")
-
-
-def _explain(name: str) -> None:
-    """The idea as its file tells it, and all options."""
-    from mapet.objectives import OBJECTIVES
-    from mapet.registry import options_of
-
-    kind = OBJECTIVES.get_or_import(name)
-    print(inspect.getdoc(sys.modules[kind.__module__]) or kind.summary)
-    print(f"\nNeeds: {', '.join(kind.needs) or 'nothing but images'}.\n\nOptions (--set objective.options.NAME=VALUE):\n")
-    meanings = _meanings(kind)
-    for option, parameter in options_of(kind).items():
-        if option not in NOT_OPTIONS:
-            default = "must be given" if parameter.default is parameter.empty else f"default {parameter.default}"
-            print(f"  {option} ({default})")
-            print(textwrap.fill(meanings.get(option, ""), WIDTH, initial_indent=6 * " ", subsequent_indent=6 * " "))
-
-
-def _meanings(kind: type[Objective[Any]]) -> dict[str, str]:
-    """What the docstrings of a class and of its bases say of their arguments."""
-    found: dict[str, str] = {}
-    for each in reversed(kind.__mro__):
-        _, _, arguments = (inspect.cleandoc(each.__doc__ or "")).partition("Args:\n")
-        section = re.split(r"\n(?=\S)", arguments)[0]
-        for entry in re.split(r"^    (?=[\w*])", section, flags=re.MULTILINE)[1:]:
-            option, _, meaning = entry.partition(":")
-            found[option] = " ".join(meaning.split())
-    return found
-
-
-def _draw(name: str, image: Path | None, out: Path, changes: list[str]) -> None:
-    """Writes the figure, in few enough colours to be small."""
-    from mapet.config.recipes import parse_options
-    from mapet.data.decode import decode_image
-    from mapet.data.views import FixedView
-    from mapet.report.objective_figure import objective_figure
-    from mapet.runtime.files import atomic_file
-    from mapet.runtime.lock import only_writer
-
-    if out.suffix.lower() != ".png":
-        raise SettingsError(f"The figure is a PNG file; {out} does not end in .png.")
-    with only_writer(out):
-        objective = _create(name, **parse_options(changes))
-        view = FixedView(objective.view_size)(_flower() if image is None else _read(image))
-        picture = objective_figure(name, objective, view.float() / 255)
-        with atomic_file(out) as partial:
-            decode_image(picture.png).quantize(COLORS).save(partial, format="PNG", optimize=True)
-    print(f"{out}: {picture.alt}")
-
-
-def _create(name: str, **options: Any) -> Objective[Any]:
-    """The objective on a small ViT at 224 px, whose weights nobody looks at."""
-    from mapet.models import create_backbone
-    from mapet.objectives import OBJECTIVES, create_objective
-
-    given = TEACHER if "teacher" in OBJECTIVES.get_or_import(name).needs and "teacher" not in options else {}
-    backbone = create_backbone("vit_tiny_patch16_224", num_classes=0, depth=2)
-    return create_objective(name, backbone=backbone, vocab_size=VOCAB, **given, **options)
-
-
-def _flower() -> Image.Image:
-    """The photograph that comes with scikit-learn."""
-    from PIL import Image
-    from sklearn.datasets import load_sample_image
-
-    return Image.fromarray(load_sample_image("flower.jpg"))
-
-
-def _read(path: Path) -> Image.Image:
-    from mapet.data.decode import decode_image
-    from mapet.data.tree import read_file
-    from mapet.errors import DataError, UnreadableImageError
-
-    try:
-        return decode_image(read_file(path))
-    except UnreadableImageError as error:
-        raise DataError(f"{path}: {error}. Give an image that can be read.") from error
+        print(f"{out}: {draw_objective(name, image, out, set_ or [])}")

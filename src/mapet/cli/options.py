@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from mapet.registry import allow
+
+if TYPE_CHECKING:
+    from mapet.data.skipped import UnreadableImages
+    from mapet.tokenizers.base import Tokenizer
 
 Data = Annotated[
     str,
@@ -47,6 +52,16 @@ Allow = Annotated[
     ),
 ]
 Seed = Annotated[int, typer.Option(help="Determines every random draw.")]
+
+
+def print_tokenizer(out: Path, tokenizer: Tokenizer, unreadable: UnreadableImages) -> None:
+    """What was fitted or trained, from the first process; and what was skipped."""
+    from mapet.runtime.processes import this_process
+
+    if this_process().rank == 0:
+        print(f"Tokenizer: {out}  {json.dumps(tokenizer.fit_report)}")
+    if unreadable.summary():
+        print(unreadable.summary())
 
 
 def located(data: str | None, address: str, split: str | None, class_depth: int | None) -> str | None:

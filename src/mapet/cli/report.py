@@ -12,7 +12,10 @@ from mapet.cli.options import Allow
 
 def report(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run directories: the --out of `mapet pretrain`.")],
-    out: Annotated[Path | None, typer.Option(help="The page; by default report.html in the first run.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="The page; by default report.html in the run, report-with-OTHERS.html in the first of several."),
+    ] = None,
     allow: Allow = None,
 ) -> None:
     """Write one self-contained HTML page with figures: what was run, what it was worth, what the model sees."""

@@ -16,23 +16,33 @@ if TYPE_CHECKING:
     from mapet.data.crops import Crops
 
 
+Tokenizer = Annotated[Path, typer.Option(help="A fitted tokenizer.")]
+Out = Annotated[Path, typer.Option(help="Folder of the token store; an unfinished or older one is completed.")]
+SplitOption = Annotated[str, typer.Option(help="train, test or all.")]
+Views = Annotated[
+    int | None, typer.Option(min=1, help="Store tokens of so many random crops of every image, in place of the central square.")
+]
+Scale = Annotated[
+    tuple[float, float] | None, typer.Option(help="Of random crops: smallest and largest share of the area (0.2 1.0).")
+]
+Flip = Annotated[bool | None, typer.Option("--flip/--no-flip", help="Mirror half of the random crops (yes).")]
+Verify = Annotated[
+    int | None, typer.Option(min=1, help="Build nothing: tokenise so many random crops again and compare them with the store.")
+]
+BatchSize = Annotated[int, typer.Option(min=1, help="Images per call of the tokenizer.")]
+
+
 def tokenize(
     data: Data,
-    tokenizer: Annotated[Path, typer.Option(help="A fitted tokenizer.")],
-    out: Annotated[Path, typer.Option(help="Folder of the token store; an unfinished or older one is completed.")],
-    split: Annotated[str, typer.Option(help="train, test or all.")] = "train",
-    views: Annotated[
-        int | None, typer.Option(min=1, help="Store tokens of so many random crops of every image, in place of the central square.")
-    ] = None,
-    scale: Annotated[
-        tuple[float, float] | None, typer.Option(help="Of random crops: smallest and largest share of the area (0.2 1.0).")
-    ] = None,
-    flip: Annotated[bool | None, typer.Option("--flip/--no-flip", help="Mirror half of the random crops (yes).")] = None,
+    tokenizer: Tokenizer,
+    out: Out,
+    split: SplitOption = "train",
+    views: Views = None,
+    scale: Scale = None,
+    flip: Flip = None,
     seed: Seed = 0,
-    verify: Annotated[
-        int | None, typer.Option(min=1, help="Build nothing: tokenise so many random crops again and compare them with the store.")
-    ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images per call of the tokenizer.")] = 64,
+    verify: Verify = None,
+    batch_size: BatchSize = 64,
     device: Device = "auto",
     workers: Workers = 2,
     max_unreadable: MaxUnreadable = 0,

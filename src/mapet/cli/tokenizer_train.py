@@ -2,44 +2,60 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from mapet.cli.options import Allow, Data, Device, MaxUnreadable, Seed, Workers
+from mapet.cli.options import Allow, Data, Device, MaxUnreadable, Seed, Workers, print_tokenizer
+
+Teacher = Annotated[
+    str,
+    typer.Option(
+        help="Features the tokens are to tell: as --features of `fit`, such as vit_base_patch16_clip_quickgelu_224.openai."
+    ),
+]
+Out = Annotated[Path, typer.Option(help="Folder for the tokenizer; OUT.training beside it is continued exactly.")]
+VocabSize = Annotated[int, typer.Option("--vocab-size", "-k", min=2, help="Number of visual tokens.")]
+ImageSize = Annotated[int, typer.Option(min=1, help="Side of the images in pixels, as the tokenizer sees them.")]
+Encoder = Annotated[str, typer.Option(help="A plain timm ViT; its patches are the grid.")]
+EncoderOption = Annotated[
+    list[str] | None, typer.Option("--encoder-option", metavar="KEY=VALUE", help="Of timm's ViT, e.g. depth=2; repeatable.")
+]
+DecoderDepth = Annotated[int, typer.Option(min=1, help="Blocks of the decoder; published: 1 and 3.")]
+CodeDim = Annotated[int, typer.Option(min=1, help="Length of a code.")]
+TeacherImageSize = Annotated[
+    int | None, typer.Option(min=1, help="Side of the images as the teacher sees them; by default the image size.")
+]
+TeacherOption = Annotated[
+    list[str] | None, typer.Option("--teacher-option", metavar="KEY=VALUE", help="An option of the features; repeatable.")
+]
+Steps = Annotated[int | None, typer.Option(min=1, help="Optimizer steps; or give --epochs.")]
+Epochs = Annotated[float | None, typer.Option(help="Passes over the images (100).")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Images per step, over all processes.")]
+Lr = Annotated[float | None, typer.Option(help="Learning rate (2e-4 for 512 images, in proportion to the batch).")]
+Precision = Annotated[str, typer.Option(help="fp32 or bf16, of the ViTs; codes and codebook are float32.")]
+SaveEvery = Annotated[int, typer.Option(min=1, help="Steps between two states on disk.")]
 
 
 def train(
     data: Data,
-    teacher: Annotated[
-        str,
-        typer.Option(
-            help="Features the tokens are to tell: as --features of `fit`, such as vit_base_patch16_clip_quickgelu_224.openai."
-        ),
-    ],
-    out: Annotated[Path, typer.Option(help="Folder for the tokenizer; OUT.training beside it is continued exactly.")],
-    vocab_size: Annotated[int, typer.Option("--vocab-size", "-k", min=2, help="Number of visual tokens.")] = 8192,
-    image_size: Annotated[int, typer.Option(min=1, help="Side of the images in pixels, as the tokenizer sees them.")] = 224,
-    encoder: Annotated[str, typer.Option(help="A plain timm ViT; its patches are the grid.")] = "vit_base_patch16_224",
-    encoder_option: Annotated[
-        list[str] | None, typer.Option("--encoder-option", metavar="KEY=VALUE", help="Of timm's ViT, e.g. depth=2; repeatable.")
-    ] = None,
-    decoder_depth: Annotated[int, typer.Option(min=1, help="Blocks of the decoder; published: 1 and 3.")] = 3,
-    code_dim: Annotated[int, typer.Option(min=1, help="Length of a code.")] = 32,
-    teacher_image_size: Annotated[
-        int | None, typer.Option(min=1, help="Side of the images as the teacher sees them; by default the image size.")
-    ] = None,
-    teacher_option: Annotated[
-        list[str] | None, typer.Option("--teacher-option", metavar="KEY=VALUE", help="An option of the features; repeatable.")
-    ] = None,
-    steps: Annotated[int | None, typer.Option(min=1, help="Optimizer steps; or give --epochs.")] = None,
-    epochs: Annotated[float | None, typer.Option(help="Passes over the images (100).")] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images per step, over all processes.")] = 512,
-    lr: Annotated[float | None, typer.Option(help="Learning rate (2e-4 for 512 images, in proportion to the batch).")] = None,
-    precision: Annotated[str, typer.Option(help="fp32 or bf16, of the ViTs; codes and codebook are float32.")] = "fp32",
-    save_every: Annotated[int, typer.Option(min=1, help="Steps between two states on disk.")] = 500,
+    teacher: Teacher,
+    out: Out,
+    vocab_size: VocabSize = 8192,
+    image_size: ImageSize = 224,
+    encoder: Encoder = "vit_base_patch16_224",
+    encoder_option: EncoderOption = None,
+    decoder_depth: DecoderDepth = 3,
+    code_dim: CodeDim = 32,
+    teacher_image_size: TeacherImageSize = None,
+    teacher_option: TeacherOption = None,
+    steps: Steps = None,
+    epochs: Epochs = None,
+    batch_size: BatchSize = 512,
+    lr: Lr = None,
+    precision: Precision = "fp32",
+    save_every: SaveEvery = 500,
     seed: Seed = 0,
     device: Device = "auto",
     workers: Workers = 2,
@@ -55,7 +71,6 @@ def train(
     from mapet.data.sources import open_source
     from mapet.registry import allow as typed
     from mapet.runtime.device import choose_device
-    from mapet.runtime.processes import this_process
     from mapet.tokenizers.vq_kd.settings import VQKDSettings
     from mapet.tokenizers.vq_kd.training import train_vq_kd
 
@@ -78,16 +93,6 @@ def train(
         seed=seed,
     )
     unreadable = UnreadableImages(max_unreadable)
-    tokenizer = train_vq_kd(
-        open_source(data, "train"),
-        out,
-        settings,
-        device=choose_device(device),
-        workers=workers,
-        unreadable=unreadable,
-        save_every=save_every,
-    )
-    if this_process().rank == 0:
-        print(f"Tokenizer: {out}  {json.dumps(tokenizer.fit_report)}")
-    if unreadable.summary():
-        print(unreadable.summary())
+    work = {"device": choose_device(device), "workers": workers, "unreadable": unreadable, "save_every": save_every}
+    tokenizer = train_vq_kd(open_source(data, "train"), out, settings, **work)
+    print_tokenizer(out, tokenizer, unreadable)

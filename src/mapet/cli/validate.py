@@ -15,60 +15,75 @@ _WITHOUT_MEANING = {
 }
 
 
+Checkpoint = Annotated[Path, typer.Option(help="A published checkpoint, or the model/ folder of a fine-tuning.")]
+DataOption = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="DATA",
+        help="Folder with val/ in it, or of class folders (ImageNet's layout), or any other location of labelled images.",
+    ),
+]
+DataDir = Annotated[str | None, typer.Option(help="The same as DATA.")]
+Model = Annotated[
+    str | None,
+    typer.Option(help="A name of MaPeT's release such as vit_standard_base_patch16_224, which can be left out, or any timm name."),
+]
+Gp = Annotated[str | None, typer.Option(help="avg (mean of the patches) or token (CLS); by default as in the checkpoint.")]
+Interpolation = Annotated[str | None, typer.Option(help="bicubic, bilinear or lanczos.")]
+CropPct = Annotated[float | None, typer.Option(help="The shorter side is resized to image size / crop_pct. (0.9)")]
+Mean = Annotated[tuple[float, float, float] | None, typer.Option(metavar="R G B", help="Subtracted from images in [0, 1].")]
+Std = Annotated[tuple[float, float, float] | None, typer.Option(metavar="R G B", help="Divided by; above 0.")]
+ImgSize = Annotated[int | None, typer.Option(min=1, help="Side of the images in pixels; positions are resized to it.")]
+NumClasses = Annotated[int | None, typer.Option(min=1, help="Refuse a head with another number of classes.")]
+ClassMap = Annotated[Path | None, typer.Option(help="Names of the head's classes in order, one a line.")]
+ModelKwargs = Annotated[
+    list[str] | None, typer.Option(metavar="KEY=VALUE", help="Further arguments of timm.create_model; repeatable.")
+]
+UseEma = Annotated[bool, typer.Option("--use-ema", help="Judge the moving average that the checkpoint keeps.")]
+Amp = Annotated[bool, typer.Option("--amp", help="bf16 autocast (timm's script: fp16).")]
+BatchSize = Annotated[int, typer.Option("--batch-size", "-b", min=1, help="Images a forward pass.")]
+WorkersOption = Annotated[int, typer.Option("--workers", "-j", min=0, help="Processes that load images.")]
+Json = Annotated[Path | None, typer.Option("--json", help="Also write the result to this file.")]
+Out = Annotated[Path | None, typer.Option(help="Folder for the result as `mapet evaluate classify` keeps it.")]
+PinMem = Annotated[bool, typer.Option("--pin-mem", help="Of the released command: nothing to do.")]
+NoPrefetcher = Annotated[bool, typer.Option("--no-prefetcher", help="Of the released command: nothing to do.")]
+
+
 def validate(
-    checkpoint: Annotated[Path, typer.Option(help="A published checkpoint, or the model/ folder of a fine-tuning.")],
-    data: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="DATA",
-            help="Folder with val/ in it, or of class folders (ImageNet's layout), or any other location of labelled images.",
-        ),
-    ] = None,
-    data_dir: Annotated[str | None, typer.Option(help="The same as DATA.")] = None,
+    checkpoint: Checkpoint,
+    data: DataOption = None,
+    data_dir: DataDir = None,
     split: Split = None,
     class_depth: ClassDepth = None,
-    model: Annotated[
-        str | None,
-        typer.Option(
-            help="A name of MaPeT's release such as vit_standard_base_patch16_224, which can be left out, or any timm name."
-        ),
-    ] = None,
-    gp: Annotated[
-        str | None, typer.Option(help="avg (mean of the patches) or token (CLS); by default as in the checkpoint.")
-    ] = None,
-    interpolation: Annotated[str | None, typer.Option(help="bicubic, bilinear or lanczos.")] = None,
-    crop_pct: Annotated[float | None, typer.Option(help="The shorter side is resized to image size / crop_pct. (0.9)")] = None,
-    mean: Annotated[
-        tuple[float, float, float] | None, typer.Option(metavar="R G B", help="Subtracted from images in [0, 1].")
-    ] = None,
-    std: Annotated[tuple[float, float, float] | None, typer.Option(metavar="R G B", help="Divided by; above 0.")] = None,
-    img_size: Annotated[int | None, typer.Option(min=1, help="Side of the images in pixels; positions are resized to it.")] = None,
-    num_classes: Annotated[int | None, typer.Option(min=1, help="Refuse a head with another number of classes.")] = None,
-    class_map: Annotated[Path | None, typer.Option(help="Names of the head's classes in order, one a line.")] = None,
-    model_kwargs: Annotated[
-        list[str] | None, typer.Option(metavar="KEY=VALUE", help="Further arguments of timm.create_model; repeatable.")
-    ] = None,
-    use_ema: Annotated[bool, typer.Option("--use-ema", help="Judge the moving average that the checkpoint keeps.")] = False,
-    amp: Annotated[bool, typer.Option("--amp", help="bf16 autocast (timm's script: fp16).")] = False,
-    batch_size: Annotated[int, typer.Option("--batch-size", "-b", min=1, help="Images a forward pass.")] = 256,
-    workers: Annotated[int, typer.Option("--workers", "-j", min=0, help="Processes that load images.")] = 2,
+    model: Model = None,
+    gp: Gp = None,
+    interpolation: Interpolation = None,
+    crop_pct: CropPct = None,
+    mean: Mean = None,
+    std: Std = None,
+    img_size: ImgSize = None,
+    num_classes: NumClasses = None,
+    class_map: ClassMap = None,
+    model_kwargs: ModelKwargs = None,
+    use_ema: UseEma = False,
+    amp: Amp = False,
+    batch_size: BatchSize = 256,
+    workers: WorkersOption = 2,
     device: Device = "auto",
-    json: Annotated[Path | None, typer.Option("--json", help="Also write the result to this file.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder for the result as `mapet evaluate classify` keeps it.")] = None,
+    json: Json = None,
+    out: Out = None,
     max_unreadable: MaxUnreadable = 0,
-    pin_mem: Annotated[bool, typer.Option("--pin-mem", help="Of the released command: nothing to do.")] = False,
-    no_prefetcher: Annotated[bool, typer.Option("--no-prefetcher", help="Of the released command: nothing to do.")] = False,
+    pin_mem: PinMem = False,
+    no_prefetcher: NoPrefetcher = False,
 ) -> None:
     """Top-1 and top-5 of a published classifier, by the published preprocessing: `mapet evaluate classify` with more options.
 
     The command of MaPeT's README works as it is: mapet validate IMAGENET --model vit_standard_base_patch16_224 --checkpoint FILE
     --interpolation bicubic --amp --gp avg --pin-mem --no-prefetcher
     """
-    from dataclasses import replace
-
+    from mapet.checkpoints.classifier import ModelChoice, load_classifier
     from mapet.config.recipes import parse_options
     from mapet.evaluation.classify.classes import read_class_map
-    from mapet.evaluation.classify.classifier import ModelChoice, load_classifier
     from mapet.evaluation.classify.protocol import Classify
     from mapet.evaluation.evaluate import evaluate
     from mapet.runtime.device import choose_device
@@ -87,9 +102,7 @@ def validate(
     _say_without_meaning(pin_mem, no_prefetcher)
     choice = ModelChoice(model, gp, num_classes, img_size, parse_options(model_kwargs or []))
     with only_writer(*([json] if json else [])):
-        classifier = load_classifier(checkpoint, choice, use_ema=use_ema)
-        if class_map is not None:
-            classifier = replace(classifier, names=read_class_map(class_map))
+        classifier = load_classifier(checkpoint, choice, use_ema=use_ema, names=class_map and read_class_map(class_map))
         work = {"device": chosen, "folder": out, "workers": workers, "max_unreadable": max_unreadable}
         (result,) = evaluate(classifier, location, [protocol], **work)
         print(protocol.line(result))

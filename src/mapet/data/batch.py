@@ -46,10 +46,19 @@ class LoadedBatch:
     views: tuple[int, ...] = (0,)
     tokenizer_images: Tensor | None = None
 
+    def only(self, rows: list[int]) -> LoadedBatch:
+        """Some of the B samples of a batch that shows one view of each; what could not be read stays."""
+        tensors = {name: tensor[rows] for name, tensor in self._optional.items() if tensor is not None}
+        keys = [self.keys[row] for row in rows]
+        return replace(self, images=self.images[rows], keys=keys, indices=self.indices[rows], **tensors)
+
+    @property
+    def _optional(self) -> dict[str, Tensor | None]:
+        return {"labels": self.labels, "tokenizer_images": self.tokenizer_images}
+
     def pin_memory(self) -> LoadedBatch:
         """The same in page-locked memory, from where a CUDA device copies in the background; torch's DataLoader calls it."""
-        optional = {"labels": self.labels, "tokenizer_images": self.tokenizer_images}
-        pinned = {name: None if tensor is None else tensor.pin_memory() for name, tensor in optional.items()}
+        pinned = {name: None if tensor is None else tensor.pin_memory() for name, tensor in self._optional.items()}
         return replace(self, images=self.images.pin_memory(), **pinned)
 
     def share_memory(self) -> LoadedBatch:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from glob import glob, has_magic
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,39 @@ _MOST_FOLDERS = 20
 _WITHOUT_LABELS = {"pred", "predict", "prediction", "predictions", "unlabelled", "unlabeled", "unsupervised"}
 # The parts of a collection by their names, the training part first; one part called "" where it is not split.
 Parts = dict[str, ImageSource]
+
+
+@dataclass(frozen=True)
+class FileFormat:
+    """Files that hold, or name, many images.
+
+    Args:
+        suffixes: Of their names, in any case.
+        opener: From files, the location that the user gave, and the class names of the training part, to their images.
+        in_folders: Whether a folder that holds such files stands for them.
+        several: Whether several of them are one collection.
+    """
+
+    suffixes: tuple[str, ...]
+    opener: Callable[[Sequence[Path], str, tuple[str, ...] | None], ImageSource]
+    in_folders: bool = True
+    several: bool = True
+
+    def fits(self, files: Sequence[Path]) -> bool:
+        """Whether all files are of this format, and no more than it takes."""
+        return (self.several or len(files) == 1) and all(file.name.lower().endswith(self.suffixes) for file in files)
+
+    def files_in(self, folder: Path) -> list[Path]:
+        """Those directly in a folder, in order."""
+        return [path for name in entries(folder)[1] if self.fits([path := folder / name])]
+
+
+PARQUET, TAR, CSV = "Parquet", "tar", "CSV"
+FORMATS: dict[str, FileFormat] = {
+    PARQUET: FileFormat((".parquet",), ParquetImages),
+    TAR: FileFormat(TAR_SUFFIXES, TarImages),
+    CSV: FileFormat((".csv",), lambda files, *rest: ListedImages(files[0], *rest), in_folders=False, several=False),
+}
 
 
 def open_location(location: str | Path) -> Parts | None:
@@ -146,13 +180,9 @@ def _only_by_column(parts: Parts) -> Parts:
 
 def _open_files(files: Sequence[Path], address: DataAddress, classes: tuple[str, ...] | None = None) -> ImageSource:
     """Files of one kind."""
-    location = str(address)
-    if all(_is_tar(file) for file in files):
-        return TarImages(files, location, classes)
-    if all(file.suffix.lower() == ".parquet" for file in files):
-        return ParquetImages(files, location, classes)
-    if len(files) == 1 and files[0].suffix.lower() == ".csv":
-        return ListedImages(files[0], location, classes)
+    for known in FORMATS.values():
+        if known.fits(files):
+            return known.opener(files, str(address), classes)
     what = "is a single file" if len(files) == 1 else f"and the other {len(files) - 1} files are not all tars or all Parquet"
     raise DataError(f"{files[0]} {what}. Give the folder that holds the images, .tar or .parquet files, or one .csv file.")
 
@@ -186,7 +216,7 @@ def _open_whole(path: Path, address: DataAddress, classes: tuple[str, ...] | Non
     only = _only_folder(path, address.class_depth)
     if only is not None and only.name not in (classes or ()):
         return _remember(only, _open_whole(only, address, classes))
-    if tars := _tars(path):
+    if tars := FORMATS[TAR].files_in(path):
         say(f"{path} holds images and tars: the images are taken. Give {tars[0].name} or a pattern to take tars.")
     return FolderImages(path, str(address), classes, address.class_depth)
 
@@ -316,10 +346,10 @@ def _remember(only: Path, source: ImageSource) -> ImageSource:
 
 def _packed(path: Path) -> list[Path]:
     """The Parquet files in a folder, or else its tars; none that lie beside images, as these are backups, or what was unpacked."""
-    if files := [path / name for name in entries(path)[1] if name.lower().endswith(".parquet")]:
-        return files
-    tars = _tars(path)
-    return [] if tars and holds_images(path) else tars
+    for name, known in FORMATS.items():
+        if known.in_folders and (files := known.files_in(path)):
+            return [] if name == TAR and holds_images(path) else files
+    return []
 
 
 def _note_images_beside(path: Path) -> None:
@@ -329,14 +359,6 @@ def _note_images_beside(path: Path) -> None:
             f"{path} holds Parquet files and {len(images):,} image files: the Parquet files are taken, and the image files only "
             "where a row names them. Move the Parquet files elsewhere to take the image files."
         )
-
-
-def _tars(path: Path) -> list[Path]:
-    return [path / name for name in entries(path)[1] if _is_tar(path / name)]
-
-
-def _is_tar(file: Path) -> bool:
-    return file.name.lower().endswith(TAR_SUFFIXES) and not file.name.startswith(".")
 
 
 def _only_folder(path: Path, class_depth: int | None = None) -> Path | None:

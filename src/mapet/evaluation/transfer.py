@@ -8,13 +8,12 @@ from typing import Any
 
 import torch
 
-from mapet.checkpoints.address import OpenedBackbone
 from mapet.data.named_sets import NAMED_SETS, named_location, open_named
 from mapet.data.sources import SOURCES
 from mapet.errors import SettingsError, nearest
 from mapet.evaluation.evaluate import evaluate
 from mapet.evaluation.intervals import describe as describe_gain
-from mapet.evaluation.protocol import METRICS, Protocol, Result
+from mapet.evaluation.protocol import METRICS, Opened, Protocol, Result
 
 
 def transfer_locations(names: Sequence[str], root: str | Path | None, *, download: bool = False) -> dict[str, str]:
@@ -44,7 +43,7 @@ def transfer_locations(names: Sequence[str], root: str | Path | None, *, downloa
 
 
 def evaluate_transfer(
-    opened: OpenedBackbone,
+    opened: Opened,
     locations: dict[str, str],
     protocol: Protocol,
     *,
@@ -54,10 +53,10 @@ def evaluate_transfer(
     max_unreadable: int = 0,
     with_random: bool | None = None,
 ) -> dict[str, Result]:
-    """Judges a backbone by one protocol on several data sets.
+    """Evaluates a backbone, or what else the protocol takes, on several data sets.
 
     Args:
-        opened: The backbone.
+        opened: What the protocol takes.
         locations: Name to location, as `transfer_locations` gives them.
         protocol: Table 5 uses the paper's linear probe (`linear:paper`).
         device: Where to compute.

@@ -9,7 +9,8 @@ from typing import Any
 
 from mapet.checkpoints.address import OpenedBackbone
 from mapet.errors import CheckpointError
-from mapet.runtime.json_files import read_json
+from mapet.evaluation.kept import read_result, read_results
+from mapet.evaluation.protocol import Result
 from mapet.runtime.run_directory import RunDirectory
 
 _MOST_CLASSES = 100
@@ -92,11 +93,11 @@ def _fine_tuning(opened: OpenedBackbone) -> Iterator[str]:
     if result is not None:
         facts = {
             "Protocol": _with_preset(result),
-            "Hash of the protocol": f"`{result['protocol_hash']}`",
+            "Hash of the protocol": f"`{result.protocol_hash}`",
             "Started from": _start(result),
-            "Data": _last_name(result["data"]),
-            "Images learned from": _count(result, "train_images"),
-            "Images judged": _count(result, "test_images"),
+            "Data": _last_name(result.data),
+            "Images learned from": f"{result.train_images:,}",
+            "Images judged": f"{result.test_images:,}",
         }
     if opened.classes:
         shown = ", ".join(opened.classes[:_MOST_CLASSES])
@@ -107,39 +108,34 @@ def _fine_tuning(opened: OpenedBackbone) -> Iterator[str]:
         yield "\n".join(["## Fine-tuning\n", "| | |", "|---|---|", *lines])
 
 
-def _start(result: dict[str, Any]) -> str | None:
+def _start(result: Result) -> str | None:
     """Whose weights the training began with."""
-    if result["protocol"].get("scratch"):
+    if result.protocol.get("scratch"):
         return "random initialisation"
-    return _last_name(str(result["backbone"])) if result.get("backbone") else None
+    return _last_name(result.backbone) if result.backbone else None
 
 
-def _own_result(opened: OpenedBackbone) -> dict[str, Any] | None:
+def _own_result(opened: OpenedBackbone) -> Result | None:
     """What a fine-tuning found of its model, which it keeps beside: STEM.json of STEM/model."""
     model = Path(opened.title)
     if opened.run is not None or not (model / "model.json").is_file():
         return None
     stem = model.resolve().parent
-    path = stem.parent / f"{stem.name}.json"
-    result = read_json(path) if path.is_file() else None
-    return result if _is_result(result) else None
+    try:
+        return read_result(stem.parent / f"{stem.name}.json")
+    except CheckpointError:
+        return None
 
 
-def _results(opened: OpenedBackbone) -> list[dict[str, Any]]:
+def _results(opened: OpenedBackbone) -> list[Result]:
     """Of the evaluations that are kept with the run, or of the fine-tuning that the model comes from."""
     if opened.run is None:
         result = _own_result(opened)
         return [] if result is None else [result]
-    results = [read_json(path) for path in sorted(opened.run.evaluations.glob("*.json"))]
-    return [result for result in results if _is_result(result)]
+    return [*read_results(opened.run.evaluations)[0].values()]
 
 
-def _is_result(result: Any) -> bool:
-    kinds = {"protocol": dict, "protocol_hash": str, "data": str, "figures": dict}
-    return isinstance(result, dict) and all(isinstance(result.get(name), kind) for name, kind in kinds.items())
-
-
-def _evaluations(results: list[dict[str, Any]]) -> Iterator[str]:
+def _evaluations(results: list[Result]) -> Iterator[str]:
     """Every figure with the hash of its protocol."""
     rows = [_row(result) for result in results]
     if rows:
@@ -150,41 +146,34 @@ def _evaluations(results: list[dict[str, Any]]) -> Iterator[str]:
         yield "\n".join(["## Evaluation\n", *head, *rows, *notes, *_copies(results)])
 
 
-def _row(result: dict[str, Any]) -> str:
-    metric = str(result.get("metric", "top1"))
-    value, random = (_percent(figures, metric) for figures in (result["figures"], result.get("random_figures")))
-    pool = str(_object(result.get("details")).get("pool", result["protocol"].get("pool")) or "")
-    cells = [_with_preset(result), f"`{result['protocol_hash']}`", _last_name(result["data"]), f"{metric} {value}", random]
-    return f"| {' | '.join([*cells, _gain(result, metric), pool])} |"
+def _row(result: Result) -> str:
+    random = "" if result.random_value is None else _percent(result.random_value)
+    figure = f"{result.metric} {_percent(result.value)}"
+    cells = [_with_preset(result), f"`{result.protocol_hash}`", _last_name(result.data), figure, random]
+    return f"| {' | '.join([*cells, _gain(result), result.pool or ''])} |"
 
 
-def _gain(result: dict[str, Any], metric: str) -> str:
+def _gain(result: Result) -> str:
     """Against random initialisation, in points; in words where the interval holds 0."""
-    after, before, interval = (_object(result.get(name)).get(metric) for name in ("figures", "random_figures", "gain_intervals"))
-    if not (isinstance(after, float | int) and isinstance(before, float | int)):
+    if result.gain is None:
         return ""
-    gain = f"{100 * (after - before):+.1f}"
-    match interval:
-        case [int() | float() as low, int() | float() as high]:
-            return f"{gain} [{100 * low:.1f}, {100 * high:.1f}]{', not distinguishable' if low <= 0 <= high else ''}"
-    return gain
+    gain = f"{100 * result.gain:+.1f}"
+    if result.gain_interval is None:
+        return gain
+    low, high = result.gain_interval
+    return f"{gain} [{100 * low:.1f}, {100 * high:.1f}]{', not distinguishable' if low <= 0 <= high else ''}"
 
 
-def _copies(results: list[dict[str, Any]]) -> Iterator[str]:
+def _copies(results: list[Result]) -> Iterator[str]:
     """How many test images were learned from, for every data set where there are any."""
-    found = {_last_name(result["data"]): _object(result.get("details")).get("copies") for result in results}
-    for data, counts in found.items():
-        count = counts.get("shared") if isinstance(counts, dict) else None
+    found = {_last_name(result.data): _object(result.details.get("copies")).get("shared") for result in results}
+    for data, count in found.items():
         if isinstance(count, int) and count > 0:
             yield f"\n{count:,} test images of {data} are also training images: the figures are partly of memory."
 
 
-def _with_preset(result: dict[str, Any]) -> str:
-    return str(result["protocol"].get("name", "?")) + (f":{result['preset']}" if result.get("preset") else "")
-
-
-def _count(result: dict[str, Any], name: str) -> str | None:
-    return f"{result[name]:,}" if isinstance(result.get(name), int) else None
+def _with_preset(result: Result) -> str:
+    return str(result.protocol["name"]) + (f":{result.preset}" if result.preset else "")
 
 
 def _readable(images: Any, unreadable: Any) -> str | None:
@@ -197,8 +186,8 @@ def _object(value: Any) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _percent(figures: Any, metric: str) -> str:
-    return f"{100 * figures[metric]:.2f} %" if isinstance(_object(figures).get(metric), float | int) else ""
+def _percent(share: float) -> str:
+    return f"{100 * share:.2f} %"
 
 
 def _export(notes: tuple[str, ...], difference: float | None) -> str:

@@ -92,7 +92,8 @@ def _pretrain(
     """The work of `pretrain` in one of its processes, in a run directory that nobody else writes."""
     recipe = backbone_recipe(settings)
     backbone = recipe.build(drop_path_rate=settings.training.drop_path)
-    needs_tokens = "tokens" in build_objective(settings, backbone).needs
+    objective = build_objective(settings, backbone)
+    needs_tokens = "tokens" in objective.needs
     record = RunRecord(run, data, settings, tokenizer, tokens)
     given_tokenizer, given_store = _given_inputs(record, settings, backbone, needs_tokens)
     source = open_source(data, "train")
@@ -121,7 +122,6 @@ def _pretrain(
     if unreadable.summary():
         say(unreadable.summary())
     record.fix_inputs(token_source.fingerprint, [keys[index] for index in usable], writes=processes.rank == 0)
-    objective = build_objective(settings, backbone)
     watching = [VitalSigns(), *monitors]
     skipped_before, images = len(unreadable), subset(source, usable)
     try:

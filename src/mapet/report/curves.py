@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -20,16 +21,60 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _SMOOTHED_FROM = 80
+_DASHES = ("--", ":", "-.")
+_SHORT_LABEL = 34  # letters, of which two columns fit below the curve
+_LONGEST_NAME = 28
+_LABEL_HEIGHT = 0.17  # inches
 _NEIGHBOUR = "best guess from one neighbour"
 
 
 def curves(runs: Sequence[ReportedRun]) -> list[Picture]:
     """Loss, and token accuracy where the objectives predict tokens, of all runs that have logged anything."""
     logged = [run for run in runs if run.metrics]
-    pictures = [_curve(logged, runs, "loss", _loss_references(logged))]
+    pictures = [_curve(logged, runs, "loss", _references(logged, runs, _loss_references))]
     if any("token_accuracy" in entry for run in logged for entry in run.metrics):
-        pictures.append(_curve(logged, runs, "token_accuracy", _accuracy_references(logged)))
+        pictures.append(_curve(logged, runs, "token_accuracy", _references(logged, runs, _accuracy_references)))
     return pictures
+
+
+@dataclass(frozen=True)
+class _Reference:
+    """A line for comparison: its label with the run that it is of, if not of all, its value, colour and dashes."""
+
+    label: str
+    value: float
+    color: str
+    dash: str
+
+
+def _references(
+    logged: Sequence[ReportedRun], runs: Sequence[ReportedRun], lines_of: Callable[[ReportedRun], dict[str, float]]
+) -> list[_Reference]:
+    """What a guess without the images gets: once where all runs have the same, else for every run in its colour."""
+    found: list[tuple[ReportedRun, dict[str, float]]] = []
+    for run in logged:
+        try:
+            found.append((run, lines_of(run)))
+        except MapetError:
+            continue
+    kinds = [*dict.fromkeys(name.partition(":")[0] for _, lines in found for name in lines)]
+    references: dict[_Reference, None] = {}
+    for run, lines in found:
+        for name, value in lines.items():
+            dash = _DASHES[kinds.index(name.partition(":")[0]) % len(_DASHES)]
+            shared = all(other.get(name) == value for _, other in found)
+            owner, color = ("", SOFT) if shared else (f"{_name(run)}: ", _color(run, runs))
+            references[_Reference(owner + name, value, color, dash)] = None
+    return [*references]
+
+
+def _name(run: ReportedRun) -> str:
+    """The end of its title, where that is long."""
+    return run.title if len(run.title) <= _LONGEST_NAME else f"…{run.title[1 - _LONGEST_NAME :]}"
+
+
+def _color(run: ReportedRun, runs: Sequence[ReportedRun]) -> str:
+    return RUN_COLORS[runs.index(run) % len(RUN_COLORS)]
 
 
 def running_mean(values: np.ndarray, width: int) -> np.ndarray:
@@ -40,30 +85,30 @@ def running_mean(values: np.ndarray, width: int) -> np.ndarray:
     return (sums[high] - sums[low]) / (high - low)
 
 
-def _curve(logged: Sequence[ReportedRun], runs: Sequence[ReportedRun], quantity: str, references: dict[str, float]) -> Picture:
+def _curve(logged: Sequence[ReportedRun], runs: Sequence[ReportedRun], quantity: str, references: Sequence[_Reference]) -> Picture:
     of_tokens = all("token_accuracy" in run.metrics[-1] for run in logged)
     loss = "Loss (nats a token)" if of_tokens else "Loss"
     title = {"loss": loss, "token_accuracy": "Token accuracy (%)"}[quantity]
     scale = 100 if quantity == "token_accuracy" else 1
     smoothed, told = False, []
-    with canvas(3.5) as drawn:
+    labels = [*(_name(run) for run in logged), *(reference.label for reference in references)]
+    columns = 2 if len(labels) > 3 and max(map(len, labels)) <= _SHORT_LABEL else 1
+    with canvas(3.1 + _LABEL_HEIGHT * math.ceil(len(labels) / columns)) as drawn:
         axes = drawn.figure.subplots()
         for run in logged:
             points = [(entry["step"], scale * entry[quantity]) for entry in run.metrics if quantity in entry]
             if not points:
                 continue
             steps, values = np.array(points).T
-            color, width = RUN_COLORS[runs.index(run) % len(RUN_COLORS)], max(1.2, 2.8 - 0.6 * len(told))  # equal curves both show
-            smoothed |= _draw_line(axes, steps, values, color, run.title, width if len(logged) > 1 else 1.6)
+            color, width = _color(run, runs), max(1.2, 2.8 - 0.6 * len(told))  # equal curves both show
+            smoothed |= _draw_line(axes, steps, values, color, _name(run), width if len(logged) > 1 else 1.6)
             told.append(f"{run.title} from {values[0]:.3g} to {values[-1]:.3g} over {int(steps[-1]):,} steps")
-        for (name, value), dash in zip(
-            references.items(), ["--", ":", "-.", (0, (6, 2, 1, 2, 1, 2))] * len(references), strict=False
-        ):
-            axes.axhline(scale * value, color=SOFT, linestyle=dash, linewidth=1.1, label=name)
+        for line in references:
+            axes.axhline(scale * line.value, color=line.color, linestyle=line.dash, linewidth=1.1, label=line.label)
         _finish(axes, title, logged)
         if quantity == "token_accuracy":
             axes.set_ylim(bottom=0)
-        drawn.figure.legend(loc="outside lower left", ncols=1 if len(references) + len(told) < 4 else 2)
+        drawn.figure.legend(loc="outside lower left", ncols=columns)
     light = " Light: as logged; strong: running mean." if smoothed else ""
     return drawn.picture(
         quantity.replace("_", "-"), f"Curve of {title}: {'; '.join(told)}.", f"{_caption(quantity, references)}{light}"
@@ -97,31 +142,24 @@ def _finish(axes: Axes, title: str, logged: Sequence[ReportedRun]) -> None:
         images.tick_params(labelsize=8, length=2, pad=1)
 
 
-def _loss_references(runs: Sequence[ReportedRun]) -> dict[str, float]:
-    found: dict[str, float] = {}
-    for run in runs:
-        try:
-            counts = run.usage
-        except MapetError:
-            continue
-        found[f"uniform guess, ln {len(counts)} = {math.log(len(counts)):.2f}"] = math.log(len(counts))
-        found[f"token frequencies alone: {entropy(counts):.2f}"] = entropy(counts)
-        if isinstance(run.tokens, TokenStore) and (known := floor_of(count_all(run.tokens)).entropy_by_position) is not None:
-            found[f"frequencies at each position: {known:.2f}"] = known
-    return found
+def _loss_references(run: ReportedRun) -> dict[str, float]:
+    counts = run.usage
+    lines = {
+        f"uniform guess: ln {len(counts)} = {math.log(len(counts)):.2f}": math.log(len(counts)),
+        f"token frequencies alone: {entropy(counts):.2f}": entropy(counts),
+    }
+    store = run.tokens.store
+    if store is not None and (known := floor_of(count_all(store)).entropy_by_position) is not None:
+        lines[f"frequencies at each position: {known:.2f}"] = known
+    return lines
 
 
-def _accuracy_references(runs: Sequence[ReportedRun]) -> dict[str, float]:
-    found: dict[str, float] = {}
-    for run in runs:
-        try:
-            share = float(run.usage.max() / run.usage.sum())
-        except MapetError:
-            continue
-        found[f"always the most frequent token: {100 * share:.1f} %"] = share
-        if isinstance(run.tokens, TokenStore) and (band := band_of(_grids(run.tokens), run.tokens.vocab_size)) is not None:
-            found[f"{_NEIGHBOUR}: {100 * band.neighbour:.1f} %"] = band.neighbour
-    return found
+def _accuracy_references(run: ReportedRun) -> dict[str, float]:
+    share, store = float(run.usage.max() / run.usage.sum()), run.tokens.store
+    lines = {f"always the most frequent token: {100 * share:.1f} %": share}
+    if store is not None and (band := band_of(_grids(store), store.vocab_size)) is not None:
+        lines[f"{_NEIGHBOUR}: {100 * band.neighbour:.1f} %"] = band.neighbour
+    return lines
 
 
 def _grids(store: TokenStore) -> np.ndarray:
@@ -130,10 +168,10 @@ def _grids(store: TokenStore) -> np.ndarray:
     return np.asarray(some if store.num_views is None else some[:, 0], np.int64).reshape(-1, *store.grid_size)
 
 
-def _caption(quantity: str, references: dict[str, float]) -> str:
+def _caption(quantity: str, references: Sequence[_Reference]) -> str:
     """About the lines that are drawn."""
     told = _CAPTIONS[quantity] if references else ""
-    if any(name.startswith(_NEIGHBOUR) for name in references):
+    if any(_NEIGHBOUR in reference.label for reference in references):
         told += f" Sound runs end at half to twice the accuracy of the {_NEIGHBOUR}, which half of the images gave and half judged."
     return told
 

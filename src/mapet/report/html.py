@@ -13,7 +13,7 @@ from mapet.report import page
 from mapet.report.between_runs import comparisons
 from mapet.report.codebook import codebook_figures
 from mapet.report.curves import curves
-from mapet.report.drawing import Picture
+from mapet.report.drawing import Picture, slug
 from mapet.report.masks import mask_figures
 from mapet.report.prediction import prediction_figure
 from mapet.report.probe_bars import probe_bars
@@ -27,6 +27,7 @@ from mapet.runtime.progress import format_seconds, progress
 from mapet.runtime.run_directory import RunDirectory
 
 _OVERVIEW = "Overview"
+_LONGEST_NAME = 100
 # What values of another kind than mapet writes end in, where they are used.
 _DAMAGE = (LookupError, TypeError, AttributeError, ValueError, ArithmeticError)
 
@@ -38,7 +39,8 @@ def write_report(runs: Sequence[RunDirectory], out: Path | None = None) -> Path:
 
     Args:
         runs: At least one; several are shown side by side.
-        out: The page, by default report.html in the first run; figures go to a folder named after it ("report-figures").
+        out: The page, by default report.html in the run, or report-with-OTHERS.html in the first of several; figures go to a
+            folder named after it ("report-figures").
 
     Returns:
         The path of the page.
@@ -48,7 +50,7 @@ def write_report(runs: Sequence[RunDirectory], out: Path | None = None) -> Path:
         InUseError: Another process writes the page.
         StorageError: The page cannot be written.
     """
-    out = Path(out) if out is not None else runs[0].report
+    out = Path(out) if out is not None else _default_page(runs)
     with only_writer(out):
         report = _Report(open_runs(runs))
         content = report.page()
@@ -57,6 +59,12 @@ def write_report(runs: Sequence[RunDirectory], out: Path | None = None) -> Path:
                 unfinished.write_bytes(picture.png)
         write_text(out, content)
     return out
+
+
+def _default_page(runs: Sequence[RunDirectory]) -> Path:
+    """Of several runs another page than the first run's own."""
+    others = "-".join(slug(run.path.resolve().name) for run in runs[1:])
+    return runs[0].path / f"report-with-{others[:_LONGEST_NAME]}.html" if others else runs[0].report
 
 
 class _Report:

@@ -23,7 +23,7 @@ _RANDOM, _FREQUENT = "#c3cad2", "white"
 # Upper end of the axis and its ticks' distance, in percent: the first that holds all bars.
 _SCALES = ((20, 5), (40, 10), (60, 20), (100, 25))
 _DATA, _TITLE, _BAR, _BETWEEN = 0.46, 0.23, 0.185, 0.13  # inches of a heading, of a title, of a bar, and between protocols
-_LONGEST_DATA, _LONGEST_LABEL = 40, 20
+_LONGEST_DATA, _LONGEST_LABEL, _LONGEST_TITLE = 40, 20, 66
 
 
 @dataclass(frozen=True)
@@ -167,7 +167,8 @@ def _write_title(axes: Axes, y: float, group: _Group) -> None:
     """A protocol: its name, what tells it from its like, and its hash at the right edge."""
     where = _across(axes)
     name = axes.text(0.01, y, group.name, transform=where, weight="bold", fontsize=8.5, va="center", in_layout=False)
-    beside = axes.annotate(f"  {group.words}", (1, 0.5), xycoords=name, va="center", fontsize=8, color=SOFT, annotation_clip=False)
+    words = _shortened(group.words, _LONGEST_TITLE - len(group.name))
+    beside = axes.annotate(f"  {words}", (1, 0.5), xycoords=name, va="center", fontsize=8, color=SOFT, annotation_clip=False)
     beside.set_in_layout(False)
     axes.text(
         0.99, y, group.digits, transform=where, fontsize=7.5, color=SOFT, va="center", ha="right", family="DejaVu Sans Mono",

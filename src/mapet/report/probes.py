@@ -18,6 +18,7 @@ _NAMES = {
     "finetune": "fine-tuning",
     "segment": "segmentation",
     "tokens": "token classification",
+    "classify": "classification",
 }
 _POOLS = {"mean": "mean of the patches", "cls": "class token", "both": "class token and mean"}
 

@@ -6,35 +6,37 @@ Parts that are not there raise a MapetError whose message says what would bring 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import TypeAdapter
+import torch
 
 from mapet.config.recipes import refuse_foreign_names
 from mapet.config.settings import PretrainSettings, parse_settings
-from mapet.data.sources import recorded_location
+from mapet.data.sources import absolute_location, recorded_location
 from mapet.engine.warnings import warning_lines
 from mapet.errors import CheckpointError, NotThereError
+from mapet.evaluation.kept import read_results
 from mapet.evaluation.outcomes import SUFFIX, Outcomes, load_outcomes
-from mapet.evaluation.protocol import Result
+from mapet.evaluation.protocol import Result, data_digits
 from mapet.objectives import OBJECTIVES
 from mapet.objectives.base import Objective
 from mapet.report.sample import Sample, draw_sample
-from mapet.runtime.json_files import read_json
 from mapet.runtime.run_directory import RunDirectory
 from mapet.token_store.read import TokenStore
-from mapet.tokenizers.base import Tokenizer
+from mapet.token_store.token_source import OnlineTokens, StoredTokens, TokenSource
 from mapet.tokenizers.judging import information
 from mapet.tokenizers.load import load_tokenizer
 
-_RESULT = TypeAdapter(Result)
 _OBJECTIVES = {"mapet": "MaPeT", "pim": "PIM", "mim": "MIM"}
 
+_STEM = re.compile(r".+-[0-9a-f]{8}-([0-9a-f]{8})")  # of `Protocol.stem`
 _POOLS = ("both", "mean", "cls")  # in this order
 
 
@@ -44,10 +46,11 @@ class ReportedRun:
     Args:
         run: Its directory.
         title: What to call it beside the others.
+        data_names: Digits of a place with images to what the page calls it; shared by the runs of a page.
     """
 
-    def __init__(self, run: RunDirectory, title: str) -> None:
-        self.run, self.title = run, title
+    def __init__(self, run: RunDirectory, title: str, data_names: dict[str, str] | None = None) -> None:
+        self.run, self.title, self._data_names = run, title, {} if data_names is None else data_names
         self.config = run.read_config()
         self.science = flat(self.config.get("science", {}))
         self.mechanics = flat(self.config.get("mechanics", {}))
@@ -114,17 +117,21 @@ class ReportedRun:
     @cached_property
     def _evaluations(self) -> tuple[list[tuple[Any, Result]], list[Path]]:
         """The evaluations that are kept with the run, with what orders them, and the files that are none."""
-        found, damaged = [], []
-        for path in sorted(self.run.evaluations.glob("*.json")):
-            try:
-                result = _read_result(path)
-            except (CheckpointError, ValueError, KeyError):
-                damaged.append(path)
-                continue
-            pool = result.protocol.get("pool")
+        results, damaged = read_results(self.run.evaluations)
+        found = []
+        for path, result in results.items():
+            named, pool = replace(result, data=self._data_name(result, path)), result.protocol.get("pool")
             order = _POOLS.index(pool) if pool in _POOLS else 0
-            found.append(((result.data != self.data, str(result.protocol["name"]), order, path.name), result))
+            found.append(((named.data != self.data, str(named.protocol["name"]), order, path.name), named))
         return found, damaged
+
+    def _data_name(self, result: Result, path: Path) -> str:
+        """One name for one place, however it was written: the digits in the name of a result are those of the whole path."""
+        if absolute_location(result.data) == self.data:
+            return self.data
+        self._data_names.setdefault(data_digits(self.data), self.data)
+        named = _STEM.fullmatch(path.stem)
+        return self._data_names.setdefault(named[1], result.data) if named else result.data
 
     @cached_property
     def results(self) -> list[Result]:
@@ -152,8 +159,8 @@ class ReportedRun:
         return settings
 
     @cached_property
-    def tokens(self) -> TokenStore | Tokenizer:
-        """The token store that the run was trained on, or the tokenizer that gave it tokens on the fly.
+    def tokens(self) -> TokenSource:
+        """The tokens that the run was trained on.
 
         Raises:
             NotThereError: The objective predicts no tokens.
@@ -163,14 +170,16 @@ class ReportedRun:
         if "tokens" not in OBJECTIVES.get(self.settings.objective.name).needs:
             raise NotThereError(f"{self.objective_title} predicts no visual tokens.")
         if self.settings.view.name == "online":
-            return load_tokenizer(Path(self.config.get("tokenizer") or self.run.tokenizer))
-        return TokenStore.open(Path(self.config.get("tokens") or self.run.tokens))
+            tokenizer = load_tokenizer(Path(self.config.get("tokenizer") or self.run.tokenizer))
+            return OnlineTokens(tokenizer, torch.device("cpu"))
+        return StoredTokens(TokenStore.open(Path(self.config.get("tokens") or self.run.tokens)))
 
     @cached_property
     def usage(self) -> np.ndarray:
         """How often every code occurs, (vocab,) int64: in the token store or, where there is none, in the sampled images."""
         counts = np.zeros(self.tokens.vocab_size, np.int64)
-        ids = self.tokens.ids if isinstance(self.tokens, TokenStore) else self.sample.ids
+        store = self.tokens.store
+        ids = self.sample.ids if store is None else store.ids
         for start in range(0, len(ids), 10_000):
             counts += np.bincount(np.asarray(ids[start : start + 10_000]).ravel(), minlength=len(counts))[: len(counts)]
         return counts
@@ -178,11 +187,11 @@ class ReportedRun:
     @property
     def counted(self) -> str:
         """What `usage` counts, in words."""
-        tokens = self.tokens
-        if not isinstance(tokens, TokenStore):
+        store = self.tokens.store
+        if store is None:
             return f"{self.usage.sum():,} tokens of one crop of each of {len(self.sample.ids):,} images"
-        views = f" in {tokens.num_views} views each" if tokens.num_views else ""
-        return f"{self.usage.sum():,} stored tokens of {len(tokens):,} images{views}"
+        views = f" in {store.num_views} views each" if store.num_views else ""
+        return f"{self.usage.sum():,} stored tokens of {len(store):,} images{views}"
 
     @cached_property
     def objective(self) -> Objective:
@@ -218,7 +227,7 @@ class ReportedRun:
     @property
     def sample_is_of_training(self) -> bool:
         """Whether all of `sample` was trained on, which only a token store can tell."""
-        return isinstance(self.tokens, TokenStore)
+        return self.tokens.store is not None
 
     @cached_property
     def sample(self) -> Sample:
@@ -226,27 +235,12 @@ class ReportedRun:
         return draw_sample(recorded_location(self.config.get("data"), self.run.config), self.settings, self.tokens)
 
 
-def _read_result(path: Path) -> Result:
-    """An evaluation that a file holds, with a name, figures that are shares, and what it was measured on.
-
-    Raises:
-        CheckpointError: The file cannot be read.
-        ValueError: It is no evaluation.
-    """
-    result = _RESULT.validate_python(read_json(path, dict))
-    shares = [*result.figures.values(), *(result.random_figures or {}).values()]
-    named = isinstance(result.protocol.get("name"), str) and isinstance(result.protocol.get("pool", ""), str)
-    compared = result.metric in result.figures and (result.random_figures is None or result.metric in result.random_figures)
-    floor = result.details.get("most_frequent_class", {})
-    if not (isinstance(floor, dict) and named and compared and all(0 <= share <= 1 for share in shares) and result.test_images > 0):
-        raise ValueError("no evaluation")
-    return result
-
-
 def open_runs(runs: Sequence[RunDirectory]) -> list[ReportedRun]:
     """The runs under titles that tell them apart: the name of the folder, or its whole path where names repeat."""
     names = [run.path.resolve().name for run in runs]
-    return [ReportedRun(run, name if names.count(name) == 1 else str(run.path)) for run, name in zip(runs, names, strict=True)]
+    titles = [name if names.count(name) == 1 else str(run.path) for run, name in zip(runs, names, strict=True)]
+    data_names: dict[str, str] = {}
+    return [ReportedRun(run, title, data_names) for run, title in zip(runs, titles, strict=True)]
 
 
 def flat(values: Any, prefix: str = "") -> dict[str, Any]:

@@ -11,8 +11,7 @@ from mapet.config.settings import PretrainSettings
 from mapet.data.batch import LoadedBatch
 from mapet.data.source import ImageSource
 from mapet.errors import DataError
-from mapet.token_store.read import TokenStore
-from mapet.tokenizers.base import Tokenizer
+from mapet.token_store.token_source import TokenSource
 
 SAMPLED_IMAGES = 1000
 _BATCH_SIZE = 50
@@ -33,7 +32,7 @@ class Sample:
     names: list[str]
 
 
-def draw_sample(data: str, settings: PretrainSettings, tokens: TokenStore | Tokenizer) -> Sample:
+def draw_sample(data: str, settings: PretrainSettings, tokens: TokenSource) -> Sample:
     """Up to `SAMPLED_IMAGES` training images.
 
     The whole source is drawn from, as finding its training part may mean reading every file; images without stored tokens were not
@@ -42,22 +41,26 @@ def draw_sample(data: str, settings: PretrainSettings, tokens: TokenStore | Toke
     Args:
         data: Where the images are.
         settings: Of the run.
-        tokens: The store that the run was trained on, or the tokenizer that it had in the loop.
+        tokens: Those that the run was trained on.
 
     Raises:
         DataError: The images are gone, or none of those drawn has tokens.
     """
+    import torch
+
     from mapet.data.sources import open_source
 
     source = open_source(data, "all")
     images, ids, names = [], [], []
     for batch in _batches(source, settings, tokens):
-        known, found = _tokens_of(batch, tokens)
-        images.append(batch.images.permute(0, 2, 3, 1).numpy()[known])
-        ids.append(found)
-        names += [source.describe(int(batch.indices[index])) for index in known]
+        known = batch.only(np.flatnonzero(tokens.known(batch.keys)).tolist())
+        images.append(known.images.permute(0, 2, 3, 1).numpy())
+        token_ids = tokens.tokens(known, torch.device("cpu"))
+        assert token_ids is not None
+        ids.append(token_ids.unflatten(1, tokens.grid_size).numpy())
+        names += [source.describe(index) for index in known.indices.tolist()]
     if not names:
-        where = f" in {tokens.path}" if isinstance(tokens, TokenStore) else ""
+        where = "" if tokens.store is None else f" in {tokens.store.path}"
         raise DataError(
             f"None of {min(len(source), SAMPLED_IMAGES)} images drawn from {data} has tokens{where}: they are not those of the "
             "run, or have changed since. Bring the images back to see this."
@@ -65,7 +68,7 @@ def draw_sample(data: str, settings: PretrainSettings, tokens: TokenStore | Toke
     return Sample(np.concatenate(images), np.concatenate(ids), names)
 
 
-def _batches(source: ImageSource, settings: PretrainSettings, tokens: TokenStore | Tokenizer) -> Iterator[LoadedBatch]:
+def _batches(source: ImageSource, settings: PretrainSettings, tokens: TokenSource) -> Iterator[LoadedBatch]:
     """Crop 0 of the drawn images, for the model and, where it has to tokenise them, for the tokenizer."""
     import torch
 
@@ -75,21 +78,8 @@ def _batches(source: ImageSource, settings: PretrainSettings, tokens: TokenStore
     from mapet.data.skipped import UnreadableImages, walk
     from mapet.data.views import Rendering
     from mapet.runtime.seeding import seeded_generator
-    from mapet.token_store.encode import rendering_for
 
     order = torch.randperm(len(source), generator=seeded_generator(settings.seed, "report"))[:SAMPLED_IMAGES]
-    tokenizers = None if isinstance(tokens, TokenStore) else rendering_for(tokens)
-    renderer = CropRenderer(crops_of(settings.view, settings.seed), Rendering(settings.image_size), tokenizers)
+    renderer = CropRenderer(crops_of(settings.view, settings.seed), Rendering(settings.image_size), tokens.rendering)
     loader = make_loader(source, renderer, [BatchItem(indices.tolist()) for indices in order.split(_BATCH_SIZE)])
     return walk("Reading images of the run", loader, len(order), UnreadableImages(len(order)), after=2.0)
-
-
-def _tokens_of(batch: LoadedBatch, tokens: TokenStore | Tokenizer) -> tuple[np.ndarray, np.ndarray]:
-    """Which images of a batch have tokens, (k,) int64, and these, (k, gh, gw) int64."""
-    from mapet.token_store.encode import encode
-
-    if isinstance(tokens, TokenStore):
-        known = np.flatnonzero(tokens.contains(batch.keys))
-        return known, tokens.lookup([batch.keys[index] for index in known], 0).numpy()
-    assert batch.tokenizer_images is not None
-    return np.arange(len(batch.keys)), encode(tokens, batch.tokenizer_images, "cpu").numpy()

@@ -23,17 +23,25 @@ class TokenSource(ABC):
 
     Attributes:
         fingerprint: Of the tokenizer; None where there are no tokens.
+        vocab_size: Codes there are.
+        grid_size: Tokens of an image, (rows, columns).
         rendering: How the loader renders each region for the tokenizer, beside the backbone's view; None where it need not.
         store: Where all tokens can be read before training; None where they cannot.
     """
 
     fingerprint: str | None = None
+    vocab_size: int = 0
+    grid_size: tuple[int, int] = (0, 0)
     rendering: Rendering | None = None
     store: TokenStore | None = None
 
     @abstractmethod
     def tokens(self, batch: LoadedBatch, device: torch.device) -> Tensor | None:
         """Tokens (B, N_p) int64, on `device`, of exactly the regions in `batch`; None where there are none."""
+
+    def known(self, keys: list[str]) -> np.ndarray:
+        """(n,) bool, which sample keys have tokens."""
+        return np.ones(len(keys), bool)
 
     def known_images(self, source: ImageSource, unreadable: UnreadableImages) -> list[int]:
         """Positions in `source` of the images that have tokens; those without are added to `unreadable`.
@@ -59,15 +67,21 @@ class StoredTokens(TokenSource):
         store: Knows every image that is shown.
     """
 
+    fingerprint: str
+
     def __init__(self, store: TokenStore) -> None:
         self.store: TokenStore = store
-        self.fingerprint = store.tokenizer_fingerprint
+        self.fingerprint, self.vocab_size, self.grid_size = store.tokenizer_fingerprint, store.vocab_size, store.grid_size
 
     def tokens(self, batch: LoadedBatch, device: torch.device) -> Tensor:
         """Those of the view that `batch` shows."""
         ids = self.store.lookup(batch.keys, batch.views[0]).flatten(1)
         pinned = ids.pin_memory() if device.type == "cuda" else ids  # else the copy would wait for the device
         return pinned.to(device, non_blocking=True)
+
+    def known(self, keys: list[str]) -> np.ndarray:
+        """Those that the store holds."""
+        return self.store.contains(keys)
 
     def known_images(self, source: ImageSource, unreadable: UnreadableImages) -> list[int]:
         """Those that the store holds; the reasons for the others are in it."""
@@ -88,9 +102,12 @@ class OnlineTokens(TokenSource):
         device: Where it computes.
     """
 
+    fingerprint: str
+
     def __init__(self, tokenizer: Tokenizer, device: torch.device) -> None:
         self.tokenizer = tokenizer.to(device).eval()
         self.fingerprint, self.rendering = tokenizer.fingerprint, rendering_for(tokenizer)
+        self.vocab_size, self.grid_size = tokenizer.vocab_size, tokenizer.grid_size
 
     def tokens(self, batch: LoadedBatch, device: torch.device) -> Tensor:
         """Of `batch.tokenizer_images`, as the loader rendered them."""

@@ -10,7 +10,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from mapet import compat  # noqa: F401  (repairs torchvision before transformers imports it)
+import mapet.compat  # noqa: F401  (repairs torchvision before transformers imports it)
 from mapet.errors import ModelError, TokenizerError, in_one_line
 from mapet.models.weights import load_strictly
 from mapet.registry import check_options

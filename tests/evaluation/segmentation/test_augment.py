@@ -7,9 +7,9 @@ import pytest
 import torch
 from PIL import Image
 
+from mapet.data.mask_files import IGNORED, PADDED
 from mapet.evaluation.segmentation import augment
 from mapet.evaluation.segmentation.augment import Augmentation, Draws, distort, fitting_size, is_varied
-from mapet.evaluation.segmentation.masks import IGNORED, PADDED
 from tests.evaluation.segmentation.pictures import pair
 
 SMALL = Augmentation(crop=32, scale=(128, 32), ratio=(0.5, 2.0), max_class_share=0.75)

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from mapet.compat import timm
+from mapet.data.mask_files import IGNORED
 from mapet.evaluation.segmentation.loss import at_size, pixel_loss
-from mapet.evaluation.segmentation.masks import IGNORED
 from mapet.evaluation.segmentation.model import UperNet
 from tests.golden import load_golden, with_prefix
 

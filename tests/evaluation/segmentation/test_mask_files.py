@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 
 from mapet.data.decode import decode_image
+from mapet.data.mask_files import IGNORED, ids_of, read_ids
+from mapet.data.masked import open_segmentation
 from mapet.errors import DataError
-from mapet.evaluation.segmentation.data import open_segmentation
-from mapet.evaluation.segmentation.masks import IGNORED, ids_of, read_ids
 from tests.data.raw_images import tiff
 
 IDS = np.arange(12, dtype=np.uint8).reshape(3, 4)

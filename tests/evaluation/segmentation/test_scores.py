@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch.nn.functional import interpolate, log_softmax
 
+from mapet.data.mask_files import IGNORED, PADDED
 from mapet.evaluation.segmentation.loss import pixel_loss
-from mapet.evaluation.segmentation.masks import IGNORED, PADDED
 from mapet.evaluation.segmentation.miou import ConfusionMatrix, constant_scores
 from mapet.evaluation.segmentation.sliding import classes_at, sliding_logits, window_starts
 

@@ -9,15 +9,15 @@ import torch
 from PIL import Image
 
 from mapet.data.loader import make_loader
+from mapet.data.mask_files import PADDED
+from mapet.data.masked import open_segmentation
 from mapet.data.order import step_batches
 from mapet.data.skipped import UnreadableImages
 from mapet.data.views import IMAGENET_MEAN, IMAGENET_STD, normalise
 from mapet.engine.loop import LoopSettings
 from mapet.errors import CheckpointError, DataError, InterruptedRunError, NonFiniteLossError
 from mapet.evaluation.segmentation.augment import Augmentation, MaskedRenderer
-from mapet.evaluation.segmentation.data import open_segmentation
 from mapet.evaluation.segmentation.loss import pixel_loss
-from mapet.evaluation.segmentation.masks import PADDED
 from mapet.evaluation.segmentation.protocol import Segment
 from mapet.evaluation.segmentation.training import SegmentationTraining
 from mapet.evaluation.subject import Subject

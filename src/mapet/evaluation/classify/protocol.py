@@ -9,6 +9,8 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
+from mapet.checkpoints.classifier import Classifier
+from mapet.checkpoints.classifier_preprocessing import Preprocessing, ValidationView
 from mapet.data.address import DataAddress
 from mapet.data.batch import LoadedBatch
 from mapet.data.locations import open_location
@@ -19,8 +21,6 @@ from mapet.data.tree import entries
 from mapet.data.views import normalise
 from mapet.errors import DataError, FailedRunError, SettingsError, nearest
 from mapet.evaluation.classify.classes import head_numbers
-from mapet.evaluation.classify.classifier import Classifier
-from mapet.evaluation.classify.preprocessing import Preprocessing, ValidationView
 from mapet.evaluation.intervals import share_interval
 from mapet.evaluation.outcomes import Outcomes, classified
 from mapet.evaluation.protocol import Findings, Protocol, Result

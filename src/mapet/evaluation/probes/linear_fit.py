@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,11 +13,9 @@ from torch import Tensor, nn
 from mapet.errors import NonFiniteLossError
 from mapet.evaluation.probes.images import ProbeImages
 from mapet.evaluation.probes.linear_heads import LinearHeads, cosine, train_heads
+from mapet.evaluation.probes.linear_settings import LinearSettings
 from mapet.evaluation.subject import Subject
 from mapet.runtime.progress import progress
-
-if TYPE_CHECKING:
-    from mapet.evaluation.probes.linear import LinearProbe
 
 _BATCH_NORM_EPS = 1e-6
 _NO_EPS = torch.finfo(torch.float32).tiny  # torch 2.11 refuses 0; added to a variance of 1e-12 or more it changes no bit
@@ -106,7 +104,7 @@ class FittedProbe:
 
 
 def train(
-    protocol: LinearProbe,
+    protocol: LinearSettings,
     images: ProbeImages,
     subject: Subject,
     after_epoch: Callable[[int, FittedProbe], None] | None = None,
@@ -167,7 +165,7 @@ def choose(fitted: FittedProbe, twin: FittedProbe, images: ProbeImages) -> tuple
     return fitted, right
 
 
-def _normaliser(protocol: LinearProbe, images: ProbeImages, layers: int, features: int) -> nn.Module:
+def _normaliser(protocol: LinearSettings, images: ProbeImages, layers: int, features: int) -> nn.Module:
     if protocol.normalise == "none":
         return nn.Identity()
     normaliser = Normaliser(layers, features)

@@ -14,8 +14,8 @@ from PIL import Image
 from torch import Tensor
 
 from mapet.data.loader import image_shape
-from mapet.evaluation.segmentation.data import MaskedImages
-from mapet.evaluation.segmentation.masks import IGNORED, PADDED
+from mapet.data.mask_files import IGNORED, PADDED
+from mapet.data.masked import MaskedImages
 from mapet.runtime.seeding import derive_seed
 
 _ATTEMPTS = 10

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from mapet.data.batch import UnreadableImage
 from mapet.data.decode import decode_image
+from mapet.data.masked import MaskedImages
 from mapet.errors import DataError, FailedRunError, UnreadableImageError
 from mapet.evaluation.outcomes import Outcomes
-from mapet.evaluation.segmentation.data import MaskedImages
 from mapet.evaluation.segmentation.miou import ConfusionMatrix, Scores
 from mapet.evaluation.segmentation.model import UperNet
 from mapet.evaluation.segmentation.overlays import overlay

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn.functional import cross_entropy, interpolate
 
-from mapet.evaluation.segmentation.masks import IGNORED
+from mapet.data.mask_files import IGNORED
 
 
 def pixel_loss(logits: Tensor, classes: Tensor, published_denominator: bool = False) -> Tensor:

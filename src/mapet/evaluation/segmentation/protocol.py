@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
+from mapet.data.masked import MaskedImages, open_segmentation
 from mapet.data.skipped import UnreadableImages
 from mapet.data.source import ImageSource
 from mapet.evaluation.outcomes import Outcomes
 from mapet.evaluation.protocol import Findings
-from mapet.evaluation.segmentation.data import MaskedImages, open_segmentation
 from mapet.evaluation.segmentation.judging import judge_model
 from mapet.evaluation.segmentation.miou import Scores, constant_scores
 from mapet.evaluation.segmentation.settings import SegmentSettings
@@ -37,7 +37,7 @@ class Segment(SegmentSettings):
     keeps_model: ClassVar[bool] = True
 
     def open_data(self, location: str) -> tuple[ImageSource, ImageSource]:
-        """Images with masks; see `mapet.evaluation.segmentation.data` for the layouts.
+        """Images with masks; see `mapet.data.masked` for the layouts.
 
         Raises:
             DataError: Says which file is wrong or missing.

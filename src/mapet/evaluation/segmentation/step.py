@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from mapet.data.mask_files import PADDED
 from mapet.data.views import normalise
 from mapet.engine.step import GuardedStep, StepSums
 from mapet.evaluation.segmentation.loss import at_size, pixel_loss
-from mapet.evaluation.segmentation.masks import PADDED
 from mapet.evaluation.segmentation.model import UperNet
 from mapet.evaluation.segmentation.settings import SegmentSettings
 from mapet.models.spec import BackboneRecipe

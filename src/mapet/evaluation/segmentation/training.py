@@ -11,13 +11,13 @@ from torch import Tensor
 
 from mapet.data.batch import LoadedBatch
 from mapet.data.loader import make_loader
+from mapet.data.masked import MaskedImages
 from mapet.data.order import StepBatches, step_batches
 from mapet.engine.optimizer import adamw, layer_groups
 from mapet.engine.schedule import linear
 from mapet.engine.step import StepSums
 from mapet.errors import DataError
 from mapet.evaluation.segmentation.augment import Augmentation, MaskedRenderer
-from mapet.evaluation.segmentation.data import MaskedImages
 from mapet.evaluation.segmentation.model import UperNet, at_crop_size, blocks_of_depth, check_blocks
 from mapet.evaluation.segmentation.settings import SegmentSettings
 from mapet.evaluation.segmentation.step import SegmentationStep

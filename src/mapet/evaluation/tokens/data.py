@@ -25,6 +25,7 @@ from mapet.runtime.run_directory import RunDirectory
 from mapet.token_store.encode import encode
 from mapet.token_store.format import HEADER
 from mapet.token_store.read import TokenStore
+from mapet.token_store.token_source import OnlineTokens, StoredTokens
 from mapet.tokenizers.base import DESCRIPTION_FILE, Tokenizer
 from mapet.tokenizers.load import load_tokenizer
 
@@ -88,14 +89,12 @@ class TokenMaker:
 
     Args:
         title: What the user calls it.
-        source: One of the two.
-        fingerprint: Of the tokenizer.
+        source: The tokens.
         run: The pre-training whose tokens these are, if the user named one.
     """
 
     title: str
-    source: Tokenizer | TokenStore
-    fingerprint: str
+    source: StoredTokens | OnlineTokens
     run: RunDirectory | None = None
 
     @property
@@ -104,19 +103,15 @@ class TokenMaker:
         return False
 
     @property
-    def vocab_size(self) -> int:
-        """Codes there are."""
-        return self.source.vocab_size
-
-    @property
-    def grid_size(self) -> tuple[int, int]:
-        """Tokens of an image, (rows, columns)."""
-        return self.source.grid_size
+    def fingerprint(self) -> str:
+        """Of the tokenizer."""
+        return self.source.fingerprint
 
     @property
     def facts(self) -> dict[str, Any]:
         """What a result says of the tokens, as JSON."""
-        return {"tokenizer_fingerprint": self.fingerprint, "vocab_size": self.vocab_size, "grid_size": [*self.grid_size]}
+        source = self.source
+        return {"tokenizer_fingerprint": self.fingerprint, "vocab_size": source.vocab_size, "grid_size": [*source.grid_size]}
 
     def split(
         self, images: ImageSource, part: str, *, device: torch.device, workers: int, unreadable: UnreadableImages
@@ -127,10 +122,10 @@ class TokenMaker:
             DataError: Too many images cannot be read, or all.
             TokenStoreError: The store lacks some of the images.
         """
-        if isinstance(self.source, TokenStore):
-            found = _look_up(self.source, images, part)
+        if isinstance(self.source, StoredTokens):
+            found = _look_up(self.source.store, images, part)
         else:
-            found = _encode(self.source, images, part, device, workers, unreadable)
+            found = _encode(self.source.tokenizer, images, part, device, workers, unreadable)
         if not len(found.labels):
             raise DataError(f"None of the {len(images)} {part} images of {images.location} can be read.")
         return found
@@ -185,12 +180,12 @@ def _check_folder(path: Path) -> None:
 
 
 def _tokenizer(tokenizer: Tokenizer, title: str) -> TokenMaker:
-    return TokenMaker(title, tokenizer, tokenizer.fingerprint)
+    return TokenMaker(title, OnlineTokens(tokenizer, torch.device("cpu")))
 
 
 def _store(store: TokenStore, title: str) -> TokenMaker:
     store.check(view=FixedCrop().describe())
-    return TokenMaker(title, store, store.tokenizer_fingerprint)
+    return TokenMaker(title, StoredTokens(store))
 
 
 def _look_up(store: TokenStore, images: ImageSource, part: str) -> TokenSplit:

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mapet.data.mask_files import IGNORED, ids_of, read_ids
+from mapet.data.masked import open_segmentation
 from mapet.errors import DataError
-from mapet.evaluation.segmentation.data import open_segmentation
-from mapet.evaluation.segmentation.masks import IGNORED, ids_of, read_ids
 from tests.data_root import data_root
 from tests.evaluation.segmentation.pictures import BRIGHT, CLASSES, DARK, GROUND, VOID, pair, write_folder, write_pair
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +19,14 @@ from torch import Tensor, nn
 
 from mapet.checkpoints.archive import read_tensors, state_dict_of
 from mapet.checkpoints.backbone_folder import load_backbone, what_lies_in
+from mapet.checkpoints.classifier_fit import PUBLISHED, check_fit, released_name, vit_facts
+from mapet.checkpoints.classifier_preprocessing import Preprocessing
 from mapet.checkpoints.contents import listing
 from mapet.checkpoints.huggingface import is_hugging_face
 from mapet.checkpoints.projections import join_qkv
 from mapet.compat import Beit, VisionTransformer, resolve_model_data_config, timm
 from mapet.data.views import IMAGENET_MEAN, IMAGENET_STD
 from mapet.errors import ModelError, in_one_line, nearest
-from mapet.evaluation.classify.fit import PUBLISHED, check_fit, released_name, vit_facts
-from mapet.evaluation.classify.preprocessing import Preprocessing
 from mapet.models.backbone import check_grid
 from mapet.models.weights import load_strictly
 from mapet.runtime.files import sha256
@@ -99,20 +99,26 @@ class ModelChoice:
     options: Mapping[str, Any] | None = None
 
 
-def load_classifier(checkpoint: Path | str, choice: ModelChoice | None = None, *, use_ema: bool = False) -> Classifier:
+def load_classifier(
+    checkpoint: Path | str, choice: ModelChoice | None = None, *, use_ema: bool = False, names: tuple[str, ...] | None = None
+) -> Classifier:
     """The classifier in a checkpoint.
 
     Args:
         checkpoint: A file (torch.save, safetensors), or a folder with a saved model (model.json). Code in it is never run.
         choice: What the user says of the model.
         use_ema: Take the moving average of the weights, where the checkpoint keeps one.
+        names: Of the outputs, in order; by default those that are kept beside a fine-tuned model.
 
     Raises:
         ModelError: The file cannot be read, holds no classifier, or one of another architecture; says what was expected and found.
     """
     path, choice = Path(checkpoint), choice or ModelChoice()
     if path.is_dir():
-        return _saved_classifier(path, choice)
+        if use_ema:
+            raise ModelError(f"{path} is a folder of a saved model, which keeps no moving average beside it. Leave out --use-ema.")
+        saved = _saved_classifier(path, choice)
+        return saved if names is None else replace(saved, names=names)
     weights, digest = read_weights(path, use_ema=use_ema), sha256(path)
     published = any(name.endswith(".attn.q.weight") for name in weights)
     weights = join_qkv(weights)
@@ -127,7 +133,7 @@ def load_classifier(checkpoint: Path | str, choice: ModelChoice | None = None, *
     check_fit(weights, model, name, path, published=published)
     load_strictly(model, _in_own_names(weights, model), file=path, way_out=_MISFIT)
     preprocessing = _preprocessing(model, published or name in PUBLISHED)
-    return Classifier(model.eval().requires_grad_(False), name, preprocessing, options["num_classes"], path, digest)
+    return Classifier(model.eval().requires_grad_(False), name, preprocessing, options["num_classes"], path, digest, names)
 
 
 def read_weights(path: Path, *, use_ema: bool = False) -> dict[str, Tensor]:

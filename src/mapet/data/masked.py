@@ -20,12 +20,12 @@ import numpy as np
 from mapet.data.address import DataAddress
 from mapet.data.decode import image_size
 from mapet.data.image_names import is_image_name, say_left_out
+from mapet.data.mask_files import ADE20K_LISTING, IGNORE_ID, MASK_SUFFIXES, MaskIds, ids_of, read_ids
 from mapet.data.source import HASHING_THREADS, SILENT_SECONDS, sample_key
 from mapet.data.sources import HELD_OUT_SHARE
 from mapet.data.splits import TRAIN, by_split, held_out_part
 from mapet.data.tree import entries, read_file, visible_folders
 from mapet.errors import DataError, UnreadableImageError
-from mapet.evaluation.segmentation.masks import ADE20K_LISTING, IGNORE_ID, MASK_SUFFIXES, MaskIds, ids_of, read_ids
 from mapet.runtime.progress import progress, say
 from mapet.runtime.regular import read_text
 

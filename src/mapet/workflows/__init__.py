@@ -1,0 +1,1 @@
+"""Jobs of several steps: what verbs of the command line do, callable from Python."""
