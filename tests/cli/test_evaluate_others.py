@@ -22,7 +22,7 @@ TINY = ["--option", "img_size=16", "--option", "patch_size=8", "--option", "embe
 TINY += ["--option", "num_heads=2", "--workers", "0"]
 
 
-SMALL = {"img_size": 16, "patch_size": 8, "embed_dim": 24, "depth": 1, "num_heads": 2}
+SMALL: dict[str, Any] = {"img_size": 16, "patch_size": 8, "embed_dim": 24, "depth": 1, "num_heads": 2}
 
 
 def test_tokens_of_a_tokenizer_are_judged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

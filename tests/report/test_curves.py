@@ -39,7 +39,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch, *runs: Any) -> list[Figure]:
 
 def legend(figure: Figure) -> dict[str, str]:
     """Label to colour."""
-    return {line.get_label(): str(line.get_color()) for line in figure.legends[0].get_lines()}
+    return {str(line.get_label()): str(line.get_color()) for line in figure.legends[0].get_lines()}
 
 
 @pytest.mark.parametrize("titles", [("a", "b"), ("run-28-letters-and-no-more-x", "mim")])
