@@ -29,7 +29,7 @@ def test_the_tree_drawn_is_the_tree() -> None:
 
 
 def test_exit_codes_are_those_drawn() -> None:
-    codes = {"UsageError": 2, "FailedRunError": 1, "InterruptedRunError": 130}
+    codes = {"UsageError": 2, "FailedRunError": 1, "RequeueError": 75, "InterruptedRunError": 130}
     for name, kind in classes().items():
         expected = next((code for base, code in codes.items() if issubclass(kind, classes()[base])), 1)
         assert kind.exit_code == expected, name

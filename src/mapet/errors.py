@@ -13,8 +13,10 @@ MapetError
 │   └── InUseError          a folder that another process writes
 ├── FailedRunError          the request was fine, the run was not       (exit code 1)
 │   ├── NonFiniteLossError  NaN or infinity in the loss or its gradient
+│   ├── LostProcessError    of several processes, some ended or did not arrive
 │   └── StorageError        the disk is full or not writable
 ├── InterruptedRunError     Ctrl-C or SIGTERM, after a checkpoint       (exit code 130)
+│   └── RequeueError        SIGUSR1, after a checkpoint                 (exit code 75)
 └── NotThereError           a section of a report has nothing to show   (said in the report)
 
 A message says what was wrong, the value found, what is allowed, and the way out.
@@ -83,6 +85,10 @@ class NonFiniteLossError(FailedRunError):
     """The loss or its gradient became NaN or infinite; the optimizer has not moved."""
 
 
+class LostProcessError(FailedRunError):
+    """Of several processes that work together, some ended or did not arrive; the message names them."""
+
+
 class StorageError(FailedRunError):
     """The disk is full or not writable; what was written before is intact."""
 
@@ -91,6 +97,12 @@ class InterruptedRunError(MapetError):
     """The user or the scheduler asked the run to stop; everything needed to continue is on disk."""
 
     exit_code = 130
+
+
+class RequeueError(InterruptedRunError):
+    """The scheduler announced by SIGUSR1 that the job ends; the same command continues, so the job is to be queued again."""
+
+    exit_code = 75
 
 
 class NotThereError(MapetError):

@@ -96,13 +96,13 @@ def train_in_many_ways_sharded(folder: Path) -> None:
     train_in_many_ways(folder, "fsdp")
 
 
-def start(folder: Path, mode: str = "ddp") -> str:
+def start(folder: Path, mode: str = "ddp", **changes: Any) -> str:
     """The job, on tokens in FOLDER/store if they are there; the message it ends with, or ""."""
     tokens = folder / "store"
     try:
         pretrain(
             LOCATION,
-            settings_of("mapet", mechanics__checkpoint_every=4, mechanics__parallel=mode),
+            settings_of("mapet", mechanics__checkpoint_every=4, mechanics__parallel=mode, **changes),
             folder / "run",
             tokens=tokens if tokens.exists() else None,
         )

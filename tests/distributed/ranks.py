@@ -9,6 +9,7 @@ import importlib
 import json
 import multiprocessing
 import os
+import signal
 import socket
 import time
 import traceback
@@ -27,8 +28,15 @@ _FORKS = multiprocessing.get_context("forkserver")
 _SECONDS = 170
 
 
-def run_ranks(function: str, world: int, folder: Path) -> list[Any]:
-    """What `function(folder)` returned in each of `world` connected processes; it must be fit for JSON."""
+def run_ranks(function: str, world: int, folder: Path, killed: int = 0) -> list[Any]:
+    """What `function(folder)` returned in each of `world` connected processes; it must be fit for JSON.
+
+    Args:
+        function: Its module and name.
+        world: Number of processes.
+        folder: What it is called with.
+        killed: How many processes are expected to be killed; None is returned for each.
+    """
     port = free_port()
     processes = [forked(run_rank, function, rank, world, port, folder) for rank in range(world)]
     deadline, waiting = time.monotonic() + _SECONDS, {process.sentinel: process for process in processes}
@@ -37,12 +45,15 @@ def run_ranks(function: str, world: int, folder: Path) -> list[Any]:
         for process in ended:
             process.join()
         codes = [process.exitcode for process in ended if process.exitcode]
+        if killed and codes == [-signal.SIGKILL]:
+            killed, codes = killed - 1, []
         if codes or not ended:
             for process in waiting.values():  # they would wait for the one that died
                 process.kill()
             words = [path.read_text() for path in folder.glob("rank-*.txt")]
             raise AssertionError("\n".join([f"A process ended with {codes[0]}." if codes else "They did not end.", *words]))
-    return [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in range(world)]
+    results = [folder / f"rank-{rank}.json" for rank in range(world)]
+    return [json.loads(path.read_text()) if path.exists() else None for path in results]
 
 
 def forked(function: Any, *arguments: Any) -> ForkServerProcess:

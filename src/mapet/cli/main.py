@@ -1,6 +1,6 @@
 """`mapet`: turns errors and signals into words and exit codes.
 
-Nothing heavy is imported before the handlers of Ctrl-C and SIGTERM are in place.
+Nothing heavy is imported before the handlers of signals are in place.
 """
 
 from __future__ import annotations
@@ -15,7 +15,10 @@ from contextvars import copy_context
 from types import FrameType
 from typing import TextIO, cast
 
-INTERRUPTED = 130
+INTERRUPTED, REQUEUE = 130, 75
+
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
 class _Interrupted(KeyboardInterrupt):
@@ -23,7 +26,7 @@ class _Interrupted(KeyboardInterrupt):
 
 
 class _Interruption:
-    """Ends the command at the first SIGINT or SIGTERM inside the block, and the process at the second.
+    """Ends the command at the first SIGINT, SIGTERM or SIGUSR1 inside the block, and the process at the second.
 
     The first raises KeyboardInterrupt, so that unfinished files are removed. While a module is imported it ends the process too:
     many modules do not survive an exception there. Trainings have a handler of their own, which writes a checkpoint first.
@@ -35,7 +38,7 @@ class _Interruption:
 
     def __enter__(self) -> _Interruption:
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._end) for number in (signal.SIGINT, signal.SIGTERM)}
+            self._before = {number: signal.signal(number, self._end) for number in SIGNALS}
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -45,7 +48,7 @@ class _Interruption:
     def _end(self, number: int, frame: FrameType | None) -> None:
         if self.number is not None or _imports(frame):
             os.write(2, f"mapet: {self._words(number)}\n".encode())
-            os._exit(INTERRUPTED)
+            os._exit(_code(number))
         self.number = number
         raise _Interrupted
 
@@ -55,6 +58,10 @@ class _Interruption:
 
     def _words(self, number: int) -> str:
         return f"interrupted ({signal.Signals(number).name})"
+
+
+def _code(number: int | None) -> int:
+    return REQUEUE if number == signal.SIGUSR1 else INTERRUPTED
 
 
 def _imports(frame: FrameType | None) -> bool:
@@ -67,7 +74,10 @@ def _imports(frame: FrameType | None) -> bool:
 
 
 def main() -> None:
-    """Entry point: exit code 2 for a request that cannot be met, 1 for a failure, 130 for an interrupted run."""
+    """Entry point: exit code 2 for a request that cannot be met, 1 for a failure, 130 for an interrupted run.
+
+    SIGUSR1, by which a scheduler announces the end of a job, ends in 75: the job is to be queued again.
+    """
     with _Interruption() as interruption:
         try:
             code = _run()
@@ -76,7 +86,7 @@ def main() -> None:
             if interruption.number is None and not ended:
                 raise
             interruption.report()
-            code = INTERRUPTED
+            code = _code(interruption.number)
         sys.exit(code)
 
 

@@ -166,6 +166,12 @@ class Mechanics(Section):
         le=_MANY,
         description="GiB of main memory for features that are clustered; more are read from disk in every pass",
     )
+    longest_wait: float = Field(
+        default=30.0,
+        gt=0,
+        le=_MANY,
+        description="minutes that processes wait for one that does not arrive; four times as many while tokens are made",
+    )
     max_unreadable: int = Field(
         default=0, ge=0, le=_MOST, description="unreadable images that are skipped before the run is refused"
     )

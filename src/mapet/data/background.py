@@ -25,7 +25,7 @@ from mapet.errors import FailedRunError, MapetError, SettingsError
 from mapet.runtime.seeding import seeded_generator
 
 SHARED_MEMORY = Path("/dev/shm")  # where the system has it
-_SIGNALS = {signal.SIGINT, signal.SIGTERM}
+_SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1}
 _GRACE_SECONDS = 30
 _BATCHES_AHEAD = 2  # of every process
 _WAY_OUT = (
@@ -156,7 +156,7 @@ def _in_words(error: RuntimeError, made: Any) -> Exception:
 
 @contextmanager
 def _signals_wait() -> Iterator[None]:
-    """Holds Ctrl-C and SIGTERM back inside the block, and in processes that begin in it until they ignore them."""
+    """Holds signals to stop back inside the block, and in processes that begin in it until they ignore them."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     try:
         yield
@@ -177,8 +177,9 @@ def _left_alone(number: signal.Signals) -> Iterator[None]:
 
 
 def _outlive_signals(worker: int) -> None:
-    """Leaves Ctrl-C and SIGTERM, which reach the whole process group, to the main process: it still has a checkpoint to write."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Leaves signals, which reach the whole process group, to the main process: it still has a checkpoint to write."""
+    for number in (signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(_GRACE_SECONDS))
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
     gc.freeze()  # what the main process held is not cleaned up here

@@ -22,11 +22,11 @@ from mapet.engine.checkpoint import Checkpoint, load_checkpoint, newest_checkpoi
 from mapet.engine.log import TrainingLog
 from mapet.engine.step import GuardedStep, StepSums
 from mapet.engine.warnings import Warnings
-from mapet.errors import CheckpointError, DataError, InterruptedRunError, NonFiniteLossError
+from mapet.errors import CheckpointError, DataError, InterruptedRunError, NonFiniteLossError, RequeueError
 from mapet.runtime.files import write_json
 from mapet.runtime.interrupt import StopRequest
 from mapet.runtime.json_files import read_json
-from mapet.runtime.processes import Processes, any_process, gather_texts
+from mapet.runtime.processes import Processes, any_process, gather_texts, training_waits
 from mapet.runtime.progress import ProgressBar, progress, say
 from mapet.runtime.run_directory import RunDirectory
 
@@ -184,7 +184,7 @@ class Training(ABC, Generic[Batch]):
 
         Raises:
             NonFiniteLossError: The loss or its gradient is not finite; the weights are those before that step.
-            InterruptedRunError: SIGINT or SIGTERM came; a checkpoint was written, unless none are kept.
+            InterruptedRunError: SIGINT, SIGTERM or SIGUSR1 came to any process; a checkpoint was written, unless none are kept.
             DataError: No batch held anything to learn from.
         """
         if self.first_step == self.total_steps:
@@ -195,7 +195,7 @@ class Training(ABC, Generic[Batch]):
         callbacks = Callbacks(self.monitors, self.context(), warnings, self._window)
         self.model.train()
         self._saved, taken = self._clock(), 0
-        with self._stop() as stop, self._progress() as bar:
+        with self._stop() as stop, self._progress() as bar, training_waits():
             for step, batch in enumerate(log.timed(self.batches()), self.first_step):
                 taken += self._train_on(batch, step, log, callbacks)
                 done, stopping = step + 1, any_process(stop.requested)
@@ -205,7 +205,8 @@ class Training(ABC, Generic[Batch]):
                 if bar is not None:
                     bar.advance()
                 if stopping and done < self.total_steps:
-                    raise InterruptedRunError(self._stopped(done))
+                    restart = any_process(isinstance(stop, StopRequest) and stop.restart)
+                    raise (RequeueError if restart else InterruptedRunError)(self._stopped(done))
 
     def resume(self) -> int:
         """Loads the newest checkpoint, if there is one, and returns the step to continue from.

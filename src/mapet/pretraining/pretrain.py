@@ -33,7 +33,7 @@ from mapet.runtime.files import recover
 from mapet.runtime.processes import barrier, only_writers, process_group, require_agreement
 from mapet.runtime.progress import say
 from mapet.runtime.rank import Processes, this_process
-from mapet.runtime.run_directory import RunDirectory, package_version
+from mapet.runtime.run_directory import RunDirectory
 from mapet.runtime.seeding import seeded_globally
 from mapet.token_store.build import build_store
 from mapet.token_store.keys import image_keys
@@ -74,7 +74,7 @@ def pretrain(
         )
     run = RunDirectory(out)
     device = choose_device(settings.mechanics.device)
-    with process_group(device) as processes, only_writers(run.path, processes):
+    with process_group(device, settings.mechanics.longest_wait) as processes, only_writers(run.path, processes):
         _pretrain(data, settings, run, tokenizer, tokens, monitors, processes, processes.device(device))
     return run
 
@@ -102,14 +102,7 @@ def _pretrain(
     # Too few images are refused before any work.
     step_batches(len(source), settings.training.batch_size, settings.seed, 0, 0, processes.rank, processes.world)
     source = with_keys(source)
-    require_agreement(
-        {
-            "version of mapet": str(package_version("mapet")),
-            "version of torch": torch.__version__,
-            "settings": settings.science_hash,
-            "images": "\n".join(image_keys(source)),
-        }
-    )
+    require_agreement({"settings": settings.science_hash, "images": "\n".join(image_keys(source))})
     if processes.rank == 0:
         record.begin()
     unreadable = UnreadableImages(settings.mechanics.max_unreadable)

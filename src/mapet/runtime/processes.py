@@ -6,52 +6,64 @@ in the same order. An error must therefore be raised in all processes or in none
 
 from __future__ import annotations
 
-import functools
 import gc
 import hashlib
 import itertools
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.rendezvous import rendezvous
 
 from mapet.errors import SettingsError
+from mapet.runtime.attendance import Attendance
 from mapet.runtime.lock import only_writer
+from mapet.runtime.meeting import meeting_place, torchrun_keeps_store
 from mapet.runtime.rank import Processes, this_process
+from mapet.runtime.run_directory import package_version
 
-# How long one process may wait for the others, who may have more to read or slower disks.
-LONGEST_WAIT = timedelta(hours=2)
+# Minutes that the processes of a training wait for one that does not arrive. While tokenizer and tokens are made, they wait longer:
+# one process may have more to read then, or a slower disk.
+LONGEST_WAIT = 30.0
+_LONGER = 4
+# NCCL ends its process where it has waited too long; before that, gloo is to find the same and name the processes.
+_LATER = 2
 
 
-@functools.cache
-def _meeting_place() -> dist.Store:  # pyright: ignore[reportPrivateImportUsage]
-    """Where all groups of this process meet, for as long as it lives.
+@dataclass
+class _Wait:
+    """How many minutes exchanges wait now, and in a training."""
 
-    With a place of its own for every group, a process that is ahead may find that of the last group before it is gone.
-    """
-    return next(rendezvous("env://", timeout=LONGEST_WAIT))[0]
+    minutes: float
+    in_training: float
+
+
+_wait = _Wait(LONGEST_WAIT * _LONGER, LONGEST_WAIT)
 
 
 _groups = itertools.count()
 
 
 @contextmanager
-def process_group(device: torch.device | str) -> Iterator[Processes]:
+def process_group(device: torch.device | str, longest_wait: float = LONGEST_WAIT) -> Iterator[Processes]:
     """Connects the processes for as long as the block runs: over gloo on the CPU, and over NCCL for tensors on CUDA.
 
-    Where they are connected already, or there is only one, nothing is done.
+    Where they are connected already, or there is only one, nothing is done. An error that one process raises inside is part of the
+    message with which the others end.
 
     Args:
         device: Where this process computes; "cuda" is the GPU of its local rank, which becomes torch's current one.
+        longest_wait: Minutes that an exchange in a training waits for a process that does not arrive; elsewhere four times as many.
 
     Raises:
-        SettingsError: The machine has fewer GPUs than processes, or torchrun's variables are incomplete.
+        SettingsError: The machine has fewer GPUs than processes, torchrun's variables are incomplete, or the processes run
+            different versions of mapet or torch.
+        LostProcessError: Another process ended, or did not arrive in time.
     """
     processes = this_process()
     if processes.world == 1 or dist.is_initialized():
@@ -61,13 +73,54 @@ def process_group(device: torch.device | str) -> Iterator[Processes]:
     if device.type == "cuda":
         _own_gpu(device)
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    store = dist.PrefixStore(f"group {next(_groups)}", _meeting_place())  # pyright: ignore[reportPrivateImportUsage]
-    dist.init_process_group(backend, store=store, rank=processes.rank, world_size=processes.world, timeout=LONGEST_WAIT)
+    _wait.minutes, _wait.in_training = _LONGER * longest_wait, longest_wait
+    store = dist.PrefixStore(f"group {next(_groups)}", meeting_place())  # pyright: ignore[reportPrivateImportUsage]
+    attendance = Attendance(store, processes, processes.rank == 0 and not torchrun_keeps_store())
+    with attendance.kept(_leave):
+        wait = timedelta(minutes=_wait.minutes)
+        dist.init_process_group(backend, store=store, rank=processes.rank, world_size=processes.world, timeout=wait)
+        _set_timeouts()
     try:
-        yield processes
-    finally:
-        gc.collect()  # DistributedDataParallel that is freed after its group waits for the others
+        with attendance.kept(_leave):
+            require_agreement({"version of mapet": str(package_version("mapet")), "version of torch": torch.__version__})
+            yield processes
+    except BaseException:
+        _leave()
+        raise
+    gc.collect()  # DistributedDataParallel that is freed after its group waits for the others
+    dist.destroy_process_group()
+
+
+def _leave() -> None:
+    """Leaves the group at once; NCCL would wait for exchanges that others have left."""
+    if not dist.is_initialized():
+        return
+    if dist.get_backend() == "gloo":
         dist.destroy_process_group()
+    else:
+        dist.distributed_c10d._abort_process_group()
+
+
+@contextmanager
+def training_waits() -> Iterator[None]:
+    """Inside, exchanges wait as long as is set for a training, in all groups that there are now."""
+    before, _wait.minutes = _wait.minutes, _wait.in_training
+    _set_timeouts()
+    try:
+        yield
+    finally:
+        _wait.minutes = before
+        _set_timeouts()
+
+
+def _set_timeouts() -> None:
+    """Makes all groups of this process wait for `_wait.minutes`."""
+    if not dist.is_initialized():
+        return
+    for group in dist.distributed_c10d._world.pg_map:
+        for kind in group._device_types:
+            minutes = _wait.minutes * (1 if kind.type == "cpu" else _LATER)
+            group._get_backend(kind)._set_default_timeout(timedelta(minutes=minutes))
 
 
 @contextmanager
