@@ -93,8 +93,13 @@ def exit_code(folder: Path) -> int:
     return 0
 
 
+def start_whole(folder: Path) -> None:
+    """Without a restart."""
+    pretrain(LOCATION, settings_of("mapet", **ELASTIC), folder / "run", tokens=folder / "store")
+
+
 def start_elastic(folder: Path) -> None:
-    """What torchrun does with --nproc-per-node 2 --max-restarts 1; the process of rank FOLDER/dies is killed once."""
+    """What torchrun does with --nproc-per-node 2 --max-restarts 1."""
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
@@ -106,10 +111,10 @@ def start_elastic(folder: Path) -> None:
 
 
 def run_in_agent(folder: Path) -> None:
-    """In one of its processes."""
+    """In one of its processes; the first is killed once."""
     attendance.SECONDS_FOR_ENTRIES = 1.0
-    restarts, dying = os.environ["TORCHELASTIC_RESTART_COUNT"], (folder / "dies").read_text()
+    restarts = os.environ["TORCHELASTIC_RESTART_COUNT"]
     if restarts == "0":
-        do_at(10, lambda processes: str(processes.rank) == dying, lambda: send(signal.SIGKILL))
-    pretrain(LOCATION, settings_of("mapet", **ELASTIC), folder / "run", tokens=folder / "store")
+        do_at(10, lambda processes: processes.rank == 0, lambda: send(signal.SIGKILL))
+    start_whole(folder)
     (folder / f"restarts-{os.environ['RANK']}").write_text(restarts)
