@@ -20,6 +20,8 @@ TEXTS = [*PAGES, CHECKOUT / "CONTRIBUTING.md", *sorted((CHECKOUT / "src" / "mape
 SHORTER = {
     "pretrain": "--set training.steps=2 --set training.batch_size=4 --set training.warmup_epochs=0 --set training.warmup_steps=0 "
     "--set backbone.options.depth=2 --set tokenizer.vocab_size=8 --set tokenizer.max_images=16 --set mechanics.workers=0",
+    "compare": "--set training.steps=2 --set training.batch_size=4 --set training.warmup_epochs=0 --set training.warmup_steps=0 "
+    "--set backbone.options.depth=2 --set tokenizer.vocab_size=8 --set tokenizer.max_images=16 --set mechanics.workers=0 --seeds 1",
     "fit": "--images 16 --points 900 --workers 0",
     "tokenize": "--workers 0",
     "evaluate": "--workers 0",

@@ -6,6 +6,7 @@ import typer
 
 from mapet.cli import (
     codebook,
+    compare,
     demo,
     evaluate,
     export,
@@ -33,6 +34,7 @@ app.command("demo")(demo.demo)
 app.command("recipes")(recipes.recipes)
 app.command("pretrain")(pretrain.pretrain)
 app.command("evaluate")(evaluate.evaluate)
+app.command("compare")(compare.compare)
 app.command("validate")(validate.validate)
 app.command("export")(export.export)
 app.command("protocols")(protocols.protocols)

@@ -170,7 +170,7 @@ def _given_inputs(
             "--tokenizer in place of --tokens, or set view.name to fixed or stored."
         )
     if store is None and tokenizer is None:
-        _fit_settings(settings, backbone)
+        fit_settings(settings, backbone)
     elif store is not None:
         view = crops_of(settings.view, settings.seed).describe()
         store.check(tokenizer.fingerprint if tokenizer else None, view, grid, vocab_size)
@@ -202,7 +202,7 @@ def _tokenizer_patch_size(settings: PretrainSettings, backbone: VisionTransforme
     return size
 
 
-def _fit_settings(settings: PretrainSettings, backbone: VisionTransformer) -> FitSettings:
+def fit_settings(settings: PretrainSettings, backbone: VisionTransformer) -> FitSettings:
     """Of a tokenizer that the run fits itself."""
     wanted = settings.tokenizer
     return FitSettings(
@@ -251,7 +251,7 @@ def _own_tokenizer(
     if not recover(run.tokenizer).is_dir():
         fit_tokenizer(
             source,
-            _fit_settings(settings, backbone),
+            fit_settings(settings, backbone),
             out=run.tokenizer,
             memory=int(settings.mechanics.memory * 2**30),
             device=choose_device(settings.mechanics.device),

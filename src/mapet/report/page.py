@@ -73,9 +73,13 @@ def _class(name: str) -> str:
 
 
 _STYLE = """
-:root { color-scheme: light; --ink: #1f2328; --soft: #59636e; --line: #d8dee4; --accent: #0072b2; }
+:root { color-scheme: light dark; --ink: #1f2328; --soft: #59636e; --line: #d8dee4; --accent: #0072b2; --page: #fff;
+  --code: #f3f5f7; --marked: #fff7e6; }
+@media (prefers-color-scheme: dark) { :root { --ink: #e6edf3; --soft: #9da7b3; --line: #3a424b; --accent: #56b4e9;
+  --page: #14181d; --code: #242a31; --marked: #3a3220; } img { border-radius: 4px; } }
 * { box-sizing: border-box; }
-body { margin: 0; background: #fff; color: var(--ink); font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; }
+body { margin: 0; background: var(--page); color: var(--ink);
+  font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; }
 main { max-width: 1080px; margin: 0 auto; padding: 32px 20px 64px; }
 h1 { font-size: 1.75rem; line-height: 1.25; margin: 0 0 .4em; overflow-wrap: anywhere; }
 h2 { font-size: 1.25rem; margin: 2.4em 0 .5em; padding-top: .9em; border-top: 1px solid var(--line); }
@@ -83,7 +87,7 @@ h3 { font-size: 1rem; margin: 1.6em 0 .3em; overflow-wrap: anywhere; }
 p { margin: .4em 0 .8em; max-width: 46em; overflow-wrap: anywhere; }
 p.verdict { font-size: 1.125rem; border-left: 4px solid var(--accent); padding: .1em 0 .1em .8em; margin: .8em 0 1.2em; }
 p.left-out { color: var(--soft); border: 1px dashed var(--line); border-radius: 6px; padding: .6em .9em; }
-code { font: .9em ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; background: #f3f5f7; padding: .1em .3em; }
+code { font: .9em ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; background: var(--code); padding: .1em .3em; }
 .figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 440px), 1fr)); align-items: start;
   gap: 20px 32px; }
 figure { margin: .4em 0 .6em; break-inside: avoid; min-width: 0; max-width: 520px; }
@@ -95,10 +99,11 @@ th, td { text-align: left; vertical-align: top; padding: .32em .9em .32em 0; bor
 thead th { color: var(--soft); font-weight: 600; }
 tbody th { font-weight: 400; color: var(--soft); white-space: nowrap; }
 td { min-width: 8em; max-width: 44em; overflow-wrap: anywhere; }
-tr.marked th, tr.marked td { font-weight: 600; color: var(--ink); background: #fff7e6; }
+tr.marked th, tr.marked td { font-weight: 600; color: var(--ink); background: var(--marked); }
 footer { color: var(--soft); font-size: .875rem; margin-top: 3em; }
 @media (max-width: 560px) { body { font-size: 15px; } main { padding: 20px 14px 40px; } h1 { font-size: 1.4rem; }
   tbody th { white-space: normal; min-width: 7em; overflow-wrap: anywhere; } td { min-width: 9em; } }
-@media print { main { max-width: none; padding: 0; } body { font-size: 10pt; } h2, h3 { break-after: avoid; }
+@media print { :root { --ink: #1f2328; --soft: #59636e; --line: #d8dee4; --page: #fff; --code: #f3f5f7; --marked: #fff7e6; }
+  main { max-width: none; padding: 0; } body { font-size: 10pt; } h2, h3 { break-after: avoid; }
   .figures { grid-template-columns: 1fr 1fr; gap: 10px 18px; } .scroll { overflow: visible; } tr { break-inside: avoid; } }
 """

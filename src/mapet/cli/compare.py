@@ -1,0 +1,70 @@
+"""`mapet compare`: which pre-training is better, and is the difference real?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mapet.cli.options import Allow, Data
+
+
+def compare(
+    data: Data,
+    out: Annotated[Path, typer.Option(help="Folder of the comparison; the same command goes on there.")],
+    recipe: Annotated[str, typer.Option(help="A name from `mapet recipes`, or a YAML file.")],
+    objectives: Annotated[
+        str, typer.Option(help="Names from `mapet objectives`; the first one is the baseline.")
+    ] = "mim,pim,mapet",
+    tokenizers: Annotated[
+        str,
+        typer.Option(help="Features to fit (coates, pixels), or paths of saved tokenizers; by default what the recipe has."),
+    ] = "",
+    backbones: Annotated[str, typer.Option(help="timm's names; by default that of the recipe.")] = "",
+    vary: Annotated[
+        list[str] | None, typer.Option(metavar="KEY=V1,V2", help="Further settings that the grid varies; repeatable.")
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Seeds of every cell.")] = 3,
+    protocols: Annotated[str, typer.Option(help="Names from `mapet protocols`.")] = "knn,linear",
+    set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting of all runs; repeatable.")] = None,
+    budget: Annotated[
+        str,
+        typer.Option(
+            help="steps: as many for every cell; rows: as many rows through the blocks as the baseline; seconds: as long as the "
+            "baseline, by a few timed steps."
+        ),
+    ] = "steps",
+    part: Annotated[str, typer.Option(metavar="I/N", help="Take every N-th run, from the I-th on; jobs meet in --out.")] = "1/1",
+    max_hours: Annotated[float | None, typer.Option(min=0, help="Refuse a comparison that would train for longer.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan with an estimate of its time, and stop.")] = False,
+    allow: Allow = None,
+) -> None:
+    """Compare pre-trainings that differ in nothing but what you name, over several seeds, with intervals."""
+    from mapet.compare.compare import Comparison, part_of
+    from mapet.compare.grid import Grid, parse_vary
+    from mapet.compare.results import ComparisonResults
+    from mapet.compare.table import sentences
+    from mapet.errors import FailedRunError, SettingsError
+
+    chosen = part_of(part)
+    grid = Grid(_names(objectives), _names(tokenizers), _names(backbones), parse_vary(vary or []), seeds)
+    comparison = Comparison(out, data, recipe, grid, _names(protocols), set_ or [], budget)
+    if dry_run or max_hours is not None:
+        hours = comparison.plan()
+        if max_hours is not None and hours > max_hours:
+            raise SettingsError(f"The trainings take about {hours:.1f} hours, more than --max-hours {max_hours:g}.")
+        if dry_run:
+            return
+    comparison.begin()
+    failed = comparison.run(chosen)
+    results = ComparisonResults(comparison.manifest, comparison.protocols)
+    for sentence in sentences(results.rows, grid.cells[0].title(grid)):
+        print(sentence)
+    print(f"Comparison: {comparison.page}")
+    if failed:
+        raise FailedRunError(f"{len(failed)} runs failed: {failed[0]} The same command tries them again.")
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip())

@@ -1,0 +1,125 @@
+"""`mapet compare`: which pre-training is better, and is the difference real?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from mapet.compare.carry_out import carry_out, equal_steps, rows_per_step, seconds_per_step
+from mapet.compare.grid import Cell, Grid
+from mapet.compare.html import comparison_page
+from mapet.compare.manifest import Manifest
+from mapet.compare.results import ComparisonResults
+from mapet.compare.table import comma_separated, latex, markdown
+from mapet.errors import SettingsError, nearest
+from mapet.evaluation.presets import protocols_of
+from mapet.evaluation.protocol import Protocol
+from mapet.runtime.files import atomic_file, write_text
+from mapet.runtime.lock import only_writer
+from mapet.runtime.progress import format_seconds, say
+
+BUDGETS = ("steps", "rows", "seconds")
+_COSTS: dict[str, Callable[[Manifest, Cell], float]] = {"rows": rows_per_step, "seconds": seconds_per_step}
+
+
+class Comparison:
+    """The same pre-training in every cell of a grid, over seeds, and what differs.
+
+    Args:
+        out: Everything is written there; an existing comparison goes on, and may grow.
+        data: Labelled images.
+        recipe: A name from `mapet recipes`, or a YAML file.
+        grid: What is compared.
+        protocols: Names, as `mapet evaluate` takes them.
+        overrides: Settings of all runs, as `--set` takes them.
+        budget: "steps", as many for every cell; "rows", as many rows through the blocks as the baseline; or "seconds", as long as
+            the baseline by a few timed steps.
+
+    Raises:
+        SettingsError: A name is unknown, settings differ in what the grid does not vary, or `out` holds another comparison.
+    """
+
+    def __init__(
+        self,
+        out: Path,
+        data: str,
+        recipe: str,
+        grid: Grid,
+        protocols: Sequence[str] = ("knn", "linear"),
+        overrides: Sequence[str] = (),
+        budget: str = "steps",
+    ) -> None:
+        if budget not in BUDGETS:
+            raise SettingsError(f"There is no budget '{budget}'. {nearest(budget, BUDGETS)}")
+        self.protocols: list[Protocol] = protocols_of(protocols, {})
+        for protocol in self.protocols:
+            if protocol.takes is not Protocol.takes:
+                raise SettingsError(
+                    f"'{protocol.name}' evaluates a {protocol.takes_a} and no backbone; a comparison cannot use it."
+                )
+        hashes = {protocol.title: protocol.hash for protocol in self.protocols}
+        self.manifest = Manifest(out, data, recipe, overrides, grid, hashes, budget)
+        self.manifest.check_equal()
+
+    def plan(self) -> float:
+        """Says what will be done, and returns the hours that the trainings take by a few timed steps, without evaluations."""
+        manifest, grid = self.manifest, self.manifest.grid
+        seconds = {cell: seconds_per_step(manifest, cell) for cell in grid.cells}
+        steps = {**equal_steps(manifest, [1.0] * len(grid.cells)), **manifest.steps}
+        total = sum(seconds[cell] * steps[cell.name] for cell in grid.cells) * grid.seeds
+        say(f"{len(grid.cells)} x {grid.seeds} runs, about {format_seconds(total)} of training on this machine:")
+        for cell in grid.cells:
+            cost = seconds[cell] * steps[cell.name]
+            say(f"  {cell.title(grid)}: {steps[cell.name]:,} steps of {1000 * seconds[cell]:.0f} ms, {format_seconds(cost)} a run")
+        return total / 3600
+
+    def begin(self) -> None:
+        """Writes or checks comparison.json, and fixes the steps of every cell."""
+        manifest = self.manifest
+        with only_writer(manifest.path):
+            manifest.begin()
+            if manifest.budget != "steps" and any(cell.name not in manifest.steps for cell in manifest.grid.cells):
+                cost = [_COSTS[manifest.budget](manifest, cell) for cell in manifest.grid.cells]
+                manifest.fix_steps(equal_steps(manifest, cost))
+
+    @property
+    def page(self) -> Path:
+        """The page."""
+        return self.manifest.out / "comparison.html"
+
+    def run(self, part: tuple[int, int] = (1, 1)) -> list[str]:
+        """Trains and evaluates what is left, and writes the page.
+
+        Args:
+            part: (i, n): this job takes every n-th run, from the i-th on.
+
+        Returns:
+            A sentence for every run that failed.
+        """
+        failed = carry_out(self.manifest, self.protocols, part)
+        self.write(failed)
+        return failed
+
+    def write(self, failed: Sequence[str] = ()) -> None:
+        """Writes the page, the table in three forms, and the pictures, from what is finished."""
+        out = self.manifest.out
+        results = ComparisonResults(self.manifest, self.protocols)
+        page, pictures = comparison_page(results, failed)
+        for picture in pictures:
+            with atomic_file(out / "figures" / f"{picture.name}.png") as unfinished:
+                unfinished.write_bytes(picture.png)
+        for suffix, form in (("md", markdown), ("tex", latex), ("csv", comma_separated)):
+            write_text(out / f"table.{suffix}", form(results.rows))
+        write_text(self.page, page)
+
+
+def part_of(text: str) -> tuple[int, int]:
+    """`2/8` as (2, 8).
+
+    Raises:
+        SettingsError: It is none.
+    """
+    first, slash, count = text.partition("/")
+    if not slash or not first.isdecimal() or not count.isdecimal() or not 1 <= int(first) <= int(count):
+        raise SettingsError(f"A part is given as i/n with i from 1 to n, not '{text}'.")
+    return int(first), int(count)

@@ -1,0 +1,143 @@
+"""The grid of a comparison: objectives x tokenizers x backbones x whatever else is varied x seeds, as runs with settings."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mapet.config import load_recipe
+from mapet.config.settings import ObjectiveSettings, PretrainSettings
+from mapet.errors import SettingsError, nearest
+from mapet.objectives import OBJECTIVES
+from mapet.registry import options_of
+
+RANDOM = "random initialisation"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One way to pre-train, for all seeds.
+
+    Args:
+        objective: Its registered name.
+        tokenizer: The features of one that is fitted, or the path of a saved one; None where the objective predicts no tokens.
+        backbone: timm's name; "" for that of the recipe.
+        varied: Further settings, name to value as text.
+    """
+
+    objective: str
+    tokenizer: str | None
+    backbone: str = ""
+    varied: tuple[tuple[str, str], ...] = ()
+
+    def title(self, grid: Grid) -> str:
+        """What tells it from the other cells of `grid`."""
+        parts = [self.objective] if len(grid.objectives) > 1 else []
+        if len(grid.tokenizers) > 1 and self.tokenizer is not None:
+            parts.append(_label(self.tokenizer))
+        parts += [self.backbone] if len(grid.backbones) > 1 else []
+        parts += [f"{name.rpartition('.')[2]} {value}" for name, value in self.varied]
+        return ", ".join(parts) or self.objective
+
+    @property
+    def name(self) -> str:
+        """Of its runs, as part of a file name: the same in every grid that holds the cell."""
+        parts = [self.objective, _label(self.tokenizer or ""), self.backbone]
+        parts += [f"{name.rpartition('.')[2]}-{value}" for name, value in self.varied]
+        readable = re.sub(r"[^\w.-]+", "-", "-".join(filter(None, parts)))
+        exact = hashlib.sha256(repr((self.tokenizer, self.varied)).encode()).hexdigest()[:4]
+        return f"{readable}-{exact}" if self.varied or _is_path(self.tokenizer) else readable
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What is compared; everything else is equal.
+
+    Args:
+        objectives: Registered names; the first one, with the first of everything else, is the baseline.
+        tokenizers: Features, or paths of saved tokenizers; () for what the recipe has.
+        backbones: timm's names; () for that of the recipe.
+        vary: Settings to several values each, as `--set` takes them.
+        seeds: Of the runs: 0, 1, ...
+    """
+
+    objectives: tuple[str, ...]
+    tokenizers: tuple[str, ...] = ()
+    backbones: tuple[str, ...] = ()
+    vary: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    seeds: int = 3
+
+    def __post_init__(self) -> None:
+        for name in self.objectives:
+            if name not in OBJECTIVES:
+                raise SettingsError(f"There is no objective called '{name}'. {nearest(name, OBJECTIVES)}")
+        for kind, values in (("objective", self.objectives), ("tokenizer", self.tokenizers), ("backbone", self.backbones)):
+            if twice := sorted({value for value in values if values.count(value) > 1}):
+                raise SettingsError(f"The {kind} {twice[0]} is named twice. Name each once.")
+        if not self.objectives or self.seeds < 1:
+            raise SettingsError("A comparison needs at least one objective and one seed.")
+
+    @property
+    def cells(self) -> list[Cell]:
+        """All ways to pre-train, the baseline first. An objective without tokens comes once for all tokenizers."""
+        varied = [tuple(zip(self.vary, values, strict=True)) for values in itertools.product(*self.vary.values())]
+        cells = [
+            Cell(objective, tokenizer if "tokens" in OBJECTIVES.get(objective).needs else None, backbone, some)
+            for tokenizer in self.tokenizers or ("",)
+            for backbone in self.backbones or ("",)
+            for some in varied
+            for objective in self.objectives
+        ]
+        return [*dict.fromkeys(cells)]
+
+    def describe(self) -> dict[str, Any]:
+        """As JSON."""
+        return {**asdict(self), "vary": {name: list(values) for name, values in self.vary.items()}}
+
+
+def settings_of(cell: Cell, seed: int, recipe: str, overrides: Sequence[str] = ()) -> PretrainSettings:
+    """The settings of one run. Options of the objective that the recipe has and this objective has not are left out.
+
+    Raises:
+        SettingsError: A name or value is not allowed.
+    """
+    changes = [*overrides, *(f"{name}={value}" for name, value in cell.varied), f"seed={seed}"]
+    if cell.backbone:
+        changes.append(f"backbone.name={cell.backbone}")
+    if cell.tokenizer and not _is_path(cell.tokenizer):
+        changes.append(f"tokenizer.features={cell.tokenizer}")
+    settings = load_recipe(recipe, changes)
+    known = options_of(OBJECTIVES.get(cell.objective))
+    options = {name: value for name, value in settings.objective.options.items() if name in known}
+    return settings.model_copy(update={"objective": ObjectiveSettings(name=cell.objective, options=options)})
+
+
+def parse_vary(pairs: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """`key=v1,v2` to the values of every key; commas inside brackets belong to a value.
+
+    Raises:
+        SettingsError: A pair has no values, or a key comes twice.
+    """
+    found: dict[str, tuple[str, ...]] = {}
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        values = tuple(value.strip() for value in re.split(r",(?![^\[{]*[\]}])", text))
+        if not equals or not key or not all(values):
+            raise SettingsError(f"What is varied is given as key=value1,value2, not '{pair}'.")
+        if key in found:
+            raise SettingsError(f"{key} is varied twice. Name all its values at once: {key}={','.join([*found[key], *values])}")
+        found[key] = values
+    return found
+
+
+def _label(tokenizer: str) -> str:
+    return Path(tokenizer).name if _is_path(tokenizer) else tokenizer
+
+
+def _is_path(tokenizer: str | None) -> bool:
+    return bool(tokenizer) and Path(str(tokenizer)).exists()

@@ -1,0 +1,80 @@
+"""The table of a comparison as Markdown, LaTeX and CSV, and its sentences."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+
+from mapet.compare.results import Row
+from mapet.compare.statistics import Difference
+from mapet.evaluation.protocol import METRICS
+
+HEADINGS = ("", "figure", "value (%)", "seeds", "difference to the baseline (points)", "adjusted p", "")
+
+
+def cells_of(row: Row) -> list[str]:
+    """What stands in a row, as text."""
+    value = f"{100 * row.mean:.1f}" + ("" if row.deviation is None else f" ± {100 * row.deviation:.1f}")
+    figure = f"{row.protocol} {METRICS.get(row.metric, row.metric)}"
+    return [row.cell, figure, value, str(len(row.values)), *_difference(row)]
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """A table of Markdown."""
+    lines = [_line(HEADINGS), "|" + "---|" * len(HEADINGS)]
+    return "\n".join([*lines, *(_line(cells_of(row)) for row in rows)]) + "\n"
+
+
+def latex(rows: Sequence[Row]) -> str:
+    """A tabular of LaTeX with booktabs' rules."""
+    body = [" & ".join(map(_escaped, cells_of(row))) + r" \\" for row in rows]
+    head = " & ".join(map(_escaped, HEADINGS)) + r" \\"
+    return "\n".join([r"\begin{tabular}{llrrrrl}", r"\toprule", head, r"\midrule", *body, r"\bottomrule", r"\end{tabular}", ""])
+
+
+def comma_separated(rows: Sequence[Row]) -> str:
+    """One line a row, with every seed's figure; shares, not per cent."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(["cell", "protocol", "metric", "mean", "deviation", "values", "difference", "low", "high", "p_adjusted"])
+    for row in rows:
+        found = row.difference
+        interval = [found.mean, found.low, found.high] if found else ["", "", ""]
+        values = " ".join(f"{seed}:{value:.6f}" for seed, value in sorted(row.values.items()))
+        writer.writerow([row.cell, row.protocol, row.metric, row.mean, row.deviation, values, *interval, row.p])
+    return buffer.getvalue()
+
+
+def sentences(rows: Sequence[Row], baseline: str) -> list[str]:
+    """What every difference means, in words."""
+    return [_sentence(row, row.difference, baseline) for row in rows if row.difference is not None]
+
+
+def _sentence(row: Row, found: Difference, baseline: str) -> str:
+    figure = f"By {row.protocol}, {row.cell}"
+    interval = f"95 % interval {100 * found.low:+.1f} to {100 * found.high:+.1f}"
+    only = "; one seed: the interval counts the test images only" if found.seeds == 1 else ""
+    if not row.differs:
+        return f"{figure}: no difference to {baseline} is shown ({100 * found.mean:+.1f} points, {interval}{only})."
+    way = "better" if found.mean > 0 else "worse"
+    return f"{figure} is {way} than {baseline} by {100 * abs(found.mean):.1f} points ({interval}{only})."
+
+
+def _difference(row: Row) -> list[str]:
+    found = row.difference
+    if found is None:
+        return ["", "", ""]
+    interval = f"{100 * found.mean:+.1f} [{100 * found.low:+.1f}, {100 * found.high:+.1f}]"
+    p = "< 0.001" if (row.p or 0) < 0.001 else f"{row.p:.3f}"
+    return [interval, p, "" if row.differs else "no difference shown"]
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |"
+
+
+def _escaped(text: str) -> str:
+    for character in r"&%$#_{}":
+        text = text.replace(character, f"\\{character}")
+    return text.replace("±", r"$\pm$").replace("<", "$<$")

@@ -1,0 +1,269 @@
+"""Comparisons of tiny runs: what they share, what they find, how they go on, and what they refuse."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from mapet.compare.compare import Comparison, part_of
+from mapet.compare.grid import Grid, parse_vary
+from mapet.compare.results import ComparisonResults, Measured, compared
+from mapet.compare.table import comma_separated, latex, markdown, sentences
+from mapet.errors import CheckpointError, SettingsError
+from mapet.evaluation.outcomes import Outcomes
+from mapet.runtime.files import write_json
+from tests.tiny import LOCATION, tiny_values
+
+GRID = Grid(("mim", "mapet", "simmim"), seeds=2)
+
+
+def comparison(out: Path, grid: Grid = GRID, **changes: Any) -> Comparison:
+    """On tiny images, from a recipe beside `out`."""
+    recipe = out.parent / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump(tiny_values(training__steps=4, mechanics__checkpoint_every=4)))
+    options: dict[str, Any] = {"protocols": ("knn",), "overrides": ["tokenizer.num_points=400"], **changes}
+    return Comparison(out, LOCATION, str(recipe), grid, **options)
+
+
+def carried_out(out: Path, grid: Grid = GRID, part: tuple[int, int] = (1, 1), **changes: Any) -> Comparison:
+    made = comparison(out, grid, **changes)
+    made.begin()
+    assert made.run(part) == []
+    return made
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Comparison:
+    return carried_out(tmp_path_factory.mktemp("finished") / "out")
+
+
+@pytest.fixture
+def again(finished: Comparison, tmp_path: Path) -> Comparison:
+    """A copy of the finished comparison."""
+    shutil.copytree(finished.manifest.out, tmp_path / "out")
+    return comparison(tmp_path / "out")
+
+
+def results(made: Comparison) -> ComparisonResults:
+    return ComparisonResults(made.manifest, made.protocols)
+
+
+def test_every_cell_and_the_random_initialisation_have_a_row(finished: Comparison) -> None:
+    found = results(finished)
+    assert [row.cell for row in found.rows] == ["random initialisation", "mim", "mapet", "simmim"]
+    assert all(len(row.values) == 2 for row in found.rows)
+    assert found.missing == []
+    assert [row.difference is not None for row in found.rows] == [False, False, True, True]
+
+
+def test_runs_of_a_seed_differ_in_the_objective_alone(finished: Comparison) -> None:
+    """Initial weights and order follow from seed, backbone and settings, which are the same."""
+    manifest = finished.manifest
+    configs = [manifest.run(cell, seed).read_config() for cell in GRID.cells for seed in (0, 1)]
+    common = [{name: value for name, value in config["science"].items() if name not in ("objective", "seed")} for config in configs]
+    assert all(other == common[0] for other in common)
+    assert len({config["images"]["sha256"] for config in configs}) == 1
+    tokenised = [config for config in configs if config["science"]["objective"]["name"] != "simmim"]
+    assert len({config["tokens"] for config in tokenised}) == 1
+
+
+def test_the_page_holds_everything_and_needs_nothing(finished: Comparison) -> None:
+    page = finished.page.read_text(encoding="utf-8")
+    assert "6 of 6 runs are finished" in page
+    assert page.count("<img") == 1 + 1 + 1  # differences, losses, cost
+    assert "http" not in page.replace("http-equiv", "")
+    assert len([*(finished.manifest.out / "figures").glob("*.png")]) == 3
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="chromium is not installed")
+def test_tables_sort_in_a_browser(finished: Comparison, tmp_path: Path) -> None:
+    """The second press on the head of the column of values puts the largest one first."""
+    page = finished.page.read_text(encoding="utf-8")
+    script = (
+        "<script>const head = document.querySelectorAll('thead th')[2]; head.click(); head.click();"
+        "document.title = [...document.querySelector('tbody').rows].map(row => row.cells[2].textContent).join(';') + '|' +"
+        "[...document.images].every(image => image.naturalWidth > 0);</script></body>"
+    )
+    (tmp_path / "page.html").write_text(page.replace("</body>", script), encoding="utf-8")
+    browser = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}/profile", "--dump-dom"]
+    shown = subprocess.run([*browser, f"file://{tmp_path}/page.html"], capture_output=True, text=True, timeout=120, check=True)
+    title = shown.stdout.partition("<title>")[2].partition("</title>")[0]
+    values, _, images = title.partition("|")
+    numbers = [float(text.split()[0]) for text in values.split(";")]
+    assert numbers == sorted(numbers, reverse=True)
+    assert len(numbers) == 4
+    assert images == "true"
+
+
+def test_tables(finished: Comparison) -> None:
+    rows = results(finished).rows
+    assert markdown(rows).count("\n") == 2 + len(rows)
+    assert latex(rows).count(r"\\") == 1 + len(rows)
+    read = [*csv.DictReader(comma_separated(rows).splitlines())]
+    assert [row["cell"] for row in read] == [row.cell for row in rows]
+    assert float(read[2]["difference"]) == pytest.approx(rows[2].mean - rows[1].mean)
+    words = sentences(rows, "mim")
+    assert len(words) == 2
+    assert all("mim" in sentence and "95 % interval" in sentence for sentence in words)
+
+
+def test_a_finished_comparison_is_not_repeated_and_may_grow(again: Comparison) -> None:
+    out = again.manifest.out
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("weights.safetensors")}
+    grown = carried_out(out, dataclasses.replace(GRID, seeds=3))
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert [len(row.values) for row in results(grown).rows] == [3, 3, 3, 3]
+
+
+def test_jobs_share_a_comparison(tmp_path: Path) -> None:
+    """What one job leaves out is named until the other has done it."""
+    grid = Grid(("mim", "mapet"), seeds=2)
+    first = carried_out(tmp_path / "out", grid, (1, 2))
+    assert results(first).missing == ["mapet, seed 0", "mapet, seed 1"]
+    assert "mapet, seed 1 (not finished)" in first.page.read_text()
+    second = carried_out(tmp_path / "out", grid, (2, 2))
+    assert results(second).missing == []
+
+
+def test_a_run_that_fails_is_named_and_the_others_go_on(tmp_path: Path) -> None:
+    made = comparison(tmp_path / "out", Grid(("mim", "mapet"), seeds=1))
+    made.begin()
+    blocked = made.manifest.run(made.manifest.grid.cells[0], 0).checkpoints
+    blocked.parent.mkdir(parents=True)
+    blocked.write_text("a file in the way")
+    failed = made.run()
+    assert len(failed) == 1
+    assert failed[0].startswith("mim, seed 0: ")
+    assert [row.cell for row in results(made).rows] == ["mapet"]
+    assert "mim, seed 0" in made.page.read_text()
+
+
+def test_equal_rows(tmp_path: Path) -> None:
+    """MaPeT sends more rows through the blocks than MIM and so takes fewer steps."""
+    made = comparison(tmp_path / "out", Grid(("mim", "mapet"), seeds=1), budget="rows")
+    made.begin()
+    steps = json.loads((tmp_path / "out" / "comparison.json").read_text())["steps"]
+    assert steps == {"mim": 4, "mapet": round(4 * 17 / (1 + 16 + 2 * 12))}
+    assert made.manifest.settings(made.manifest.grid.cells[1], 0).training.steps == steps["mapet"]
+
+
+def test_equal_seconds_stay_as_they_were_measured(tmp_path: Path) -> None:
+    grid = Grid(("mim", "mapet"), seeds=1)
+    first = comparison(tmp_path / "out", grid, budget="seconds")
+    first.begin()
+    second = comparison(tmp_path / "out", grid, budget="seconds")
+    second.begin()
+    assert second.manifest.steps == first.manifest.steps
+    assert first.manifest.steps["mim"] == 4
+    assert comparison(tmp_path / "out", grid).plan() > 0
+
+
+def test_what_else_is_varied(tmp_path: Path) -> None:
+    grid = Grid(("mim",), vary=parse_vary(["training.lr=1e-3,2e-3"]), seeds=1)
+    made = comparison(tmp_path / "out", grid)
+    assert [cell.title(grid) for cell in grid.cells] == ["lr 1e-3", "lr 2e-3"]
+    assert [made.manifest.settings(cell, 0).training.lr for cell in grid.cells] == [1e-3, 2e-3]
+    assert len({cell.name for cell in grid.cells}) == 2
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"objectives": ("mim", "mapett")}, "no objective called 'mapett'.*mapet"),
+        ({"objectives": ("mim", "mim")}, "mim is named twice"),
+        ({"objectives": ()}, "at least one objective"),
+        ({"objectives": ("mim",), "seeds": 0}, "one seed"),
+    ],
+)
+def test_grids_that_are_none(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(SettingsError, match=message):
+        Grid(**values)
+
+
+@pytest.mark.parametrize("pair", ["training.lr", "training.lr=", "=1,2", "training.lr=1,,2"])
+def test_what_is_varied_needs_values(pair: str) -> None:
+    with pytest.raises(SettingsError, match="key=value1,value2"):
+        parse_vary([pair])
+
+
+@pytest.mark.parametrize("text", ["0/2", "3/2", "1", "a/b", "1/0"])
+def test_parts_that_are_none(text: str) -> None:
+    with pytest.raises(SettingsError, match="i/n"):
+        part_of(text)
+
+
+def test_wrong_names_are_refused_before_work_begins(tmp_path: Path) -> None:
+    for changes, message in (
+        ({"budget": "hours"}, "no budget 'hours'"),
+        ({"protocols": ("knnn",)}, "no protocol called 'knnn'"),
+        ({"protocols": ("tokens",)}, "no backbone"),
+        ({"overrides": ["training.lrr=1"]}, "no setting"),
+    ):
+        with pytest.raises(SettingsError, match=message):
+            comparison(tmp_path / "out", **changes)
+    with pytest.raises(SettingsError, match="no setting"):
+        comparison(tmp_path / "out", Grid(("mim",), vary=parse_vary(["training.lrr=1,2"])))
+    assert not (tmp_path / "out").exists()
+
+
+def test_another_comparison_in_the_folder_is_refused(again: Comparison) -> None:
+    other = comparison(again.manifest.out, overrides=["tokenizer.num_points=400", "training.lr=1e-2"])
+    with pytest.raises(SettingsError, match=r"holds a comparison whose training\.lr is 0\.002; now it is 0\.01"):
+        other.begin()
+
+
+def test_a_run_that_was_changed_by_hand_is_refused(again: Comparison) -> None:
+    run = again.manifest.run(GRID.cells[1], 1)
+    config = run.read_config()
+    config["science"]["training"]["lr"] = 1.0
+    write_json(run.config, config)
+    with pytest.raises(CheckpointError, match=r"config\.json was changed"):
+        results(again)
+
+
+def test_runs_on_other_images_never_share_a_table(again: Comparison) -> None:
+    run = again.manifest.run(GRID.cells[1], 1)
+    write_json(run.config, {**run.read_config(), "images": {"count": 40, "sha256": "0" * 64}})
+    with pytest.raises(CheckpointError, match="cannot share a table"):
+        results(again)
+
+
+def test_a_damaged_result_is_named(again: Comparison) -> None:
+    file = next(again.manifest.run(GRID.cells[1], 1).evaluations.glob("*.json"))
+    file.write_text("{}")
+    with pytest.raises(CheckpointError, match="damaged or of another version"):
+        print(results(again).rows)
+
+
+def measured(top1: list[float], labels: list[int] | None = None, order: list[int] | None = None) -> Measured:
+    """Outcomes of images a, b, c, ... in some order."""
+    rows = order or [*range(len(top1))]
+    keys = np.array([f"{row:040x}".encode() for row in rows])
+    known = None if labels is None else torch.tensor([labels[row] for row in rows])
+    outcomes = Outcomes({"top1": torch.tensor([top1[row] for row in rows], dtype=torch.float64)}, known)
+    return Measured(None, 0.0, keys, outcomes)  # type: ignore[arg-type]
+
+
+def test_images_are_paired_by_their_keys() -> None:
+    before, after = measured([1, 0, 0, 1]), measured([1, 1, 0, 1], order=[3, 1, 0, 2])
+    found = compared([before], [after], "top1")
+    assert found is not None
+    assert found.mean == pytest.approx(0.25)
+
+
+def test_the_mean_per_class_weighs_classes_alike() -> None:
+    labels = [0, 0, 0, 1]
+    before, after = measured([1, 0, 0, 0], labels), measured([1, 0, 0, 1], labels)
+    found = compared([before], [after], "mean_per_class")
+    assert found is not None
+    assert found.mean == pytest.approx(0.5)
