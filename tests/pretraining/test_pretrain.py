@@ -79,6 +79,14 @@ def test_everything_that_is_missing_is_made_once(tmp_path: Path, monkeypatch) ->
     assert_equal_weights(load_file(start(run.path, settings=settings).backbone / "weights.safetensors"), weights)
 
 
+def test_the_objective_is_built_once(tmp_path: Path, tokens: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For MVP, building it fetches the teacher's weights."""
+    built, create = [], module.create_objective
+    monkeypatch.setattr(module, "create_objective", lambda name, **options: (built.append(name), create(name, **options))[1])
+    start(tmp_path / "run", tokens=tokens)
+    assert len(built) == 1
+
+
 def test_inputs_are_recorded_as_absolute_paths(tmp_path: Path, tokens: Path, tokenizer: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     run = start(Path("run"), tokens="tokens", tokenizer=Path("tokenizer"))

@@ -68,6 +68,27 @@ def covers(one: Bbox, other: Bbox) -> bool:
     return across > 0 and down > 0.25 * min(one.height, other.height)
 
 
+def test_pools_of_one_protocol_are_told_apart_whatever_its_settings_are_called(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of `--pool all` with changed settings, whose names fill the line."""
+    preset = "short, epochs=2, min_steps=30, ema=0.9, ..."
+    pools = {pool: {"name": "finetune", "pool": pool} for pool in ("mean", "cls", "both")}
+    results = [result(preset=preset, protocol=protocol, protocol_hash=f"{pool:0<8}") for pool, protocol in pools.items()]
+    figure, written, _ = drawn(monkeypatch, results)
+    for words in ("mean of the patches", "class token", "class token and mean"):
+        assert any(text.startswith("…") and text.endswith(f", {words}") for text in written), words
+    for one, other in combinations(texts(figure), 2):
+        assert not covers(one.get_window_extent(), other.get_window_extent()), (one.get_text(), other.get_text())
+
+
+def test_a_classifier_that_learned_nothing_here_has_bars_and_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    facts = {"classes": 10, "outputs": 10, "copies": {"shared": 0, "test": 0}}
+    kept = result(protocol={"name": "classify"}, random_figures=None, details=facts, train_images=0)
+    _, written, picture = drawn(monkeypatch, [kept])
+    assert "classification" in written
+    assert "classifier 80.0%" in picture.alt
+    assert verdict([kept]).startswith("On 360 test images of digits (10 classes): classification: 80.0 %")
+
+
 def test_data_sets_are_headings_and_tell_alike_names_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     sets = ["/a/photos", "/b/photos", "/a/tinyimagenet64"]
     _, written, _ = drawn(monkeypatch, [result(data=data) for data in sets])

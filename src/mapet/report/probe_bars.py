@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.transforms import Transform
 
+_EVALUATED = {"tokens": "tokenizer", "classify": "classifier"}
 _RANDOM, _FREQUENT = "#c3cad2", "white"
 # Upper end of the axis and its ticks' distance, in percent: the first that holds all bars.
 _SCALES = ((20, 5), (40, 10), (60, 20), (100, 25))
@@ -91,8 +92,8 @@ def _caption(results: Sequence[Result]) -> str:
 def _bars_of(run: ReportedRun, result: Result, runs: Sequence[ReportedRun]) -> list[_Bar]:
     """The run, its random initialisation, and the most frequent class, as far as they are known."""
     images = None if result.metric == "miou" else result.test_images
-    judged = "tokenizer" if result.protocol["name"] == "tokens" else "pre-trained"
-    label = _shortened(run.title, _LONGEST_LABEL) if len(runs) > 1 else judged
+    evaluated = _EVALUATED.get(str(result.protocol["name"]), "pre-trained")
+    label = _shortened(run.title, _LONGEST_LABEL) if len(runs) > 1 else evaluated
     gain = "" if result.gain is None else f"gain {describe_gain(result.gain, result.gain_interval)}"
     bars = [_Bar(label, result.value, RUN_COLORS[runs.index(run) % len(RUN_COLORS)], images, gain)]
     if result.random_value is not None:
