@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
-from pydantic import TypeAdapter, ValidationError
 
 from mapet.compare.carry_out import is_finished, result_file
 from mapet.compare.grid import RANDOM, Cell
@@ -16,12 +15,10 @@ from mapet.compare.manifest import Manifest
 from mapet.compare.statistics import Difference, difference_of_figures, holm, paired_difference
 from mapet.errors import CheckpointError
 from mapet.evaluation.intervals import bootstrap
+from mapet.evaluation.kept import read_result
 from mapet.evaluation.outcomes import MEAN_PER_CLASS, SUFFIX, Outcomes, load_outcomes
 from mapet.evaluation.protocol import Protocol, Result
 from mapet.evaluation.segmentation.miou import scores_of_pixels
-from mapet.runtime.json_files import read_json
-
-_RESULT = TypeAdapter(Result)
 
 
 @dataclass(frozen=True)
@@ -122,14 +119,8 @@ class ComparisonResults:
 
     def _read(self, cell: Cell, seed: int, protocol: Protocol) -> Measured:
         path = result_file(self.manifest.run(cell, seed), self.manifest.data, protocol)
-        try:
-            result = _RESULT.validate_python(read_json(path, dict))
-            keys, outcomes = load_outcomes(path.with_name(f"{path.stem}{SUFFIX}"))
-            return Measured(result, result.value, keys, outcomes)
-        except (ValidationError, KeyError):
-            raise CheckpointError(
-                f"{path} is damaged or of another version of mapet. Remove it, and run the command again."
-            ) from None
+        result = read_result(path)
+        return Measured(result, result.value, *load_outcomes(path.with_name(f"{path.stem}{SUFFIX}")))
 
     def _random(self, protocol: Protocol) -> list[Row]:
         """The random initialisation, over the seeds of which it was evaluated."""

@@ -22,13 +22,13 @@ def read_result(path: Path) -> Result:
     try:
         result = _RESULT.validate_python(read_json(path, dict))
     except ValueError as error:
-        raise CheckpointError(f"{path} is no evaluation, or a damaged one.") from error
+        raise _damaged(path) from error
     shares = [*result.figures.values(), *(result.random_figures or {}).values()]
     named = isinstance(result.protocol.get("name"), str) and isinstance(result.protocol.get("pool", ""), str)
     compared = result.metric in result.figures and (result.random_figures is None or result.metric in result.random_figures)
     floor = result.details.get("most_frequent_class", {})
     if not (isinstance(floor, dict) and named and compared and all(0 <= share <= 1 for share in shares) and result.test_images > 0):
-        raise CheckpointError(f"{path} is no evaluation, or a damaged one.")
+        raise _damaged(path)
     return result
 
 
@@ -41,3 +41,9 @@ def read_results(folder: Path) -> tuple[dict[Path, Result], list[Path]]:
         except CheckpointError:
             damaged.append(path)
     return results, damaged
+
+
+def _damaged(path: Path) -> CheckpointError:
+    return CheckpointError(
+        f"{path} is no evaluation, or is damaged or of another version of mapet. Remove it, and run the command again."
+    )
