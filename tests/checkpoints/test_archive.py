@@ -272,6 +272,16 @@ def test_a_tree_without_end_is_refused(tmp_path, monkeypatch, tree):
         read_tensors(described(tmp_path, tree))
 
 
+@pytest.mark.parametrize("name", ["a\nmapet: all is well", "a\x1b]0;x\x07", "a\u202eb"])
+def test_names_that_would_forge_a_line_are_refused(tmp_path, name):
+    """F25."""
+    save_file({name: torch.ones(1)}, tmp_path / "a.safetensors")
+    for path in (tmp_path / "a.safetensors", save({name: torch.ones(1)}, tmp_path / "a.pth")):
+        with pytest.raises(ModelError, match=r"a tensor called 'a\\.*control characters") as error:
+            read_tensors(path)
+        assert str(error.value).isprintable()
+
+
 def test_two_tensors_of_one_name_are_refused(tmp_path):
     path = save({"a.b": torch.ones(1), "a": {"b": torch.zeros(1)}}, tmp_path / "weights.pth")
     with pytest.raises(ModelError, match=r"two tensors called 'a\.b'"):

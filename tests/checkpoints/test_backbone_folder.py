@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -87,3 +89,16 @@ def test_tensors_are_compared_before_memory_is_taken(folder: Path) -> None:
     path.write_text(json.dumps(values))
     with pytest.raises(ModelError, match="do not fit"):
         load_backbone(folder)
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [{"std": (0.0, 0.5, 0.5)}, {"std": (-1.0, 1.0, 1.0)}, {"std": (float("nan"), 1.0, 1.0)}, {"mean": (float("inf"), 0.0, 0.0)},
+     {"image_size": -1}, {"crop_fraction": 0.0}],
+    ids=str,
+)  # fmt: skip
+def test_figures_that_no_image_can_have_are_named(entries: dict[str, Any]) -> None:
+    """R12, F17: wherever they come from, and the one that is wrong."""
+    (name,) = entries
+    with pytest.raises(ModelError, match=rf"has {name}=.*; allowed: "):
+        replace(RECIPE, **entries)

@@ -89,6 +89,8 @@ def _read(path: Path, keys: Sequence[str]) -> dict[str, Tensor]:
         if isinstance(error, ModelError) and str(path) in str(error):
             raise
         raise ModelError(f"{path} cannot be read as a file of weights: {in_one_line(error)}. {_WAY_OUT}") from error
+    if odd := next((name for name in tensors if not name.isprintable()), None):
+        raise ModelError(f"{path} has a tensor called {odd!r:.100}: no weights have control characters in their names. {_WAY_OUT}")
     if not tensors:
         raise ModelError(f"{path} can be read but holds no tensors. Give the file with the weights.")
     return tensors

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import isfinite
 from typing import Any
 
 from pydantic import ConfigDict
@@ -43,11 +44,14 @@ class BackboneRecipe:
 
     def __post_init__(self) -> None:
         check_architecture(self.options, ModelError, f"The options of '{self.name}'")
-        if not 0 <= self.image_size <= LARGEST_IMAGE or not 0 < self.crop_fraction <= 1 or not all(value > 0 for value in self.std):
-            raise ModelError(
-                f"'{self.name}' cannot take images of {self.image_size} px, of which {self.crop_fraction:g} is seen, divided by "
-                f"{self.std}."
-            )
+        for name, value, fits, allowed in (
+            ("image_size", self.image_size, 0 <= self.image_size <= LARGEST_IMAGE, f"0 to {LARGEST_IMAGE}"),
+            ("crop_fraction", self.crop_fraction, 0 < self.crop_fraction <= 1, "above 0, at most 1"),
+            ("mean", self.mean, all(map(isfinite, self.mean)), "three finite numbers"),
+            ("std", self.std, all(value > 0 and isfinite(value) for value in self.std), "three finite numbers above 0"),
+        ):
+            if not fits:
+                raise ModelError(f"'{self.name}' has {name}={value}; allowed: {allowed}.")
 
     def build(self, **options: Any) -> VisionTransformer:
         """The backbone at its random initialisation, a function of `seed` alone."""

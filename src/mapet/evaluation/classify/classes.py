@@ -11,6 +11,7 @@ from mapet.compat import ImageNetInfo
 from mapet.data.labels import listed_names
 from mapet.data.source import ImageSource
 from mapet.errors import DataError
+from mapet.runtime.printable import few, on_one_line
 from mapet.runtime.progress import say
 
 _WNID = re.compile(r"n\d{8}")
@@ -71,14 +72,12 @@ def head_numbers(source: ImageSource, outputs: int, class_map: tuple[str, ...] |
         return np.arange(count) if names is None else _by_name(source, names)
     known = class_map or _imagenet(names, outputs)
     if known is None:
-        raise DataError(
-            f"{source.location} has {count} classes ({', '.join(names[:3])}, ...), the head tells {outputs} apart: {_MISFIT}"
-        )
+        raise DataError(f"{source.location} has {count} classes ({few(names, 3)}), the head tells {outputs} apart: {_MISFIT}")
     numbers = {name: number for number, name in enumerate(known)}
     if foreign := [name for name in names if name not in numbers]:
         raise DataError(
-            f"The class '{foreign[0]}' of {source.location} is none of the {outputs} of the head ({len(foreign)} such classes): "
-            f"{_MISFIT}"
+            f"The class '{on_one_line(foreign[0])}' of {source.location} is none of the {outputs} of the head ({len(foreign)} such "
+            f"classes): {_MISFIT}"
         )
     return np.array([numbers[name] for name in names])
 
@@ -88,7 +87,7 @@ def _by_name(source: ImageSource, names: tuple[str, ...]) -> np.ndarray:
     if all(re.fullmatch(r"\d{1,9}", name, re.ASCII) for name in names) and {*map(int, names)} == {*range(len(names))}:
         return np.array([*map(int, names)])
     if [*names] == sorted(names) and not _is_imagenet(names):
-        some = ", ".join(names[:3])
+        some = few(names[:3])
         say(
             f"{source.location}: the {len(names)} classes are taken for the outputs in the order of their names as text ({some}, "
             "...). Give --class-map FILE if the head was trained in another order."
