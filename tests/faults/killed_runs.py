@@ -1,12 +1,13 @@
-"""Runs that are killed, in processes of their own: `python -m tests.faults.killed_runs FOLDER`.
+"""Runs that are killed, in processes forked from one that has imported what they need.
 
-Imports once and forks, since importing takes longer than the runs. Leaves FOLDER/whole, never interrupted, and FOLDER/NAME for
-every scenario, continued by the same call until done; prints how each process ended as JSON.
+`run_all` leaves FOLDER/whole, never interrupted, and FOLDER/NAME for every scenario, continued by the same call until done.
+FOLDER/ends.json holds how each process ended.
 """
 
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import random
 import signal
@@ -21,6 +22,7 @@ from mapet.engine import checkpoint
 from mapet.errors import MapetError
 from mapet.pretraining import pretrain, step
 from mapet.runtime import files
+from tests.command import mapet
 from tests.tiny import LOCATION, tiny_settings, tiny_tokenizer
 
 STEPS = 20
@@ -93,8 +95,9 @@ def slow_steps() -> None:
     step.TrainingStep.__call__ = take_slowly
 
 
-def main(folder: Path) -> None:
+def run_all(folder: Path) -> None:
     torch.set_num_threads(1)
+    multiprocessing.set_start_method(None, force=True)  # a forked process has that of its server, which would import all again
     tiny_tokenizer().save(folder / "tokenizer")
     ends: dict[str, list[int]] = {"whole": [ended(fork(folder / "whole", workers=0))]}
     slow_steps()
@@ -116,8 +119,13 @@ def main(folder: Path) -> None:
     ends["saving"].append(ended(fork(saving, 0)))
     stopped = folder / "terminated"
     ends["terminated"] = [send_at(stopped, 5, 0.005, 2, signal.SIGTERM), ended(fork(stopped, 2))]
-    print(json.dumps(ends))
+    (folder / "ends.json").write_text(json.dumps(ends))
 
 
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+def on_the_command_line(folder: Path, *words: str) -> None:
+    """`mapet WORDS...` in `folder`, with its errors in errors.txt."""
+    multiprocessing.set_start_method(None, force=True)
+    os.chdir(folder)
+    with (folder / "errors.txt").open("w") as errors:
+        os.dup2(errors.fileno(), 2)
+    sys.exit(mapet(*words))

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
-import subprocess
-import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -15,8 +14,8 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from tests.command import ROOT, environment
-from tests.faults.killed_runs import STEPS
+from tests.distributed.ranks import forked
+from tests.faults.killed_runs import STEPS, on_the_command_line, run_all
 from tests.tiny import LOCATION, assert_equal_weights, tiny_tokenizer, tiny_values
 
 TIMINGS = ("images_per_second", "waiting", "seconds")
@@ -25,10 +24,10 @@ TIMINGS = ("images_per_second", "waiting", "seconds")
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory) -> tuple[Path, dict[str, list[int]]]:
     folder = tmp_path_factory.mktemp("killed")
-    command = [sys.executable, "-m", "tests.faults.killed_runs", str(folder)]
-    output = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=120)
-    assert output.returncode == 0, output.stderr
-    return folder, json.loads(output.stdout)
+    process = forked(run_all, folder)
+    process.join(170)
+    assert process.exitcode == 0
+    return folder, json.loads((folder / "ends.json").read_text())
 
 
 def entries(run: Path) -> list[dict]:
@@ -101,28 +100,18 @@ def test_starts_are_recorded(runs) -> None:
 def test_ctrl_c_on_the_command_line(tmp_path: Path) -> None:
     tiny_tokenizer().save(tmp_path / "tokenizer")
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(tiny_values(training__steps=STEPS, mechanics__checkpoint_every=4)))
-    command = [
-        sys.executable,
-        "-m",
-        "mapet",
-        "pretrain",
-        LOCATION,
-        "--recipe",
-        "tiny.yaml",
-        "--tokenizer",
-        "tokenizer",
-        "--out",
-        "run",
-    ]
-    slow = ["--set", "mechanics.micro_batch=1"]  # eight passes a step, so that there is time to interrupt
-    process = subprocess.Popen([*command, *slow], cwd=tmp_path, env=environment(), stderr=subprocess.PIPE, text=True)
+    words = ("pretrain", LOCATION, "--recipe", "tiny.yaml", "--tokenizer", "tokenizer", "--out", "run")
+    slow = ("--set", "mechanics.micro_batch=1")  # eight passes a step, so that there is time to interrupt
+    process = forked(on_the_command_line, tmp_path, *words, *slow)
+    assert process.pid is not None
     metrics = tmp_path / "run" / "metrics.jsonl"
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and (not metrics.is_file() or not metrics.read_text()):
         time.sleep(0.002)
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130, errors
+    os.kill(process.pid, signal.SIGINT)
+    process.join(60)
+    errors = (tmp_path / "errors.txt").read_text()
+    assert process.exitcode == 130, errors
     assert "Traceback" not in errors
     last = entries(tmp_path / "run")[-1]["step"]
     assert last < STEPS
