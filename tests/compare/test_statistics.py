@@ -81,3 +81,12 @@ def test_holm_by_hand() -> None:
     assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
     assert holm([]) == []
     assert holm([0.6, 0.9]) == [1.0, 1.0]
+
+
+def test_many_images_are_needed_too() -> None:
+    """Where seeds agree, the interval is that over the test images: four times the images, half the width."""
+    generator = np.random.default_rng(3)
+    few, many = (np.tile(generator.choice([-1.0, 0.0, 1.0], images, p=[0.1, 0.8, 0.1]), (3, 1)) for images in (500, 2000))
+    widths = [found.high - found.low for found in map(paired_difference, (few, many))]
+    assert widths[0] / widths[1] == pytest.approx(2, rel=0.15)
+    assert widths[1] == pytest.approx(2 * 1.96 * (0.2 / 2000) ** 0.5, rel=0.15)

@@ -46,7 +46,7 @@ class Mutant:
 
 def every_mutant() -> list[Mutant]:
     """All of them, place by place."""
-    from tests.mutation import data_mutants, evaluation_mutants, pretraining_mutants, token_mutants
+    from tests.mutation import compare_mutants, data_mutants, evaluation_mutants, pretraining_mutants, token_mutants
 
-    modules = (pretraining_mutants, token_mutants, data_mutants, evaluation_mutants)
+    modules = (pretraining_mutants, token_mutants, data_mutants, evaluation_mutants, compare_mutants)
     return [Mutant(*values) for module in modules for values in module.MUTANTS]
