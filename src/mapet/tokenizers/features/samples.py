@@ -113,7 +113,7 @@ def sample_features(
         device: Where the extractor computes.
         workers: Processes that decode images.
         unreadable: Counts and names the images that cannot be read.
-        processes: This process among those that share the images, by sample key; each has a file of its own.
+        processes: This process among those that share the images, batches in order; each has a file of its own.
 
     Raises:
         TokenizerError: Features that are NaN, infinite or too large for float16; the image is named.
@@ -121,7 +121,7 @@ def sample_features(
     """
     processes = processes or Processes()
     keys = sample_keys(source)
-    own = [i for i, key in enumerate(keys) if _belongs(key, processes) and sample.count(key)]
+    own = _share([i for i, key in enumerate(keys) if sample.count(key)], processes)
     path = folder / f"features-{processes.rank}-of-{processes.world}.npy"
     job = _digest(extractor, sample, [keys[i] for i in own])
     file = FeatureFile(path, extractor.dim, job)
@@ -134,9 +134,11 @@ def sample_features(
     return SampledFeatures(path, job, file.written.images, file.written.rows)
 
 
-def _belongs(key: str, processes: Processes) -> bool:
-    """Whether an image is this process's; the first one reports those that cannot be read at all."""
-    return (int(key, 16) % processes.world if key else 0) == processes.rank
+def _share(images: list[int], processes: Processes) -> list[int]:
+    """Those of this process: whole batches in order, so that all processes together have the features of one, in its order."""
+    batches = -(-len(images) // BATCH_SIZE)
+    first, last = (batches * rank // processes.world for rank in (processes.rank, processes.rank + 1))
+    return images[first * BATCH_SIZE : last * BATCH_SIZE]
 
 
 def _digest(extractor: FeatureExtractor, sample: PatchSample, keys: Sequence[str]) -> str:
