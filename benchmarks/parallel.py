@@ -144,7 +144,7 @@ def main() -> None:
 
 def print_table(rows: list[dict[str, Any]], reference: int) -> None:
     """The results as Markdown."""
-    print(f"\n| processes | mode | images/s | x {reference} process | weights, MiB a process | optimizer, MiB a process |")
+    print(f"\n| processes | mode | images/s | x of {reference} | weights, MiB a process | optimizer, MiB a process |")
     print("|---:|---|---:|---:|---:|---:|")
     for row in rows:
         spread = f"{row['images_per_second']:.1f} ({row['lowest']:.1f} to {row['highest']:.1f})"

@@ -56,10 +56,10 @@ def test_f20_while_modules_are_imported(moment: str, number: int, tmp_path: Path
     assert (code, said) == (130, f"mapet: interrupted ({signal.Signals(number).name})\n")
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_f20_while_a_tokenizer_is_fitted(number: int, tmp_path: Path, monkeypatch, capsys) -> None:
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 130), (signal.SIGUSR1, 75)])
+def test_f20_while_a_tokenizer_is_fitted(number: int, code: int, tmp_path: Path, monkeypatch, capsys) -> None:
     monkeypatch.setenv("NUMBER", str(int(number)))
-    assert mapet(*FIT, "--out", tmp_path / "tokenizer") == 130
+    assert mapet(*FIT, "--out", tmp_path / "tokenizer") == code
     assert capsys.readouterr().err.splitlines()[-1] == f"mapet: interrupted ({signal.Signals(number).name})"
     assert not (tmp_path / "tokenizer" / "tokenizer.json").exists()
 

@@ -9,13 +9,14 @@ from mapet.runtime import interrupt
 from mapet.runtime.interrupt import StopRequest
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
 def test_the_first_signal_is_only_noted(number: int, capsys) -> None:
     before = signal.getsignal(number)
     with StopRequest() as stop:
         assert not stop.requested
         os.kill(os.getpid(), number)
         assert stop.requested
+        assert stop.restart == (number == signal.SIGUSR1)
     assert signal.getsignal(number) is before
 
 
