@@ -15,6 +15,7 @@ from mapet.cli import (
     protocols,
     recipes,
     report,
+    runs,
     tokenize,
     tokenizer,
     tokenizer_convert,
@@ -39,6 +40,7 @@ app.command("validate")(validate.validate)
 app.command("export")(export.export)
 app.command("protocols")(protocols.protocols)
 app.command("report")(report.report)
+app.command("runs")(runs.runs)
 app.command("tokenize")(tokenize.tokenize)
 app.command("codebook")(codebook.codebook)
 app.command("objectives")(objectives.objectives)
