@@ -204,12 +204,13 @@ def test_parts_that_are_none(text: str) -> None:
 
 
 def test_wrong_names_are_refused_before_work_begins(tmp_path: Path) -> None:
-    for changes, message in (
+    wrong: list[tuple[dict[str, Any], str]] = [
         ({"budget": "hours"}, "no budget 'hours'"),
         ({"protocols": ("knnn",)}, "no protocol called 'knnn'"),
         ({"protocols": ("tokens",)}, "no backbone"),
         ({"overrides": ["training.lrr=1"]}, "no setting"),
-    ):
+    ]
+    for changes, message in wrong:
         with pytest.raises(SettingsError, match=message):
             comparison(tmp_path / "out", **changes)
     with pytest.raises(SettingsError, match="no setting"):
