@@ -27,6 +27,7 @@ BACKBONE = ["random:vit_tiny_patch16_224", *NETWORK]
 
 VERBS: dict[str, list[str]] = {
     "pretrain": ["pretrain", "{photos}", "--recipe", "digits", *RUN],
+    "compare": ["compare", "{photos}", "--recipe", "digits", "--objectives", "mim", "--seeds", "1", "--protocols", "knn", *RUN],
     "tokenizer fit": ["tokenizer", "fit", "{photos}", "--features", "pixels", "--restarts", "1", "--workers", "0", *FIT],
     "tokenizer train": [
         *(
