@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import sys
 import time
 
 import pytest
@@ -90,3 +91,12 @@ def test_a_command_prints_no_control_characters(tmp_path, capsys) -> None:
     assert "\x1b" not in found.out + found.err
     assert "a\\x1b[31mb" in found.out
     assert "a\\x1b[31mb" in found.err
+
+
+def test_a_command_without_standard_streams_ends_like_others(tmp_path, monkeypatch) -> None:
+    """F17: as Python starts where a scheduler has closed them."""
+    for name in ("stdin", "stdout", "stderr"):
+        monkeypatch.setattr(sys, name, None)
+    for number, code in enumerate((0, 2)):
+        words = ("tokenizer", "random", "--out", tmp_path / "a", "-k", "8", "--image-size", "16", "--patch-size", str(8 - number))
+        assert mapet(*words) == code

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import unicodedata
 from collections.abc import Iterable
 from typing import TextIO
@@ -38,10 +39,14 @@ _TURNING = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u20
 
 
 class PrintableText:
-    """A text stream whose control characters are escaped; rich takes it for a file and writes no escape sequences."""
+    """A text stream whose control characters are escaped; rich takes it for a file and writes no escape sequences.
 
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
+    Args:
+        stream: Where it goes; None, as `sys.stdout` is where it was closed, drops it.
+    """
+
+    def __init__(self, stream: TextIO | None) -> None:
+        self._stream = io.StringIO() if stream is None else stream
 
     def write(self, text: str) -> int:
         """Writes `text`, escaped."""
