@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 from collections.abc import Callable
@@ -95,6 +96,7 @@ def exit_code(folder: Path) -> int:
 
 def start_whole(folder: Path) -> None:
     """Without a restart."""
+    multiprocessing.set_start_method("fork", force=True)  # of processes that load images, as outside tests
     pretrain(LOCATION, settings_of("mapet", **ELASTIC), folder / "run", tokens=folder / "store")
 
 
