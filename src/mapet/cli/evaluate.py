@@ -79,6 +79,7 @@ def evaluate(
     from mapet.evaluation.evaluate import evaluate as run_evaluation
     from mapet.evaluation.presets import protocols_of
     from mapet.runtime.device import choose_device
+    from mapet.runtime.rank import this_process_is_first
 
     settings = parse_options(set_ or []) | ({} if pool is None else {"pool": pool})
     work: dict[str, Any] = {
@@ -100,7 +101,8 @@ def evaluate(
     kind, measured = kind_of(titles), protocols_of(titles, settings)
     opened = open_evaluated(kind, backbone, data, **of_model)
     results = run_evaluation(opened, data, measured, **work)
-    _print(measured, results, kept=out or (opened.run.evaluations if opened.run else None))
+    if this_process_is_first():
+        _print(measured, results, kept=out or (opened.run.evaluations if opened.run else None))
 
 
 def _print(measured: Sequence[Protocol], results: Sequence[Result], kept: Path | None) -> None:

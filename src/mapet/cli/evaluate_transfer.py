@@ -46,6 +46,7 @@ def transfer(
     from mapet.errors import SettingsError
     from mapet.evaluation.presets import protocols_of
     from mapet.evaluation.transfer import evaluate_transfer, transfer_locations
+    from mapet.runtime.rank import this_process_is_first
 
     if not sets:
         raise SettingsError(
@@ -57,6 +58,8 @@ def transfer(
     locations = transfer_locations(sets.split(","), root, download=download)
     opened = open_evaluated(kind_of([protocol.name]), address, sets, **of_model)
     results = evaluate_transfer(opened, locations, protocol, **work)
+    if not this_process_is_first():
+        return
     pool = f", pool {protocol.pool}" if protocol.pools else ""
     print(f"{opened.title}, protocol {protocol.title}{pool}, {protocol.hash}")
     _print_table(results)

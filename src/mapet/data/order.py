@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 
 import torch
 
 from mapet.errors import DataError, SettingsError
+from mapet.runtime.rank import Processes
 from mapet.runtime.seeding import seeded_generator
 
 
@@ -79,6 +80,11 @@ def step_batches(
         DataError: There are fewer samples than one batch needs.
     """
     return StepBatches(length, batch_size, seed, first_step, last_step, rank, world)
+
+
+def shared(items: Iterable[BatchItem], processes: Processes) -> Iterator[BatchItem]:
+    """Of every batch, the images of this process; their numbers differ by one at most where the batch does not divide."""
+    return (replace(item, indices=processes.share(item.indices)) for item in items)
 
 
 def sequential_batches(length: int, batch_size: int) -> list[BatchItem]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterable, Iterator
+from dataclasses import asdict
 
 from mapet.data.batch import LoadedBatch, UnreadableImage
 from mapet.data.source import ImageSource
 from mapet.errors import DataError
+from mapet.runtime.processes import gather_texts
 from mapet.runtime.progress import progress
 
 _NAMED = 5
@@ -58,6 +61,11 @@ class UnreadableImages:
                 f"Repair or remove them, or skip up to N of them with --max-unreadable N."
                 + (f"\nOnly {seen} were looked at; there may be more in the rest, and in other parts." if seen else "")
             )
+
+    def record_in_all(self, images: Iterable[UnreadableImage]) -> None:
+        """Adds what any process could not read, in all of them, so that all stop together where it is too much."""
+        texts = gather_texts([json.dumps(asdict(image)) for image in images])
+        self.record([UnreadableImage(**json.loads(text)) for text in texts])
 
     def summary(self) -> str:
         """For the end of a run: how many were skipped and which; "" if none."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from abc import ABC, abstractmethod
 from collections import deque
@@ -26,7 +25,7 @@ from mapet.errors import CheckpointError, DataError, InterruptedRunError, NonFin
 from mapet.runtime.files import write_json
 from mapet.runtime.interrupt import StopRequest
 from mapet.runtime.json_files import read_json
-from mapet.runtime.processes import Processes, any_process, gather_texts, training_waits
+from mapet.runtime.processes import Processes, any_process, training_waits
 from mapet.runtime.progress import ProgressBar, progress, say
 from mapet.runtime.run_directory import RunDirectory
 
@@ -231,20 +230,13 @@ class Training(ABC, Generic[Batch]):
 
     def _train_on(self, batch: Batch, step: int, log: TrainingLog, callbacks: Callbacks) -> bool:
         """One step; whether there was anything to learn from."""
-        self._count_unreadable(batch.unreadable)
+        self.unreadable.record_in_all(batch.unreadable)
         self._recent.append((step, batch.keys))
         callbacks.before_step(step, batch)
         taken = self.training_step(step, batch, self.learning_rate(step))
         if taken is not None:
             log.add(*taken)
         return taken is not None
-
-    def _count_unreadable(self, images: list[UnreadableImage]) -> None:
-        """Adds what any process could not read, in all of them, so that all stop together where it is too much."""
-        if self.processes.world > 1:
-            texts = gather_texts([json.dumps(asdict(image)) for image in images])
-            images = [UnreadableImage(**json.loads(text)) for text in texts]
-        self.unreadable.record(images)
 
     def _due(self, done: int, stopping: bool) -> Due:
         """What follows `done` steps, the same in all processes."""

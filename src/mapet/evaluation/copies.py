@@ -7,8 +7,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+import torch
 
 from mapet.data.source import KEY_LENGTH, ImageSource
+from mapet.runtime.processes import gather_rows
+from mapet.runtime.rank import this_process
 from mapet.token_store.keys import is_content_key
 
 
@@ -43,6 +46,14 @@ class SeenKeys:
     def record_all(self, keys: list[str]) -> None:
         """Adds the keys of all images; those that are no content are left out."""
         self._keys[:] = [key if is_content_key(key) else "" for key in keys]
+
+    def share(self) -> None:
+        """Adds the keys that other processes have seen."""
+        if this_process().world == 1:
+            return
+        mine = torch.from_numpy(self._keys.view(np.uint8))
+        others = gather_rows(mine.view(1, -1))
+        self._keys = others.amax(dim=0).numpy().view(self._keys.dtype)
 
     @property
     def images(self) -> KeyedImages:

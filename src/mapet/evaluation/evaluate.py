@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -22,11 +23,13 @@ from mapet.evaluation.intervals import gain_intervals
 from mapet.evaluation.outcomes import SUFFIX, save_outcomes
 from mapet.evaluation.protocol import Findings, Opened, Protocol, Result
 from mapet.evaluation.subject import Evaluated
+from mapet.models.weights import fingerprint
 from mapet.runtime.files import write_json
 from mapet.runtime.json_files import read_json
-from mapet.runtime.lock import only_writer
+from mapet.runtime.processes import barrier, only_writers, process_group, require_agreement
 from mapet.runtime.progress import say
-from mapet.runtime.run_directory import RunDirectory
+from mapet.runtime.rank import this_process
+from mapet.runtime.run_directory import RunDirectory, package_version
 
 
 def evaluate(
@@ -41,6 +44,8 @@ def evaluate(
     with_random: bool | None = None,
 ) -> list[Result]:
     """Evaluates by every protocol and keeps the results.
+
+    Under torchrun, the processes share the images and the training; the first of them writes the results.
 
     Args:
         judged: What the protocols take (a backbone, tokens, a classifier), or a finished pre-training.
@@ -64,17 +69,20 @@ def evaluate(
     if with_random and opened.untrained:
         say(f"{opened.title} is at its random initialisation itself, so that --random adds nothing.")
     unreadable = UnreadableImages(max_unreadable)
-    judges = _Judges(opened, location, {"device": device, "workers": workers, "unreadable": unreadable})
     results, stems = [], [_stem(protocol, opened, location) for protocol in protocols]
-    with only_writer(*(folder / stem for stem in stems if folder is not None)):
+    outs = [folder / stem for stem in stems if folder is not None]
+    with process_group(device) as processes, only_writers(outs, processes):
+        work = {"device": processes.device(device), "workers": workers, "unreadable": unreadable}
+        judges = _Judges(opened, location, work, is_first=processes.rank == 0)
         if folder is not None and not _fingerprint(opened) and not (opened.run and folder == opened.run.evaluations):
             _refuse_others(folder, stems, opened.title)
         for protocol, stem in zip(protocols, stems, strict=True):
             random = protocol.with_random if with_random is None else with_random
             result = judges.result(protocol, folder and folder / stem, random and not opened.untrained)
-            if folder is not None:
+            if folder is not None and processes.rank == 0:
                 write_json(folder / f"{stem}.json", asdict(result))
             results.append(result)
+        barrier()
     if unreadable.summary():
         say(unreadable.summary())
     return results
@@ -90,8 +98,13 @@ def _fingerprint(opened: Opened) -> str:
 
 
 def _check_kind(opened: Opened, protocols: Sequence[Protocol], with_random: bool | None) -> None:
-    """Refuses a protocol that evaluates something else, and a random initialisation of what has none."""
+    """Refuses a protocol that evaluates something else or works in one process, and a random initialisation of what has none."""
+    world = this_process().world
     for protocol in protocols:
+        if world > 1 and not protocol.several_processes:
+            raise SettingsError(
+                f"torchrun started {world} processes, but the protocol '{protocol.name}' works in one. Start it without torchrun."
+            )
         if not isinstance(opened, protocol.takes):
             raise SettingsError(
                 f"The protocol '{protocol.name}' evaluates a {protocol.takes_a}, and {opened.title} is none. Give it alone: "
@@ -135,8 +148,8 @@ def describe_note(protocol: Protocol, train_images: int) -> str:
 class _Judges:
     """The subjects of what was opened, kept for all protocols with the same images, so that features are extracted once."""
 
-    def __init__(self, opened: Any, location: str, common: dict[str, Any]) -> None:
-        self._opened, self._location, self._common = opened, location, common
+    def __init__(self, opened: Any, location: str, common: dict[str, Any], is_first: bool) -> None:
+        self._opened, self._location, self._common, self._is_first = opened, location, common, is_first
         self._data: dict[Any, tuple[ImageSource, ImageSource]] = {}
         self._subjects: dict[Any, Evaluated] = {}
         self._said: set[str] = set()
@@ -144,6 +157,7 @@ class _Judges:
     def result(self, protocol: Protocol, kept: Path | None, with_random: bool) -> Result:
         began = time.perf_counter()
         train, test = self._open(protocol)
+        self._require_agreement(protocol, train, test)
         self._say_once(describe_note(protocol, len(train)))
         title = "untrained" if self._opened.untrained else "pre-trained"
         found = self._judge(protocol, title, kept)
@@ -154,7 +168,7 @@ class _Judges:
             self._say_once(lost_classes(source, images.labels, part))
         if remark := protocol.remark(found, random):
             say(f"{protocol.title}: {remark}")
-        if kept is not None and found.outcomes is not None:
+        if kept is not None and found.outcomes is not None and self._is_first:
             _save(kept.with_name(kept.name + SUFFIX), subject.images[1].keys, found, random)
         metric = getattr(test, "metric", protocol.metric)
         return Result(
@@ -172,6 +186,23 @@ class _Judges:
             gain_intervals=_intervals(found, random),
             seconds=time.perf_counter() - began,
             details={**found.details, **self._pool(protocol), "copies": copies.describe()},
+        )
+
+    def _require_agreement(self, protocol: Protocol, train: ImageSource, test: ImageSource) -> None:
+        """Refuses processes that would evaluate different things."""
+        if this_process().world == 1:
+            return
+        labels = "".join(
+            hashlib.sha256(source.labels.tobytes()).hexdigest() for source in (train, test) if source.labels is not None
+        )
+        require_agreement(
+            {
+                "version of mapet": str(package_version("mapet")),
+                "version of torch": torch.__version__,
+                "protocol": protocol.hash,
+                "backbone": fingerprint(self._opened.backbone, {}),
+                "images": f"{len(train)} {len(test)} {labels}",
+            }
         )
 
     def _pool(self, protocol: Protocol) -> dict[str, str]:

@@ -70,6 +70,7 @@ class Protocol(ABC):
         pools: Whether `pool` means anything to it.
         allowed_pools: The values that `pool` may have.
         keeps_model: Whether it trains for long and leaves a model, so that there must be a place to keep it.
+        several_processes: Whether the processes of torchrun can share its work.
         takes: What it evaluates, as the user names it, and `takes_a` the same in a word.
 
     Raises:
@@ -82,6 +83,7 @@ class Protocol(ABC):
     pools: ClassVar[bool] = True
     allowed_pools: ClassVar[tuple[str, ...]] = POOLS
     keeps_model: ClassVar[bool] = False
+    several_processes: ClassVar[bool] = False
     takes: ClassVar[type] = OpenedBackbone
     takes_a: ClassVar[str] = "backbone"
 

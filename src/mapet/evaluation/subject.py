@@ -6,11 +6,11 @@ Features that need no gradient are extracted once and shared by all protocols.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ from mapet.compat import VisionTransformer
 from mapet.data.background import BackgroundBatches
 from mapet.data.batch import LoadedBatch
 from mapet.data.loader import ViewRenderer, make_loader
-from mapet.data.order import BatchItem, StepBatches, sequential_batches
+from mapet.data.order import BatchItem, StepBatches, sequential_batches, shared
 from mapet.data.skipped import UnreadableImages, walk
 from mapet.data.source import ImageSource
 from mapet.data.sources import only_folder
@@ -28,6 +28,8 @@ from mapet.errors import DataError, ModelError, SettingsError
 from mapet.evaluation.copies import KeyedImages, SeenKeys
 from mapet.models.backbone import normed_tokens
 from mapet.models.spec import BackboneRecipe
+from mapet.runtime.processes import any_process, errors_in_all, gather_rows
+from mapet.runtime.rank import this_process
 
 POOLS = ("mean", "cls", "both")
 BATCH_SIZE = 256
@@ -124,8 +126,41 @@ class ImageReader(Evaluated):
         """See `Evaluated`."""
         return self.keys["training"].images, self.keys["test"].images
 
+    def compute(self, batches: Iterable[LoadedBatch], function: Callable[[LoadedBatch], Sequence[Tensor]]) -> list[Tensor]:
+        """What `function` gives for every readable image, in their order.
+
+        Of several processes, each computes some of the batches that one process would compute, and all get the whole.
+
+        Args:
+            batches: Of `load` or `read`, to their end.
+            function: From a batch of B images, which may be none, to tensors (B, ...).
+
+        Returns:
+            A tensor (n, ...) for each of them.
+
+        Raises:
+            MapetError: What `function` raises in any process, in all of them.
+        """
+        parts = []
+        with errors_in_all():
+            parts = [function(loaded) for loaded in batches]
+        self.share_records()
+        return [gather_rows(as_all_have_it(torch.cat(tensors))) for tensors in zip(*parts, strict=True)]
+
+    def share_records(self) -> None:
+        """Gives every process what the others have read and what they could not read.
+
+        Raises:
+            DataError: There are more unreadable images than may be skipped.
+        """
+        self.unreadable.record_in_all(self.unreadable.images)
+        for keys in self.keys.values():
+            keys.share()
+
     def load(self, source: ImageSource, view: View, part: str, batch_size: int | None = None) -> Iterator[LoadedBatch]:
         """Every image of `source` once, in its order, with progress; what cannot be read is recorded, and keys are kept.
+
+        Of several processes, each gets some of the batches; one without any gets an empty batch.
 
         Args:
             source: The images.
@@ -136,10 +171,17 @@ class ImageReader(Evaluated):
         Raises:
             DataError: There are more unreadable images than may be skipped.
         """
-        batches = sequential_batches(len(source), batch_size or BATCH_SIZE)
+        batches = _own_batches(source, batch_size)
+        title, images = f"{self.doing} {part} images, {self.title}", sum(len(item.indices) for item in batches)
         loader = make_loader(source, ViewRenderer(view), batches, self.workers, self.device)
-        title, images = f"{self.doing} {part} images, {self.title}", len(source)
         for loaded in walk(title, loader, images, self.unreadable, part=f"{part} images"):
+            self.record_keys(source, loaded)
+            yield loaded
+
+    def read(self, source: ImageSource, view: View, batch_size: int) -> Iterator[LoadedBatch]:
+        """As `load`, without progress."""
+        for loaded in make_loader(source, ViewRenderer(view), _own_batches(source, batch_size), self.workers, self.device):
+            self.unreadable.record(loaded.unreadable)
             self.record_keys(source, loaded)
             yield loaded
 
@@ -175,14 +217,14 @@ class Subject(ImageReader):
         return count_classes(self.train, self.test)
 
     def augmented(self, view: View, steps: StepBatches, seed: int) -> BackgroundBatches:
-        """Batches of training images, in views that are new in every epoch.
+        """Batches of training images, in views that are new in every epoch; of several processes, each gets its share of a batch.
 
         Args:
             view: A function of the image and a seed.
             steps: Which images.
             seed: Of the views.
         """
-        return make_loader(self.train, ViewRenderer(view, seed), steps.items(), self.workers, self.device)
+        return make_loader(self.train, ViewRenderer(view, seed), shared(steps.items(), this_process()), self.workers, self.device)
 
     @cached_property
     def train_features(self) -> FeatureSet:
@@ -200,14 +242,14 @@ class Subject(ImageReader):
         Raises:
             ModelError: Features are not finite.
         """
-        means, classes, labels = [], [], []
-        for loaded in self.load(source, view, part):
-            mean, cls = self.features(loaded.images)
-            refuse_non_finite(self, source, loaded, mean, cls)
-            means.append(mean)
-            classes.append(cls)
-            labels.append(loaded.labels)
-        return FeatureSet(torch.cat(means), torch.cat(classes), torch.cat(labels).to(self.device))
+
+        def describe(loaded: LoadedBatch) -> tuple[Tensor, ...]:
+            features = self.features(loaded.images)
+            refuse_non_finite(self, source, loaded, *features)
+            return *features, cast(Tensor, loaded.labels)
+
+        mean, cls, labels = self.compute(self.load(source, view, part), describe)
+        return FeatureSet(mean, cls, labels.to(self.device))
 
     def check_finite(self) -> None:
         """Looks at the features of the first training images, before a long training begins with this backbone.
@@ -234,6 +276,17 @@ class Subject(ImageReader):
         tokens = normed_tokens(backbone, inputs)
         cls = tokens[:, 0] if backbone.cls_token is not None else tokens[:, 0, :0]
         return tokens[:, backbone.num_prefix_tokens :].mean(dim=1).float(), cls.float()
+
+
+def _own_batches(source: ImageSource, batch_size: int | None) -> list[BatchItem]:
+    """Of the batches that one process would make, the part of this process; an empty one where it has no part."""
+    return this_process().share(sequential_batches(len(source), batch_size or BATCH_SIZE)) or [BatchItem([])]
+
+
+def as_all_have_it(numbers: Tensor) -> Tensor:
+    """In float32 where another process has its part of them in float32."""
+    half = numbers.dtype == torch.float16
+    return numbers.float() if any_process(not half) and half else numbers
 
 
 def refuse_non_finite(subject: Subject, source: ImageSource, loaded: LoadedBatch, *outputs: Tensor) -> None:

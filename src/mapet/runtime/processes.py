@@ -10,8 +10,8 @@ import gc
 import hashlib
 import itertools
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -20,7 +20,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from mapet.errors import SettingsError
+from mapet import errors
+from mapet.errors import MapetError, SettingsError
 from mapet.runtime.attendance import Attendance
 from mapet.runtime.lock import only_writer
 from mapet.runtime.meeting import meeting_place, torchrun_keeps_store
@@ -124,16 +125,37 @@ def _set_timeouts() -> None:
 
 
 @contextmanager
-def only_writers(out: Path | str | None, processes: Processes) -> Iterator[None]:
+def only_writers(out: Path | str | Sequence[Path] | None, processes: Processes) -> Iterator[None]:
     """Makes these processes the only ones that write `out`: the first takes the lock, and none goes on before it has it.
 
     Args:
         out: What will be written; None is nothing, and needs no lock.
         processes: This process among all.
     """
-    with only_writer(*([out] if out is not None and processes.rank == 0 else [])):
-        barrier()
+    outs = [] if out is None else [out] if isinstance(out, Path | str) else out
+    with ExitStack() as lock:
+        with errors_in_all():
+            lock.enter_context(only_writer(*(outs if processes.rank == 0 else [])))
         yield
+
+
+@contextmanager
+def errors_in_all() -> Iterator[None]:
+    """Around work that differs from process to process: a `MapetError` in one of them is raised in all, behind the block.
+
+    Of several errors, each process that has one raises its own, and all others raise that of the lowest rank.
+    """
+    error: MapetError | None = None
+    try:
+        yield
+    except MapetError as own:
+        error = own
+    found = gather_texts([] if error is None else [json.dumps([type(error).__name__, str(error)])])
+    if error is not None:
+        raise error
+    if found:
+        kind, message = json.loads(found[0])
+        raise getattr(errors, kind, MapetError)(message)
 
 
 def barrier() -> None:
@@ -161,6 +183,8 @@ def gather_rows(tensor: Tensor) -> Tensor:
         return tensor
     lengths = gather_numbers(len(tensor))
     padded = tensor.new_zeros(max(lengths), *tensor.shape[1:])
+    if not padded.numel():
+        return tensor.new_zeros(sum(lengths), *tensor.shape[1:])
     padded[: len(tensor)] = tensor
     received = [torch.empty_like(padded) for _ in lengths]
     dist.all_gather(received, padded)

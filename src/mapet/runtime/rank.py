@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 
 from mapet.errors import SettingsError
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,14 @@ class Processes:
         device = torch.device(device)
         own = device.type == "cuda" and device.index is None and self.world > 1
         return torch.device("cuda", self.local_rank) if own else device
+
+    def share(self, items: Sequence[Item]) -> list[Item]:
+        """The part of `items` that this process works on.
+
+        The parts of all processes, in the order of their ranks, are `items`. Their lengths differ by one at most.
+        """
+        first, last = (len(items) * number // self.world for number in (self.rank, self.rank + 1))
+        return [*items[first:last]]
 
 
 def this_process() -> Processes:

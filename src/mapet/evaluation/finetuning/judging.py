@@ -7,8 +7,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from mapet.data.loader import ViewRenderer, make_loader
-from mapet.data.order import sequential_batches
+from mapet.data.batch import LoadedBatch
 from mapet.data.views import EvaluationView, normalise
 from mapet.evaluation.finetuning.settings import FineTuneSettings
 from mapet.evaluation.outcomes import Outcomes, classified
@@ -32,23 +31,20 @@ def judge_models(models: dict[str, nn.Module], recipe: BackboneRecipe, subject: 
         For every prefix: prefix + "top1", "top5", "mean_per_class".
     """
     training = {prefix: model.training for prefix, model in models.items()}
-    scores: dict[str, list[Tensor]] = {prefix: [] for prefix in models}
-    labels = []
-    view = EvaluationView(recipe.image_size, settings.crop_fraction)
-    batches = sequential_batches(len(subject.test), settings.micro_batch or BATCH_SIZE)
     for model in models.values():
         model.eval()
-    for loaded in make_loader(subject.test, ViewRenderer(view), batches, subject.workers, subject.device):
-        subject.unreadable.record(loaded.unreadable)
-        subject.record_keys(subject.test, loaded)
+
+    def judge(loaded: LoadedBatch) -> list[Tensor]:
         inputs = normalise(loaded.images.to(subject.device, non_blocking=True), recipe.mean, recipe.std)
-        labels.append(cast(Tensor, loaded.labels).to(subject.device))
-        for prefix, model in models.items():
-            with autocast(subject.device, settings.precision):
-                scores[prefix].append(model(inputs).float())
+        with autocast(subject.device, settings.precision):
+            found = [model(inputs).float() for model in models.values()]
+        return [*found, cast(Tensor, loaded.labels).to(subject.device)]
+
+    view = EvaluationView(recipe.image_size, settings.crop_fraction)
+    *scores, labels = subject.compute(subject.read(subject.test, view, settings.micro_batch or BATCH_SIZE), judge)
     for prefix, model in models.items():
         model.train(training[prefix])
-    found = {prefix: classified(torch.cat(some), torch.cat(labels)) for prefix, some in scores.items()}
+    found = {prefix: classified(some, labels) for prefix, some in zip(models, scores, strict=True)}
     figures = {prefix + name: value for prefix, some in found.items() for name, value in some.figures().items()}
     values = {prefix + name: value for prefix, some in found.items() for name, value in some.values.items()}
-    return Findings(figures, outcomes=Outcomes(values, torch.cat(labels).cpu()))
+    return Findings(figures, outcomes=Outcomes(values, labels.cpu()))

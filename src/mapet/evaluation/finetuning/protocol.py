@@ -30,6 +30,7 @@ class FineTune(FineTuneSettings):
     """Trains all weights on labelled images; see `FineTuneSettings` for the settings."""
 
     name: ClassVar[str] = "finetune"
+    several_processes: ClassVar[bool] = True
     with_random: ClassVar[bool] = False
     keeps_model: ClassVar[bool] = True
 
@@ -49,7 +50,7 @@ class FineTune(FineTuneSettings):
         with kept as folder:
             tuning = FineTuning(subject, self, Path(folder))
             found = tuning.train_and_evaluate()
-            if subject.folder:
+            if subject.folder and tuning.is_first_process:
                 save_models(tuning, subject.folder)
             looks = [entry for entry in tuning.run_directory.read_metrics() if "test_top1" in entry]
         details = {

@@ -57,7 +57,7 @@ class FineTuneSettings(Protocol, ABC):
         head_init_scale: The head starts at a normal distribution of 0.02 times this.
         precision: "fp32", or "bf16" for matrix products under autocast.
         seed: Of head, order, augmentation, mixing and drop path.
-        micro_batch: Images per forward pass, to save memory; drop path then draws otherwise.
+        micro_batch: Images per forward pass, to save memory.
         evaluate_every: Epochs between looks at the test images, which change nothing; more where `min_steps` adds some.
 
     Raises:
@@ -138,10 +138,9 @@ class FineTuneSettings(Protocol, ABC):
             raise SettingsError("drop_path and smoothing must stay below 1: nothing would be left to learn from.")
 
     def describe(self) -> dict[str, Any]:
-        """Name, version and every setting but the mechanics; `micro_batch` is none where drop path draws for every part anew."""
-        drawn = {"micro_batch": self.micro_batch} if self.micro_batch and self.drop_path else {}
+        """Name, version and every setting but the mechanics."""
         unsaid = MECHANICS if self.scratch else (*MECHANICS, "scratch")
-        return {name: value for name, value in super().describe().items() if name not in unsaid} | drawn
+        return {name: value for name, value in super().describe().items() if name not in unsaid}
 
     def follow(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """A warm-up that would not end within the epochs given becomes a tenth of them."""

@@ -6,20 +6,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from mapet.compat import Mixup, RandomErasing, mixup_target
-from mapet.data.augmentation import seeded_everywhere
-from mapet.data.views import normalise
+from mapet.engine.parallel import DataParallel, GlobalRows, place_drop_paths, sum_over_processes
 from mapet.engine.step import GuardedStep, StepSums
+from mapet.evaluation.finetuning.inputs import TrainingInputs
 from mapet.evaluation.finetuning.settings import FineTuneSettings
 from mapet.models.spec import BackboneRecipe
 from mapet.runtime.device import autocast
+from mapet.runtime.processes import Processes
 from mapet.runtime.seeding import derive_seed
 
 
 class FineTuneStep(GuardedStep):
     """Applies optimizer steps to a classifier.
 
-    Mixing, erasing and drop path are functions of (seed, step).
+    Mixing, erasing and drop path are functions of (seed, step) and of an image's place in the batch of all processes.
 
     Args:
         model: Trained in place, in training mode.
@@ -27,6 +27,7 @@ class FineTuneStep(GuardedStep):
         settings: Of the fine-tuning.
         recipe: Of the model: its normalisation and number of classes.
         device: Where model and batches are.
+        processes: This process among all.
     """
 
     def __init__(
@@ -36,65 +37,56 @@ class FineTuneStep(GuardedStep):
         settings: FineTuneSettings,
         recipe: BackboneRecipe,
         device: torch.device,
+        processes: Processes | None = None,
     ) -> None:
         super().__init__(optimizer, device)
         self.model, self.settings, self.recipe = model, settings, recipe
-        self._erase = RandomErasing(settings.erasing, mode="pixel", device=str(device))
-        self._mixup = Mixup(
-            mixup_alpha=settings.mixup,
-            cutmix_alpha=settings.cutmix,
-            prob=settings.mix_prob,
-            switch_prob=settings.mix_switch,
-            label_smoothing=settings.smoothing,
-            num_classes=recipe.options["num_classes"],
-        )
+        self._processes = processes or Processes()
+        self._inputs = TrainingInputs(settings, recipe, device)
+        self._parallel = DataParallel(model, self._processes)
+        self._place = place_drop_paths(model)
 
-    def __call__(self, images: Tensor, labels: Tensor, step: int, learning_rate: float) -> StepSums:
+    def __call__(self, images: Tensor, labels: Tensor, step: int, learning_rate: float, rows: GlobalRows | None = None) -> StepSums:
         """Takes step number `step`.
 
         Args:
-            images: (B, 3, H, W) uint8, on the device, at least one. Of an odd number the last is left out where images are mixed in
-                pairs; a single one is not mixed.
+            images: (B, 3, H, W) uint8 of this process, on the device; at least one in all processes. Of an odd number the last is
+                left out where images are mixed in pairs; a single one is not mixed.
             labels: (B,) int64.
             step: From 0.
             learning_rate: Of the layers behind the blocks.
+            rows: Where the images are in the batch of all processes; exchanged where it is not given.
         """
         torch.manual_seed(derive_seed(self.settings.seed, "drop path", step))  # every device; a GPU's noise too
-        inputs, targets = self.prepare(images, labels, step)
-        loss = self._backward(inputs, targets)
-        norm = self.clip(self.settings.clip_norm)
+        rows = rows or GlobalRows.of(len(images), self._processes)
+        inputs, targets, rows = self._inputs(images, labels, step, rows)
+        sums = sum_over_processes({"loss": self._backward(inputs, targets, rows)}, self._processes)
+        loss, norm = sums["loss"], self.clip(self.settings.clip_norm)
         self.optimizer_step(step, learning_rate, finite=torch.isfinite(loss) & torch.isfinite(norm))
-        return StepSums(loss, torch.full_like(loss, len(inputs)), {}, norm)
+        return StepSums(loss, torch.full_like(loss, rows.total), {}, norm)
 
     def prepare(self, images: Tensor, labels: Tensor, step: int) -> tuple[Tensor, Tensor]:
-        """Normalised, erased and mixed images (B, 3, H, W), and what to predict of them, (B, C) shares that add up to 1.
+        """What a whole batch is made of; see `TrainingInputs`."""
+        return self._inputs(images, labels, step, GlobalRows(0, len(images), len(images)))[:2]
 
-        The order is timm's: pixels are erased in units of the normalised image, before images are mixed.
+    def _backward(self, inputs: Tensor, targets: Tensor, rows: GlobalRows) -> Tensor:
+        """Gradients of the mean cross-entropy over all processes; returns the sum over the images of this one.
+
+        Drop path draws the same numbers for every part, and each takes its rows.
         """
-        mixes = self.settings.mixes and len(images) > 1  # what is left of a batch of unreadable images may be one
-        if mixes and len(images) % 2:
-            images, labels = images[:-1], labels[:-1]
-        inputs = normalise(images, self.recipe.mean, self.recipe.std)
-        with seeded_everywhere(self.settings.seed, "mix", step):
-            if self.settings.erasing > 0:
-                inputs = self._erase(inputs)
-            if not mixes:
-                return inputs, self._targets(labels)
-            return self._mixup(inputs, labels)
-
-    def _targets(self, labels: Tensor) -> Tensor:
-        """Smoothed labels, (B, C)."""
-        return mixup_target(labels, self._mixup.num_classes, smoothing=self.settings.smoothing)
-
-    def _backward(self, inputs: Tensor, targets: Tensor) -> Tensor:
-        """Gradients of the mean cross-entropy; returns its sum."""
-        size = self.settings.micro_batch or len(inputs)
+        images = max(1, len(inputs))  # where nothing could be read, one empty part
+        size = self.settings.micro_batch or images
+        starts = range(0, images, size)
+        divisor = self._parallel.divisor(torch.tensor(float(rows.total), device=self.device))
+        devices = [self.device] if self.device.type == "cuda" else []
         losses = []
-        for start in range(0, len(inputs), size):
+        for start in starts:
             part = slice(start, start + size)
-            with autocast(self.device, self.settings.precision):
-                logits = self.model(inputs[part])
-            loss = cross_entropy(logits.float(), targets[part], reduction="sum")
-            (loss / len(inputs)).backward()
+            self._place.rows = rows.part(part)
+            with self._parallel.accumulating(start == starts[-1]), torch.random.fork_rng(devices):
+                with autocast(self.device, self.settings.precision):
+                    logits = self._parallel(inputs[part])
+                loss = cross_entropy(logits.float(), targets[part], reduction="sum")
+                (loss / divisor).backward()
             losses.append(loss.detach())
         return torch.stack(losses).sum()

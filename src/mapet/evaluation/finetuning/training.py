@@ -18,6 +18,7 @@ from mapet.data.augmentation import TrainingView
 from mapet.data.batch import LoadedBatch
 from mapet.data.order import step_batches
 from mapet.engine.optimizer import adamw, layer_groups
+from mapet.engine.parallel import GlobalRows
 from mapet.engine.schedule import cosine
 from mapet.engine.step import StepSums
 from mapet.evaluation.finetuning.classifier import build_classifier
@@ -55,14 +56,14 @@ class FineTuning(SupervisedTraining):
         depth = len([*subject.backbone.blocks.children()])
         groups = layer_groups(self.model, depth, settings.layer_decay, settings.weight_decay)
         optimizer = adamw(groups, settings.betas, settings.eps)
-        self.step = FineTuneStep(self.model, optimizer, settings, self.recipe, subject.device)
-        self.batch_size = min(settings.batch_size, len(subject.train))
+        self.step = FineTuneStep(self.model, optimizer, settings, self.recipe, subject.device, self.processes)
+        self.batch_size = self.check_share(min(settings.batch_size, len(subject.train)))
         self.steps_per_epoch = len(subject.train) // self.batch_size
         self.total_steps = max(1, round(settings.epochs * self.steps_per_epoch), settings.min_steps)
         self.warmup_steps = round(self.total_steps * settings.warmup_epochs / settings.epochs)
         self.evaluate_every = max(1, round(self.total_steps * settings.evaluate_every / settings.epochs))
         self.state = nn.ModuleDict({"model": self.model} if self.ema is None else {"model": self.model, "ema": self.ema.module})
-        self.identity = self._identity()
+        self.identity = self.agreed(self._identity())
         self.first_step = self.resume()
 
     @property
@@ -101,14 +102,15 @@ class FineTuning(SupervisedTraining):
 
     def training_step(self, step: int, batch: LoadedBatch, lr: float) -> tuple[StepSums, int] | None:
         """One step of the optimizer and of the average of the weights; none where no image of the batch could be read."""
-        if not len(batch.images):
+        rows = GlobalRows.of(len(batch.images), self.processes)
+        if not rows.total:
             return None
         device = self.subject.device
         images, labels = batch.images, cast(Tensor, batch.labels)
-        sums = self.step(images.to(device, non_blocking=True), labels.to(device, non_blocking=True), step, lr)
+        sums = self.step(images.to(device, non_blocking=True), labels.to(device, non_blocking=True), step, lr, rows)
         if self.ema is not None:
             self.ema.update(self.model)
-        return sums, len(images)
+        return sums, rows.total
 
     def batches(self) -> Iterable[LoadedBatch]:
         """The batches of every step that is left."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, cast
+from typing import Annotated, ClassVar
 
 import torch
 from pydantic import Field
@@ -19,18 +19,19 @@ from torch.nn.functional import cross_entropy
 
 from mapet.compat import AttentionPoolLatent
 from mapet.data.loader import ViewRenderer, make_loader
-from mapet.data.order import BatchItem, sequential_batches
+from mapet.data.order import BatchItem, sequential_batches, shared
 from mapet.data.source import ImageSource
 from mapet.data.views import FixedView
 from mapet.evaluation.outcomes import classified
 from mapet.evaluation.probes.images import order_of
 from mapet.evaluation.probes.linear_heads import cosine
-from mapet.evaluation.probes.representations import describe_all, patch_tokens
+from mapet.evaluation.probes.representations import describe_all, described_in_all, patch_tokens
 from mapet.evaluation.protocol import Findings, Protocol
-from mapet.evaluation.subject import Subject, refuse_non_finite
+from mapet.evaluation.subject import Subject
 from mapet.evaluation.supervised.length import note_if_longer
 from mapet.models.backbone import num_heads
 from mapet.runtime.progress import progress
+from mapet.runtime.rank import this_process
 from mapet.runtime.seeding import seeded_globally
 
 CACHE_BYTES = 4 * 2**30
@@ -57,6 +58,7 @@ class AttentiveProbe(Protocol):
     """
 
     name: ClassVar[str] = "attentive"
+    several_processes: ClassVar[bool] = True
     allowed_pools: ClassVar[tuple[str, ...]] = ("mean",)
 
     pool: str = "mean"
@@ -167,11 +169,9 @@ class Tokens:
                 chosen = torch.tensor(item.indices, device=subject.device)
                 yield tokens[chosen], labels[chosen]
             return
-        for loaded in make_loader(self._source, ViewRenderer(self._view), batches, subject.workers):
-            subject.unreadable.record(loaded.unreadable)
-            if not len(loaded.images):
-                continue  # nothing of it could be read
-            subject.record_keys(self._source, loaded)
-            tokens = self._describe(loaded.images)
-            refuse_non_finite(subject, self._source, loaded, tokens)
-            yield tokens.clone(), cast(Tensor, loaded.labels).to(subject.device)
+        own = shared(batches, this_process())
+        for loaded in make_loader(self._source, ViewRenderer(self._view), own, subject.workers):
+            tokens, labels, _ = described_in_all(subject, self._source, loaded, self._describe)
+            if len(labels):  # else nothing of the batch could be read
+                yield tokens, labels
+        subject.share_records()

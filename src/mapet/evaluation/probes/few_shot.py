@@ -44,6 +44,7 @@ class FewShot(Protocol):
     """
 
     name: ClassVar[str] = "fewshot"
+    several_processes: ClassVar[bool] = True
 
     share: Annotated[float, Field(gt=0, le=1)] = 0.01
     draws: Annotated[int, Field(ge=1)] = 5

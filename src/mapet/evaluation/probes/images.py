@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Protocol, cast
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -13,8 +13,8 @@ from mapet.data.order import StepBatches, step_batches
 from mapet.data.source import subset
 from mapet.data.views import AugmentedView, View
 from mapet.evaluation.held_out import hold_out_rows
-from mapet.evaluation.probes.representations import Describe, describe_all
-from mapet.evaluation.subject import Subject, refuse_non_finite
+from mapet.evaluation.probes.representations import Describe, describe_all, described_in_all
+from mapet.evaluation.subject import Subject
 
 
 class ProbeImages(Protocol):
@@ -92,14 +92,10 @@ class AugmentedImages:
         """As in `ProbeImages`."""
         subject, view = self._subject, AugmentedView(self._subject.recipe.image_size)
         for loaded in subject.augmented(view, order_of(len(self.labels), batch_size, seed, epochs), seed):
-            subject.unreadable.record(loaded.unreadable)
-            if not len(loaded.images):
-                continue  # nothing of it could be read
-            subject.record_keys(subject.train, loaded)
-            features = self._describe(loaded.images)
-            refuse_non_finite(subject, subject.train, loaded, features)
-            learned = None if self.held_out is None else ~self.held_out[loaded.indices.to(subject.device)]
-            yield features.clone(), cast(Tensor, loaded.labels).to(subject.device), learned
+            features, labels, indices = described_in_all(subject, subject.train, loaded, self._describe)
+            if len(labels):  # else nothing of the batch could be read
+                yield features, labels, None if self.held_out is None else ~self.held_out[indices]
+        subject.share_records()
 
     def unaugmented(self) -> Tensor:
         """As in `ProbeImages`."""

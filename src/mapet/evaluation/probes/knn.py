@@ -18,6 +18,8 @@ from torch.nn.functional import normalize
 from mapet.evaluation.outcomes import Outcomes, classified
 from mapet.evaluation.protocol import Findings, Protocol
 from mapet.evaluation.subject import POOLS, Subject
+from mapet.runtime.processes import gather_rows
+from mapet.runtime.rank import this_process
 
 MUCH = 0.03  # share of the images by which pools may differ without a remark
 REPORTED = (1, 5, 10, 20, 50, 100, 200)
@@ -35,6 +37,7 @@ class KNN(Protocol):
     """
 
     name: ClassVar[str] = "knn"
+    several_processes: ClassVar[bool] = True
 
     neighbours: Annotated[int, Field(ge=1)] = 20
     temperature: Annotated[float, Field(gt=0)] = 0.07
@@ -73,16 +76,18 @@ class KNN(Protocol):
 
 
 def nearest(train: Tensor, labels: Tensor, queries: Tensor, neighbours: int) -> tuple[Tensor, Tensor]:
-    """Cosines and labels of the most similar of `train` (n, D), best first: (m, k) each for `queries` (m, D), k at most n."""
+    """Cosines and labels of the most similar of `train` (n, D), best first: (m, k) each for `queries` (m, D), k at most n.
+
+    Several processes share the queries.
+    """
     train = normalize(train, dim=1)
     count = min(neighbours, len(train))
-    cosines = queries.new_empty(len(queries), count)
-    found = torch.empty(len(queries), count, dtype=torch.int64, device=queries.device)
-    for start in range(0, len(queries), _CHUNK):
-        rows = slice(start, start + _CHUNK)
-        cosines[rows], indices = (normalize(queries[rows], dim=1) @ train.T).topk(count, dim=1)
-        found[rows] = labels[indices]
-    return cosines, found
+    cosines, found = [queries.new_empty(0, count)], [labels.new_empty(0, count)]
+    for start in this_process().share(range(0, len(queries), _CHUNK)):
+        similar, indices = (normalize(queries[start : start + _CHUNK], dim=1) @ train.T).topk(count, dim=1)
+        cosines.append(similar)
+        found.append(labels[indices])
+    return gather_rows(torch.cat(cosines)), gather_rows(torch.cat(found))
 
 
 def count_votes(cosines: Tensor, labels: Tensor, num_classes: int, temperature: float) -> Tensor:

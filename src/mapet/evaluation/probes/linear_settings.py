@@ -49,6 +49,7 @@ class LinearSettings(Protocol):
     """
 
     name: ClassVar[str] = "linear"
+    several_processes: ClassVar[bool] = True
     version: ClassVar[int] = 2
 
     layers: Literal["last", "every"] = "last"

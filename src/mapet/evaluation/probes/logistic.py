@@ -36,6 +36,7 @@ class LogisticProbe(Protocol):
     """
 
     name: ClassVar[str] = "logistic"
+    several_processes: ClassVar[bool] = True
 
     l2: _Positive | tuple[_Positive, ...] = PENALTIES
     held_out_share: Annotated[float, Field(gt=0, lt=1)] = 0.1

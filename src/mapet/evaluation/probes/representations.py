@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import cast
 
 import torch
 from torch import Tensor
 
 from mapet.compat import VisionTransformer
+from mapet.data.batch import LoadedBatch
 from mapet.data.source import ImageSource
 from mapet.data.views import EvaluationView, FixedView, View, normalise
-from mapet.evaluation.subject import FeatureSet, Subject, refuse_non_finite
+from mapet.evaluation.subject import FeatureSet, Subject, as_all_have_it, refuse_non_finite
 from mapet.models.backbone import normed_tokens
+from mapet.runtime.processes import errors_in_all, gather_rows
 
 Describe = Callable[[Tensor], Tensor]
 
@@ -37,12 +40,40 @@ def describe_all(subject: Subject, source: ImageSource, view: View, describe: De
     Raises:
         ModelError: Something of it is not finite.
     """
-    described, labels = [], []
-    for loaded in subject.load(source, view, part):
-        described.append(describe(loaded.images))
-        refuse_non_finite(subject, source, loaded, described[-1])
-        labels.append(loaded.labels)
-    return torch.cat(described), torch.cat(labels).to(subject.device)
+
+    def described(loaded: LoadedBatch) -> tuple[Tensor, Tensor]:
+        found = describe(loaded.images)
+        refuse_non_finite(subject, source, loaded, found)
+        return found, cast(Tensor, loaded.labels)
+
+    found, labels = subject.compute(subject.load(source, view, part), described)
+    return found, labels.to(subject.device)
+
+
+def described_in_all(subject: Subject, source: ImageSource, loaded: LoadedBatch, describe: Describe) -> list[Tensor]:
+    """What `describe` says about one batch of `source`, of which every process has a share.
+
+    Args:
+        subject: For its device and its count of unreadable images.
+        source: Labelled images.
+        loaded: The images of this process.
+        describe: From uint8 images (b, 3, H, W) to (b, ...).
+
+    Returns:
+        (B, ...) of all processes, from which gradients can be computed; the labels (B,) and positions (B,) int64 of the images. B
+        is 0 where nothing could be read.
+
+    Raises:
+        DataError: More images are unreadable than may be skipped.
+        ModelError: Something of it is not finite, in any process.
+    """
+    subject.unreadable.record_in_all(loaded.unreadable)
+    with errors_in_all():
+        described = describe(loaded.images)
+        refuse_non_finite(subject, source, loaded, described)
+    subject.record_keys(source, loaded)
+    facts = (cast(Tensor, loaded.labels).to(subject.device), loaded.indices.to(subject.device))
+    return [gather_rows(each) for each in (as_all_have_it(described).clone(), *facts)]
 
 
 def last_layer(subject: Subject, pool: str) -> Describe:

@@ -8,7 +8,10 @@ from typing import Any
 from mapet.data.batch import LoadedBatch
 from mapet.engine.checkpoint import Checkpoint
 from mapet.engine.loop import LoopSettings, Training
+from mapet.errors import SettingsError
 from mapet.evaluation.subject import Subject
+from mapet.runtime.processes import require_agreement
+from mapet.runtime.rank import this_process
 from mapet.runtime.run_directory import RunDirectory
 
 
@@ -20,6 +23,8 @@ class SupervisedTraining(Training[LoadedBatch]):
         folder: For metrics.jsonl and TensorBoard's events, and for checkpoints if the subject has a folder.
         loop: Of `Training`: `when`, `stop`, `clock`.
 
+    Under torchrun, every process takes its share of each batch.
+
     Attributes:
         uses_backbone: Whether it begins with the backbone's weights.
     """
@@ -28,8 +33,26 @@ class SupervisedTraining(Training[LoadedBatch]):
 
     def __init__(self, subject: Subject, folder: Path, name: str, **loop: Any) -> None:
         when = loop.pop("when", LoopSettings(keeps_checkpoints=subject.folder is not None))
-        super().__init__(RunDirectory(folder), subject.device, subject.unreadable, when, **loop)
+        super().__init__(RunDirectory(folder), subject.device, subject.unreadable, when, processes=this_process(), **loop)
         self.subject, self.name, self.title = subject, name, f"{name.capitalize()}, {subject.title}"
+
+    def check_share(self, batch_size: int) -> int:
+        """The images of a batch, at least one for every process.
+
+        Raises:
+            SettingsError: There are fewer.
+        """
+        if batch_size < self.processes.world:
+            raise SettingsError(
+                f"A batch has {batch_size:,} images, and {self.processes.world} processes share it; allowed: one image or more for "
+                "each. Start fewer processes (torchrun --nproc-per-node), or set a larger batch_size."
+            )
+        return batch_size
+
+    def agreed(self, identity: str) -> str:
+        """The identity of the training, which must be the same in all processes."""
+        require_agreement({"settings, backbone, images or labels": identity})
+        return identity
 
     def run(self) -> None:
         """Takes all steps that are left; see `Training.run`.
