@@ -21,11 +21,15 @@ from mapet.evaluation.presets import protocol_of
 from mapet.evaluation.probes import attentive
 from mapet.evaluation.probes.knn import KNN
 from mapet.evaluation.protocol import Protocol
+from mapet.evaluation.segmentation.protocol import Segment
+from mapet.evaluation.segmentation.training import SegmentationTraining
+from mapet.evaluation.supervised.training import SupervisedTraining
 from mapet.registry import allow
 from mapet.runtime.lock import only_writer
 from mapet.runtime.processes import process_group
 from mapet.runtime.rank import this_process
 from tests.evaluation.finetuning.subjects import EVERYTHING, quick, tiny_recipe, tiny_subject
+from tests.evaluation.segmentation.test_training import RECIPE, training_in
 from tests.tiny import CPU, LOCATION, at_step, open_tiny, weights_of
 
 STEPS = 20
@@ -76,7 +80,7 @@ def finetune_and_stop(folder: Path) -> str:
     return finetune(folder, lambda tuning: _in_the_last(tuning, 13, lambda: os.kill(os.getpid(), signal.SIGTERM)))
 
 
-def _in_the_last(tuning: FineTuning, step: int, action: Callable[[], None]) -> None:
+def _in_the_last(tuning: SupervisedTraining, step: int, action: Callable[[], None]) -> None:
     if tuning.processes.rank == tuning.processes.world - 1:
         at_step(tuning, step, action)
 
@@ -113,6 +117,42 @@ def evaluate_uncached(folder: Path) -> list[dict[str, float]]:
     opened = OpenedBackbone(recipe.build(), recipe, "tiny")
     protocol = protocol_of("attentive", {"epochs": 2, "min_steps": 4, "batch_size": 13})
     return [result.figures for result in evaluate(opened, LOCATION, [protocol], device=CPU, with_random=False)]
+
+
+SEGMENTATION = {
+    "steps": STEPS, "batch_size": 5, "lr": 2e-3, "warmup_steps": 4, "drop_path": 0.2, "crop": 32, "stride": 21, "scale": (128, 32),
+    "channels": 8, "aux_channels": 8, "dropout": 0.3,
+}  # fmt: skip
+
+
+def segment(folder: Path, disturb: Callable[[SegmentationTraining], None] = lambda _: None) -> str:
+    """UperNet on FOLDER/pictures, in FOLDER/segment; the message it ends with, or "". Each process writes its weights."""
+    try:
+        with process_group("cpu") as processes:
+            training = training_in(folder / "segment", folder / "pictures", loop={"when": EVERY_STEP}, **SEGMENTATION)
+            disturb(training)
+            save_file(weights_of(training.trained_model()), folder / f"segment-{processes.rank}.safetensors")
+    except MapetError as error:
+        return str(error)
+    return ""
+
+
+def segment_and_die(folder: Path) -> str:
+    """The same; the last process is killed at step 10."""
+    return segment(folder, lambda training: _in_the_last(training, 10, lambda: os.kill(os.getpid(), signal.SIGKILL)))
+
+
+def segment_and_stop(folder: Path) -> str:
+    """The same; SIGTERM comes to the last process while step number 13 is taken."""
+    return segment(folder, lambda training: _in_the_last(training, 13, lambda: os.kill(os.getpid(), signal.SIGTERM)))
+
+
+def evaluate_segment(folder: Path) -> list[dict[str, float]]:
+    """The figures of a short training; the first process keeps the result."""
+    opened = OpenedBackbone(RECIPE.build(), RECIPE, "tiny")
+    protocol = Segment(**{**SEGMENTATION, "steps": 6})  # type: ignore[arg-type]
+    data = str(folder.parent / "pictures")
+    return [result.figures for result in evaluate(opened, data, [protocol], device=CPU, folder=folder / "out", max_unreadable=1)]
 
 
 def refused(folder: Path) -> list[str]:

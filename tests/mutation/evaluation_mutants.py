@@ -96,8 +96,8 @@ MUTANTS = [
     (
         "pixel-loss/ignored-pixels-in-the-denominator",
         "evaluation/segmentation/loss.py",
-        "(classes >= 0).sum().clamp(min=1)",
-        "classes.numel()",
+        "else (classes >= 0).sum()",
+        "else torch.tensor(classes.numel())",
         f"{_SCORES}::test_the_loss_is_the_mean_over_pixels_with_a_class",
     ),
     (
@@ -158,8 +158,8 @@ MUTANTS = [
     ),
     (
         "mean-and-deviation/fine-tuned-by-imagenet",
-        "evaluation/finetuning/step.py",
-        "normalise(images, self.recipe.mean, self.recipe.std)",
+        "evaluation/finetuning/inputs.py",
+        "normalise(images, self._recipe.mean, self._recipe.std)",
         "normalise(images)",
         "evaluation/test_normalisation.py::test_fine_tuning_and_its_test",
     ),
@@ -187,8 +187,8 @@ MUTANTS = [
     (
         "half-precision/loss-of-segmentation",
         "evaluation/segmentation/step.py",
-        "loss = pixel_loss(logits.float(), classes, published)",
-        "loss = pixel_loss(logits, classes, published)",
+        "loss = pixel_loss_sum(logits.float(), classes)",
+        "loss = pixel_loss_sum(logits, classes)",
         "evaluation/segmentation/test_training.py::test_bf16_ends_with_the_logits",
     ),
     (
@@ -257,10 +257,10 @@ MUTANTS = [
     (
         "average-of-weights/a-step-behind",
         "evaluation/finetuning/training.py",
-        "        sums = self.step(images.to(device, non_blocking=True), labels.to(device, non_blocking=True), step, lr)\n"
+        "        sums = self.step(images.to(device, non_blocking=True), labels.to(device, non_blocking=True), step, lr, rows)\n"
         "        if self.ema is not None:\n            self.ema.update(self.model)\n",
         "        if self.ema is not None:\n            self.ema.update(self.model)\n"
-        "        sums = self.step(images.to(device, non_blocking=True), labels.to(device, non_blocking=True), step, lr)\n",
+        "        sums = self.step(images.to(device, non_blocking=True), labels.to(device, non_blocking=True), step, lr, rows)\n",
         f"{_TUNING}::test_the_average_of_the_weights_follows_every_step",
     ),
     (
@@ -273,7 +273,7 @@ MUTANTS = [
     (
         "micro-batches/mean-of-their-means-in-fine-tuning",
         "evaluation/finetuning/step.py",
-        "(loss / len(inputs)).backward()",
+        "(loss / divisor).backward()",
         "(loss / len(inputs[part])).backward()",
         f"{_STEP}::test_micro_batches_change_nothing",
     ),
@@ -293,23 +293,23 @@ MUTANTS = [
     ),
     (
         "random-erasing/black-and-no-noise",
-        "evaluation/finetuning/step.py",
+        "evaluation/finetuning/inputs.py",
         'mode="pixel"',
         'mode="const"',
         f"{_STEP}::test_a_rectangle_of_some_images_becomes_noise",
     ),
     (
         "label-smoothing/only-where-images-are-mixed",
-        "evaluation/finetuning/step.py",
-        "self._mixup.num_classes, smoothing=self.settings.smoothing)",
+        "evaluation/finetuning/inputs.py",
+        "self._mixup.num_classes, smoothing=self._settings.smoothing)",
         "self._mixup.num_classes)",
         f"{_STEP}::test_plain_images_and_smoothed_labels",
     ),
     (
         "mixing/labels-of-the-other-image",
-        "evaluation/finetuning/step.py",
-        "return self._mixup(inputs, labels)",
-        "return self._mixup(inputs, labels)[0], self._targets(labels)",
+        "evaluation/finetuning/inputs.py",
+        "inputs, targets = self._mixup(inputs, labels)",
+        "inputs, targets = self._mixup(inputs, labels)[0], mixup_target(labels, self._mixup.num_classes)",
         f"{_STEP}::test_mixup_is_a_weighted_mean_of_images_and_labels",
     ),
     (

@@ -67,7 +67,7 @@ class FineTuneStep(GuardedStep):
 
     def prepare(self, images: Tensor, labels: Tensor, step: int) -> tuple[Tensor, Tensor]:
         """What a whole batch is made of; see `TrainingInputs`."""
-        return self._inputs(images, labels, step, GlobalRows(0, len(images), len(images)))[:2]
+        return self._inputs(images, labels, step, GlobalRows.of(len(images), Processes()))[:2]
 
     def _backward(self, inputs: Tensor, targets: Tensor, rows: GlobalRows) -> Tensor:
         """Gradients of the mean cross-entropy over all processes; returns the sum over the images of this one.

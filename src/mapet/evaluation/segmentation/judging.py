@@ -23,7 +23,9 @@ from mapet.evaluation.segmentation.sliding import segment_image
 from mapet.evaluation.subject import Subject
 from mapet.runtime.device import autocast
 from mapet.runtime.files import atomic_file
+from mapet.runtime.processes import errors_in_all
 from mapet.runtime.progress import progress
+from mapet.runtime.rank import this_process
 
 OVERLAYS = 8
 
@@ -33,6 +35,8 @@ def judge_model(
     model: UperNet, subject: Subject, test: MaskedImages, settings: SegmentSettings, overlays: Path | None
 ) -> tuple[Scores, Outcomes]:
     """Scores of a model, in evaluation mode, on all test images, each at the size of its mask; and what they are of, by image.
+
+    Several processes share the images, and each writes the pictures of its own.
 
     Args:
         model: The model.
@@ -47,9 +51,9 @@ def judge_model(
     device, matrix = subject.device, ConfusionMatrix(len(test.class_names), subject.device)
     find = _finder(model, subject, settings)
     pictured = {*np.linspace(0, len(test) - 1, min(OVERLAYS, len(test))).round().astype(int).tolist()} if overlays else {}
-    judged = 0
-    with progress(f"Test images, {subject.title}", len(test)) as bar:
-        for index in range(len(test)):
+    own = this_process().share(range(len(test)))
+    with errors_in_all(), progress(f"Test images, {subject.title}", len(own)) as bar:
+        for index in own:
             bar.advance()
             try:
                 image = decode_image(test.read(index))
@@ -59,13 +63,14 @@ def judge_model(
             truth, found = test.read_mask(index), find(image)
             matrix.add(torch.from_numpy(truth).to(device), found)
             subject.keys["test"].record(np.array([index]), [test.keys[index]])
-            judged += 1
             if overlays is not None and index in pictured:
                 name = f"{Path(test.describe(index)).stem}.png"
                 _write(overlay(image, truth, found.cpu().numpy(), test.class_names), overlays / name)
-    if not judged:
+    subject.share_records()
+    pixels = matrix.share()
+    if not len(pixels):
         raise DataError(f"None of the {len(test)} test images of {test.location} can be read.")
-    return matrix.scores(), Outcomes({}, pixels=torch.stack(matrix.images))
+    return matrix.scores(), Outcomes({}, pixels=pixels)
 
 
 def _finder(model: UperNet, subject: Subject, settings: SegmentSettings) -> Callable[[Image.Image], Tensor]:

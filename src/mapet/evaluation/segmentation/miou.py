@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from mapet.runtime.processes import all_sum_, gather_rows
+
 
 class ConfusionMatrix:
     """Counts pixels by their true and their predicted class.
@@ -17,7 +19,8 @@ class ConfusionMatrix:
 
     Attributes:
         counts: (C, C) int64 of all pixels.
-        images: Of every call of `add`, (3, C) int64: pixels of every class that are right, that are true, and that are predicted.
+        images: Of every call of `add` in this process, (3, C) int64: pixels of every class that are right, that are true, and
+            that are predicted.
     """
 
     def __init__(self, num_classes: int, device: torch.device | str = "cpu") -> None:
@@ -31,6 +34,12 @@ class ConfusionMatrix:
         counts = torch.bincount(pairs, minlength=self.counts.numel()).view_as(self.counts)
         self.counts += counts
         self.images.append(_marginals(counts).cpu())
+
+    def share(self) -> Tensor:
+        """Adds up the counts of all processes; returns `images` of all of them, (n, 3, C), in the order of their ranks."""
+        self.counts = all_sum_(self.counts)
+        none = torch.zeros(0, 3, len(self.counts), dtype=torch.int64)
+        return gather_rows(torch.cat([none, *(image[None] for image in self.images)]))
 
     def scores(self) -> Scores:
         """What the counts add up to."""

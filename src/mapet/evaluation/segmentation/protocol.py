@@ -31,6 +31,7 @@ class Segment(SegmentSettings):
     """Trains a class for every pixel; see `SegmentSettings` for the settings."""
 
     name: ClassVar[str] = "segment"
+    several_processes: ClassVar[bool] = True
     metric: ClassVar[str] = "miou"
     pools: ClassVar[bool] = False
     with_random: ClassVar[bool] = False

@@ -7,12 +7,15 @@ from torch import Tensor
 
 from mapet.data.mask_files import PADDED
 from mapet.data.views import normalise
+from mapet.engine.parallel import DataParallel, GlobalRows, sum_over_processes
 from mapet.engine.step import GuardedStep, StepSums
-from mapet.evaluation.segmentation.loss import at_size, pixel_loss
+from mapet.engine.whole_batch import place_whole_batch
+from mapet.evaluation.segmentation.loss import at_size, pixel_count, pixel_loss_sum
 from mapet.evaluation.segmentation.model import UperNet
 from mapet.evaluation.segmentation.settings import SegmentSettings
 from mapet.models.spec import BackboneRecipe
 from mapet.runtime.device import autocast
+from mapet.runtime.processes import Processes
 from mapet.runtime.seeding import derive_seed
 
 
@@ -25,6 +28,7 @@ class SegmentationStep(GuardedStep):
         settings: Of the training.
         recipe: For the normalisation.
         device: Where model and batches are.
+        processes: This process among all.
     """
 
     def __init__(
@@ -34,39 +38,55 @@ class SegmentationStep(GuardedStep):
         settings: SegmentSettings,
         recipe: BackboneRecipe,
         device: torch.device,
+        processes: Processes | None = None,
     ) -> None:
         super().__init__(optimizer, device)
         self.model, self.settings, self.recipe = model, settings, recipe
+        self._processes = processes or Processes()
+        self._place = place_whole_batch(model, self._processes)
+        # the backbone's last norm, and blocks above the last that is used, take no part in the loss
+        self._parallel = DataParallel(model, self._processes, unused=True)
 
-    def __call__(self, images: Tensor, labels: Tensor, step: int, learning_rate: float) -> StepSums:
+    def __call__(self, images: Tensor, labels: Tensor, step: int, learning_rate: float, rows: GlobalRows | None = None) -> StepSums:
         """Takes step number `step`.
 
         Args:
-            images: (B, 3, H, W) uint8, on the device.
+            images: (B, 3, H, W) uint8 of this process, on the device.
             labels: (B, H, W) int16; negative where there is no class.
-            step: From 0; drop path and dropout are functions of it.
+            step: From 0; drop path and dropout are functions of it and of an image's place in the batch of all processes.
             learning_rate: At scale 1.
+            rows: Where the images are in that batch; exchanged where it is not given.
 
         Returns:
             The loss, the share of pixels whose class is found, and the norm of the gradient.
         """
+        self._place.rows = rows or GlobalRows.of(len(images), self._processes)
         torch.manual_seed(derive_seed(self.settings.seed, "drop path", step))
         classes = labels.long()
         inputs = normalise(images, self.recipe.mean, self.recipe.std).masked_fill((classes == PADDED)[:, None], 0.0)
         with autocast(self.device, self.settings.precision):
-            logits, aux_logits = self.model(inputs)
-        published = self.settings.published_denominator
-        loss = pixel_loss(logits.float(), classes, published)
-        loss = loss + self.settings.aux_weight * pixel_loss(aux_logits.float(), classes, published)
-        loss.backward()
+            logits, aux_logits = self._parallel(inputs)
+        loss = pixel_loss_sum(logits.float(), classes)
+        aux_loss = pixel_loss_sum(aux_logits.float(), classes)
+        sums = {
+            "loss": loss.detach(),
+            "aux_loss": aux_loss.detach(),
+            "count": pixel_count(classes, self.settings.published_denominator),
+            "known": (classes >= 0).sum(),
+            "right": _count_right(logits.detach(), classes),
+        }
+        sums = sum_over_processes(sums, self._processes)
+        divisor = self._parallel.divisor(sums["count"])
+        (loss / divisor + self.settings.aux_weight * (aux_loss / divisor)).backward()
         norm = self.clip(None)
-        loss = loss.detach()
+        count = sums["count"].clamp(min=1)
+        loss = sums["loss"] / count + self.settings.aux_weight * (sums["aux_loss"] / count)
         self.optimizer_step(step, learning_rate, finite=torch.isfinite(loss) & torch.isfinite(norm))
-        return StepSums(loss, torch.ones_like(loss), {"pixel_accuracy": _accuracy(logits.detach(), classes)}, norm)
+        accuracy = sums["right"] / sums["known"].clamp(min=1)
+        return StepSums(loss, torch.ones_like(loss), {"pixel_accuracy": accuracy}, norm)
 
 
-def _accuracy(logits: Tensor, classes: Tensor) -> Tensor:
-    """Share of the pixels with a class whose class is found."""
-    known = classes >= 0
+def _count_right(logits: Tensor, classes: Tensor) -> Tensor:
+    """The pixels with a class whose class is found."""
     found = at_size(logits.float(), (classes.shape[-2], classes.shape[-1])).argmax(dim=1) == classes
-    return (found & known).sum() / known.sum().clamp(min=1)
+    return (found & (classes >= 0)).sum()

@@ -12,8 +12,9 @@ from torch import Tensor
 from mapet.data.batch import LoadedBatch
 from mapet.data.loader import make_loader
 from mapet.data.masked import MaskedImages
-from mapet.data.order import StepBatches, step_batches
+from mapet.data.order import StepBatches, shared, step_batches
 from mapet.engine.optimizer import adamw, layer_groups
+from mapet.engine.parallel import GlobalRows
 from mapet.engine.schedule import linear
 from mapet.engine.step import StepSums
 from mapet.errors import DataError
@@ -26,6 +27,7 @@ from mapet.evaluation.supervised.training import SupervisedTraining
 from mapet.models.backbone import blocks_of
 from mapet.models.positions import with_own_tables
 from mapet.models.weights import fingerprint
+from mapet.runtime.processes import any_process
 from mapet.runtime.seeding import seeded_globally
 
 
@@ -55,12 +57,15 @@ class SegmentationTraining(SupervisedTraining):
         self.batch_size = min(settings.batch_size, len(images))
         if self.batch_size < 2:
             raise DataError(f"{images.location} has {len(images)} image to train on; at least two are needed, for batch norm.")
+        self.check_share(self.batch_size)
         self.total_steps, self.steps_per_epoch = settings.steps, self._step_batches(0, 0).steps_per_epoch
-        self.identity = self._identity()
+        self.identity = self.agreed(self._identity())
         self.model = self.state = build_model(subject, settings, len(images.class_names))
         depth = len([*blocks_of(subject.backbone)])
         groups = layer_groups(self.model, depth, settings.layer_decay, settings.weight_decay)
-        self.step = SegmentationStep(self.model, adamw(groups, (0.9, 0.999)), settings, subject.recipe, subject.device)
+        self.step = SegmentationStep(
+            self.model, adamw(groups, (0.9, 0.999)), settings, subject.recipe, subject.device, self.processes
+        )
         self.first_step = self.resume()
 
     def trained_model(self) -> UperNet:
@@ -80,11 +85,12 @@ class SegmentationTraining(SupervisedTraining):
     def training_step(self, step: int, batch: LoadedBatch, lr: float) -> tuple[StepSums, int] | None:
         """Batch norm needs two images, and the loss a pixel with a class; nothing can be learned from other batches."""
         masks = cast(Tensor, batch.labels)
-        if len(batch.images) < 2 or not (masks >= 0).any():
+        rows = GlobalRows.of(len(batch.images), self.processes)
+        if not any_process(bool((masks >= 0).any())) or rows.total < 2:
             return None
         device = self.subject.device
         images, labels = (tensor.to(device, non_blocking=True) for tensor in (batch.images, masks))
-        return self.step(images, labels, step, lr), len(images)
+        return self.step(images, labels, step, lr, rows), rows.total
 
     def batches(self) -> Iterable[LoadedBatch]:
         """The crops of every step that is left."""
@@ -92,7 +98,7 @@ class SegmentationTraining(SupervisedTraining):
         augment = Augmentation(settings.crop, settings.scale, settings.ratio, settings.max_class_share)
         steps = self._step_batches(self.first_step, settings.steps)
         renderer = MaskedRenderer(self.images, augment, settings.seed)
-        return make_loader(self.images, renderer, steps.items(), subject.workers, subject.device)
+        return make_loader(self.images, renderer, shared(steps.items(), self.processes), subject.workers, subject.device)
 
     def _step_batches(self, first: int, last: int) -> StepBatches:
         return step_batches(len(self.images), self.batch_size, self.settings.seed, first, last)
