@@ -44,7 +44,7 @@ def make_step(name: str, arguments: argparse.Namespace, device: torch.device) ->
     objective = create_objective(name, backbone=backbone, vocab_size=VOCAB, **options).to(device).train()
     images = torch.randn(arguments.batch_size, 3, objective.view_size, objective.view_size, device=device)
     ids = torch.randint(VOCAB, (arguments.batch_size, objective.num_patches), device=device)
-    return pretraining_step(objective, Batch(images, ids), arguments.precision), objective.encoded_rows
+    return pretraining_step(objective, Batch(images, ids), arguments.precision), objective.sequence_length
 
 
 def measure(names: list[str], arguments: argparse.Namespace, device: torch.device) -> list[dict]:

@@ -28,7 +28,7 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from mapet.config.settings import PretrainSettings, parse_settings
-from mapet.pretraining.pretrain import backbone_recipe, build_objective
+from mapet.pretraining.pretrain import backbone_spec, build_objective
 from mapet.pretraining.step import TrainingStep
 from mapet.runtime.processes import barrier, process_group
 from mapet.runtime.run_directory import describe_environment
@@ -58,7 +58,7 @@ def run_process(rank: int, world: int, mode: str, port: int, arguments: argparse
     with process_group("cpu") as processes:
         settings = settings_of(arguments, mode)
         torch.manual_seed(0)
-        objective = build_objective(settings, backbone_recipe(settings).build())
+        objective = build_objective(settings, backbone_spec(settings).build())
         step = TrainingStep(objective, settings, torch.device("cpu"), processes)
         count = arguments.batch_size // world
         images = torch.randint(256, (count, 3, arguments.image_size, arguments.image_size), dtype=torch.uint8)

@@ -46,7 +46,7 @@ def make_step(method: str, size: str, precision: str, batch_size: int, device: t
     ids = torch.randint(VOCAB, (batch_size, objective.num_patches), device=device)
     batch = Batch(torch.randn(batch_size, 3, 224, 224, device=device), ids)
     dense = (lambda batch, corruption: dense_loss(objective, batch, corruption.permutation)) if method == "dense" else None
-    return pretraining_step(objective, batch, precision, dense), int(objective.encoded_rows)
+    return pretraining_step(objective, batch, precision, dense), int(objective.sequence_length)
 
 
 def time_methods(size: str, precision: str, batch_size: int, rounds: int, device: torch.device) -> list[dict]:

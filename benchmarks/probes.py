@@ -20,13 +20,13 @@ from scipy.stats import kendalltau
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from mapet.checkpoints.address import RANDOM, TIMM, open_backbone
+from mapet.checkpoints.address import RANDOM, TIMM, load_backbone
 from mapet.config.recipes import parse_options
 from mapet.data.skipped import UnreadableImages
 from mapet.data.source import ImageSource, subset
 from mapet.data.sources import open_splits
+from mapet.evaluation.frozen_backbone import FrozenBackbone
 from mapet.evaluation.presets import protocols_of
-from mapet.evaluation.subject import Subject
 from mapet.runtime.device import choose_device
 from mapet.runtime.progress import say
 from mapet.runtime.run_directory import describe_environment
@@ -40,18 +40,18 @@ def first_images(source: ImageSource, count: int | None) -> ImageSource:
     return source if count is None else subset(source, range(min(count, len(source))))
 
 
-def make_subject(address: str, train: ImageSource, test: ImageSource, arguments: argparse.Namespace) -> Subject:
+def make_frozen(address: str, train: ImageSource, test: ImageSource, arguments: argparse.Namespace) -> FrozenBackbone:
     by_name = address.startswith((RANDOM, TIMM))
-    opened = open_backbone(address, options=parse_options(arguments.option or []) if by_name else None)
+    loaded = load_backbone(address, options=parse_options(arguments.option or []) if by_name else None)
     common = {"device": choose_device(arguments.device), "workers": arguments.workers, "unreadable": UnreadableImages()}
-    return Subject(opened.title, opened.backbone, opened.recipe, train, test, **common)
+    return FrozenBackbone(loaded.title, loaded.backbone, loaded.spec, train, test, **common)
 
 
 def measure(address: str, train: ImageSource, test: ImageSource, arguments: argparse.Namespace) -> dict[str, Any]:
     """Figures and seconds of all probes on one backbone."""
-    subject = make_subject(address, train, test, arguments)
+    frozen = make_frozen(address, train, test, arguments)
     began = time.perf_counter()
-    for shared in (subject.train_features, subject.test_features):
+    for shared in (frozen.train_features, frozen.test_features):
         say(f"{address}: features {tuple(shared.mean.shape)}")
     features = time.perf_counter() - began
     rows = {}
@@ -60,12 +60,12 @@ def measure(address: str, train: ImageSource, test: ImageSource, arguments: argp
     for title in [*CACHED, FULL]:
         (protocol,) = protocols_of([title], pool | (full if title in OWN_VIEW else {}))
         began = time.perf_counter()
-        found = protocol.judge(subject)
+        found = protocol.evaluate(frozen)
         alone = time.perf_counter() - began
         seconds = alone + (0.0 if title in OWN_VIEW else features)
         chosen = {name: found.details[name] for name in ("chosen", "l2", "deviation") if name in found.details}
-        rows[title] = {**found.figures, "seconds": seconds, "without_features": alone, "protocol": protocol.hash, **chosen}
-        say(f"{address}: {title:14} top-1 {100 * found.figures['top1']:5.1f} %  {seconds:.0f} s")
+        rows[title] = {**found.values, "seconds": seconds, "without_features": alone, "protocol": protocol.hash, **chosen}
+        say(f"{address}: {title:14} top-1 {100 * found.values['top1']:5.1f} %  {seconds:.0f} s")
     return {"backbone": address, "features_seconds": features, "probes": rows}
 
 

@@ -18,7 +18,7 @@ from mapet.engine.callbacks import Monitor
 from mapet.engine.loop import Training
 from mapet.health.signs import VitalSigns
 from mapet.objectives.base import Objective
-from mapet.pretraining.pretrain import backbone_recipe, build_objective
+from mapet.pretraining.pretrain import backbone_spec, build_objective
 from mapet.pretraining.training import PreTraining
 from mapet.registry import allow
 from mapet.runtime.run_directory import RunDirectory
@@ -96,7 +96,7 @@ def tiny_store(path: Path, seed: int = 0) -> TokenStore:
 
 
 def tiny_objective(settings: PretrainSettings) -> Objective:
-    backbone = backbone_recipe(settings).build(drop_path_rate=settings.training.drop_path)
+    backbone = backbone_spec(settings).build(drop_path_rate=settings.training.drop_path)
     return build_objective(settings, backbone)
 
 

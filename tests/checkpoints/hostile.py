@@ -192,14 +192,14 @@ def tensor_of_legacy(count: int) -> bytes:
 
 def read_all(folder: Path, output: Path) -> None:
     """In a process of its own: opens every file, and writes what each cost."""
-    from mapet.checkpoints.address import open_backbone
+    from mapet.checkpoints.address import load_backbone
     from mapet.errors import ModelError
 
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     for path in sorted(folder.iterdir()):
         start, before = time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         try:
-            open_backbone(path)
+            load_backbone(path)
             outcome = "opened"
         except ModelError as error:
             outcome = f"refused {str(error)[:160]}"

@@ -12,14 +12,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from mapet.checkpoints.address import open_backbone
-from mapet.checkpoints.backbone_folder import load_backbone, save_backbone
+from mapet.checkpoints.address import load_backbone
+from mapet.checkpoints.backbone_folder import read_backbone, save_backbone
 from mapet.compat import timm
 from mapet.errors import ModelError
 from mapet.models.backbone import check_backbone, num_heads
 from mapet.models.relative_positions import resize_relative_positions
 from tests.checkpoints.published import images, published_shapes, randomise, save
-from tests.checkpoints.runs import RECIPE, save_run
+from tests.checkpoints.runs import SPEC, save_run
 from tests.golden import load_golden, with_prefix
 
 
@@ -32,42 +32,42 @@ def test_what_is_kept_of_mapets_pre_training_is_what_the_release_keeps(tmp_path,
     facts, tensors = load_golden(f"mapet/finetune_load_{pool}_a")
     saved = {"arch": "x", "state_dict": with_prefix(tensors, "pretrain."), "args": argparse.Namespace(lr=1.0)}
     options = {name: facts["config"][name] for name in ("num_heads", "num_classes", "global_pool")}
-    opened = open_backbone(save(saved, tmp_path / "mapet.pth"), options=options)
-    account = opened.conversion
+    loaded = load_backbone(save(saved, tmp_path / "mapet.pth"), options=options)
+    account = loaded.conversion
     assert account is not None
     assert sorted((*account.kept, *account.converted)) == sorted(facts["kept"])
     assert sorted(account.dropped) == sorted(facts["dropped_from_pretraining_checkpoint"])
     assert sorted(account.new) == sorted(facts["fresh_in_finetune_model"])
     assert all(".attn.q" in name or ".attn.kv" in name for name in account.converted)
     head = with_prefix(tensors, "finetune.head.")
-    opened.backbone.head.load_state_dict(head)
+    loaded.backbone.head.load_state_dict(head)
     with torch.inference_mode():
-        close(opened.backbone(tensors["images"]), tensors["logits"], 2e-5)
+        close(loaded.backbone(tensors["images"]), tensors["logits"], 2e-5)
 
 
 @pytest.mark.parametrize("pool", ["avg", "token"])
 def test_mapets_fine_tuned_models(tmp_path, pool):
     facts, tensors = load_golden(f"mapet/finetune_tiny_{pool}_a")
     path = save({"state_dict": with_prefix(tensors, "state_dict.")}, tmp_path / "tuned.pth")
-    opened = open_backbone(path, options={"num_heads": facts["config"]["num_heads"]})
-    assert opened.conversion is not None
-    assert opened.conversion.dropped == opened.conversion.new == ()
+    loaded = load_backbone(path, options={"num_heads": facts["config"]["num_heads"]})
+    assert loaded.conversion is not None
+    assert loaded.conversion.dropped == loaded.conversion.new == ()
     with torch.inference_mode():
-        close(opened.backbone(tensors["images"]), tensors["logits"], 2e-5)
-        close(opened.backbone.forward_features(tensors["images"]), tensors["features"], 2e-5)
-    assert opened.recipe.image_size == facts["config"]["img_size"]
+        close(loaded.backbone(tensors["images"]), tensors["logits"], 2e-5)
+        close(loaded.backbone.forward_features(tensors["images"]), tensors["features"], 2e-5)
+    assert loaded.spec.image_size == facts["config"]["img_size"]
 
 
 @pytest.mark.parametrize("variant", ["meanpool_rel", "meanpool_abs", "cls_abs"])
 def test_beits_fine_tuned_models(tmp_path, variant):
     facts, tensors = load_golden("mim/beit_finetune_tiny_a")
     path = save({"model": with_prefix(tensors, f"{variant}.sd.")}, tmp_path / "beit.pth")
-    opened = open_backbone(path, options={"num_heads": facts["config"]["num_heads"]})
+    loaded = load_backbone(path, options={"num_heads": facts["config"]["num_heads"]})
     if variant != "meanpool_rel":  # keys have no bias, which no output shows
-        assert not opened.backbone.state_dict()["blocks.0.attn.qkv.bias"].chunk(3)[1].any()
+        assert not loaded.backbone.state_dict()["blocks.0.attn.qkv.bias"].chunk(3)[1].any()
     with torch.inference_mode():
-        close(opened.backbone(tensors["in.images"]), tensors[f"{variant}.out.logits"], 2e-5)
-        layers = opened.backbone.forward_intermediates(tensors["in.images"], output_fmt="NLC", return_prefix_tokens=True)[1]
+        close(loaded.backbone(tensors["in.images"]), tensors[f"{variant}.out.logits"], 2e-5)
+        layers = loaded.backbone.forward_intermediates(tensors["in.images"], output_fmt="NLC", return_prefix_tokens=True)[1]
     for layer, (patches, prefix) in enumerate(layers):
         close(torch.cat([prefix, patches], dim=1), tensors[f"{variant}.out.block{layer}"], 2e-5)
 
@@ -75,36 +75,36 @@ def test_beits_fine_tuned_models(tmp_path, variant):
 def test_beits_relative_positions_are_evaluated_saved_and_not_pre_trained(tmp_path):
     facts, tensors = load_golden("mim/beit_finetune_tiny_a")
     path = save({"model": with_prefix(tensors, "meanpool_rel.sd.")}, tmp_path / "beit.pth")
-    opened = open_backbone(path, options={"num_heads": facts["config"]["num_heads"]})
-    save_backbone(tmp_path / "saved", opened.recipe, opened.backbone)
-    again, recipe = load_backbone(tmp_path / "saved")
-    assert recipe == opened.recipe
+    loaded = load_backbone(path, options={"num_heads": facts["config"]["num_heads"]})
+    save_backbone(tmp_path / "saved", loaded.spec, loaded.backbone)
+    again, spec = read_backbone(tmp_path / "saved")
+    assert spec == loaded.spec
     with torch.inference_mode():
         close(again(tensors["in.images"]), tensors["meanpool_rel.out.logits"], 2e-5)
-        assert opened.recipe.build()(tensors["in.images"]).shape == (facts["config"]["batch"], facts["config"]["num_classes"])
+        assert loaded.spec.build()(tensors["in.images"]).shape == (facts["config"]["batch"], facts["config"]["num_classes"])
     with pytest.raises(ModelError, match=r"Beit is not a timm VisionTransformer. Use a plain ViT"):
-        check_backbone(opened.backbone)
+        check_backbone(loaded.backbone)
 
 
 @pytest.mark.parametrize(("variant", "title"), [("", "BEiT pre-training"), ("_cls_pt", "BEiT v2 pre-training")])
 def test_beits_published_pre_training(tmp_path, variant, title):
     tensors = published_shapes("beit", f"beit_base_patch16_224_8k_vocab{variant}", factor=8, depth=2)
-    opened = open_backbone(save({"model": tensors}, tmp_path / "beit.pth"))
-    account = opened.conversion
+    loaded = load_backbone(save({"model": tensors}, tmp_path / "beit.pth"))
+    account = loaded.conversion
     assert account is not None
     assert account.family == f"{title} checkpoint"
     assert account.new == account.converted == ()
     tops = {name.partition(".")[0] for name in account.dropped}
     assert tops == {"mask_token", "lm_head", "rel_pos_bias"} | ({"cls_pt_layers"} if variant else set())
-    assert opened.recipe.options["use_shared_rel_pos_bias"] is True
-    assert opened.recipe.mean == ((0.485, 0.456, 0.406) if variant else (0.5, 0.5, 0.5))
+    assert loaded.spec.options["use_shared_rel_pos_bias"] is True
+    assert loaded.spec.mean == ((0.485, 0.456, 0.406) if variant else (0.5, 0.5, 0.5))
     close(
-        opened.backbone.state_dict()["rel_pos_bias.relative_position_bias_table"],
+        loaded.backbone.state_dict()["rel_pos_bias.relative_position_bias_table"],
         tensors["rel_pos_bias.relative_position_bias_table"],
         0,
     )
     with torch.inference_mode():
-        assert opened.backbone(images(1, 224)).shape == (1, 96)
+        assert loaded.backbone(images(1, 224)).shape == (1, 96)
 
 
 def test_a_shared_table_counts_in_every_block(tmp_path):
@@ -116,7 +116,7 @@ def test_a_shared_table_counts_in_every_block(tmp_path):
     shared["rel_pos_bias.relative_position_bias_table"] = table
     outputs = []
     for tensors_of in (same, shared):
-        backbone = open_backbone(save(tensors_of, tmp_path / "beit.pth")).backbone
+        backbone = load_backbone(save(tensors_of, tmp_path / "beit.pth")).backbone
         with torch.inference_mode():
             outputs.append(backbone(images(1, facts["config"]["img_size"])))
     close(*outputs)
@@ -125,13 +125,13 @@ def test_a_shared_table_counts_in_every_block(tmp_path):
 def test_caes_encoder(tmp_path):
     facts, tensors = load_golden("mim/cae_tiny_self_target_a")
     path = save({"model": with_prefix(tensors, "sd.")}, tmp_path / "cae.pth")
-    opened = open_backbone(path, options={"num_heads": facts["config"]["num_heads"]})
-    account = opened.conversion
+    loaded = load_backbone(path, options={"num_heads": facts["config"]["num_heads"]})
+    account = loaded.conversion
     assert account is not None
     assert account.family == "CAE pre-training checkpoint"
     assert all(name.startswith("encoder.") for name in (*account.kept, *account.converted))
     assert not any(name.startswith("encoder.") for name in account.dropped)
-    backbone, hidden = check_backbone(opened.backbone), tensors["in.bool_masked_pos"].bool().flatten(1)
+    backbone, hidden = check_backbone(loaded.backbone), tensors["in.bool_masked_pos"].bool().flatten(1)
     with torch.inference_mode():  # the target of the alignment: the encoder's view of the hidden patches, projected
         patches = backbone.patch_embed(tensors["in.images"]) + backbone.pos_embed[:, 1:]
         patches = patches[hidden].reshape(len(patches), -1, patches.shape[-1])
@@ -148,10 +148,10 @@ def test_caes_encoder(tmp_path):
 )
 def test_caes_published_names(tmp_path, model):
     tensors = published_shapes("cae", model, factor=12, depth=2)
-    opened = open_backbone(save({"model": tensors}, tmp_path / "cae.pth"))
-    assert opened.conversion is not None
-    assert opened.conversion.new == ()
-    assert check_backbone(opened.backbone).embed_dim == 64
+    loaded = load_backbone(save({"model": tensors}, tmp_path / "cae.pth"))
+    assert loaded.conversion is not None
+    assert loaded.conversion.new == ()
+    assert check_backbone(loaded.backbone).embed_dim == 64
 
 
 @pytest.mark.parametrize("wrapper", ["", "module.", "backbone."])
@@ -159,11 +159,11 @@ def test_timms_names_with_and_without_a_wrapper(tmp_path, wrapper):
     options = {"img_size": 32, "patch_size": 8, "embed_dim": 128, "depth": 2, "num_heads": 2, "num_classes": 0}
     network = randomise(timm.create_model("vit_tiny_patch16_224", **options))
     state = {f"{wrapper}{name}": value for name, value in network.state_dict().items()}
-    opened = open_backbone(save(state, tmp_path / "vit.pth"))
-    assert opened.conversion is not None
-    assert len(opened.conversion.kept) == len(state)
+    loaded = load_backbone(save(state, tmp_path / "vit.pth"))
+    assert loaded.conversion is not None
+    assert len(loaded.conversion.kept) == len(state)
     with torch.inference_mode():
-        close(opened.backbone(images()), network(images()))
+        close(loaded.backbone(images()), network(images()))
 
 
 def test_maes_decoder_is_dropped(tmp_path):
@@ -175,13 +175,13 @@ def test_maes_decoder_is_dropped(tmp_path):
         "decoder_embed.weight": torch.zeros(16, 64),
     }
     decoder["decoder_blocks.0.attn.qkv.weight"] = torch.zeros(48, 16)
-    opened = open_backbone(save({"model": network.state_dict() | decoder}, tmp_path / "mae.pth"))
-    assert opened.conversion is not None
-    assert opened.conversion.family == "MAE pre-training checkpoint"
-    assert set(opened.conversion.dropped) == set(decoder)
-    assert opened.recipe.mean == (0.485, 0.456, 0.406)
+    loaded = load_backbone(save({"model": network.state_dict() | decoder}, tmp_path / "mae.pth"))
+    assert loaded.conversion is not None
+    assert loaded.conversion.family == "MAE pre-training checkpoint"
+    assert set(loaded.conversion.dropped) == set(decoder)
+    assert loaded.spec.mean == (0.485, 0.456, 0.406)
     with torch.inference_mode():
-        close(opened.backbone(images()), network(images()))
+        close(loaded.backbone(images()), network(images()))
 
 
 def test_positions_are_resized_as_published(tmp_path):
@@ -189,25 +189,25 @@ def test_positions_are_resized_as_published(tmp_path):
     state = with_prefix(tensors, "cls_abs.sd.")
     width = state["pos_embed"].shape[2]
     state["pos_embed"] = torch.cat([tensors["abspos.in_4"]] * math.ceil(width / 8), dim=2)[..., :width]
-    opened = open_backbone(save(state, tmp_path / "beit.pth"), options={"num_heads": facts["config"]["num_heads"], "img_size": 112})
-    assert opened.backbone.pos_embed is not None
-    close(opened.backbone.pos_embed[..., :8], tensors["abspos.out_4_to_7"], 1e-6)
-    assert opened.conversion is not None
-    assert "pos_embed" in opened.conversion.converted
-    assert "Positions were resized from 4 x 4 to 7 x 7 patches." in opened.conversion.summary()
-    assert opened.recipe.image_size == 112
+    loaded = load_backbone(save(state, tmp_path / "beit.pth"), options={"num_heads": facts["config"]["num_heads"], "img_size": 112})
+    assert loaded.backbone.pos_embed is not None
+    close(loaded.backbone.pos_embed[..., :8], tensors["abspos.out_4_to_7"], 1e-6)
+    assert loaded.conversion is not None
+    assert "pos_embed" in loaded.conversion.converted
+    assert "Positions were resized from 4 x 4 to 7 x 7 patches." in loaded.conversion.summary()
+    assert loaded.spec.image_size == 112
 
 
 def test_relative_positions_are_resized_as_published(tmp_path):
     facts, tensors = load_golden("mim/beit_finetune_tiny_a")
     state = with_prefix(tensors, "meanpool_rel.sd.")
     state |= {name: tensors["relpos.in_4"] for name in state if name.endswith("bias_table")}
-    opened = open_backbone(save(state, tmp_path / "beit.pth"), options={"img_size": 112})
+    loaded = load_backbone(save(state, tmp_path / "beit.pth"), options={"img_size": 112})
     for block in range(facts["config"]["depth"]):
-        table = opened.backbone.state_dict()[f"blocks.{block}.attn.relative_position_bias_table"]
+        table = loaded.backbone.state_dict()[f"blocks.{block}.attn.relative_position_bias_table"]
         close(table, tensors["relpos.out_4_to_7"], 1e-6)
-    assert opened.conversion is not None
-    assert opened.conversion.summary().count("Relative positions were resized") == 1
+    assert loaded.conversion is not None
+    assert loaded.conversion.summary().count("Relative positions were resized") == 1
 
 
 @pytest.mark.parametrize(("old", "new"), [(4, 7), (14, 24), (14, 32)])
@@ -244,36 +244,36 @@ def small(tmp_path_factory) -> Path:
 )
 def test_what_does_not_fit_is_refused_in_words(small, model, options, message):
     with pytest.raises(ModelError, match=message):
-        open_backbone(small, model=model, options=options)
+        load_backbone(small, model=model, options=options)
 
 
 def test_the_model_and_its_weights_at_timm_tell_the_normalisation(small, tmp_path):
     network = timm.create_model("vit_tiny_patch16_224", depth=1, num_classes=0)
     path = save(network.state_dict(), tmp_path / "tiny.pth")
-    assert open_backbone(path).recipe.mean == (0.485, 0.456, 0.406)
-    opened = open_backbone(path, model="vit_tiny_patch16_224.augreg_in21k", options={"depth": 1})
-    assert opened.recipe.mean == (0.5, 0.5, 0.5)
-    assert open_backbone(path, model="vit_standard_tiny_patch16_224", options={"depth": 1}).recipe.name == "vit_tiny_patch16_224"
-    assert open_backbone(small, options={"num_classes": 0}).backbone.num_classes == 0
+    assert load_backbone(path).spec.mean == (0.485, 0.456, 0.406)
+    loaded = load_backbone(path, model="vit_tiny_patch16_224.augreg_in21k", options={"depth": 1})
+    assert loaded.spec.mean == (0.5, 0.5, 0.5)
+    assert load_backbone(path, model="vit_standard_tiny_patch16_224", options={"depth": 1}).spec.name == "vit_tiny_patch16_224"
+    assert load_backbone(small, options={"num_classes": 0}).backbone.num_classes == 0
 
 
 def test_heads_that_nothing_tells_are_asked_for(tmp_path):
     network = timm.create_model("vit_tiny_patch16_224", **{**SMALL_VIT, "embed_dim": 48})
     path = save(network.state_dict(), tmp_path / "vit.pth")
     with pytest.raises(ModelError, match=r"width 48 is no multiple of 64.*num_heads=N"):
-        open_backbone(path)
+        load_backbone(path)
 
 
 def test_other_blocks_are_not_dropped_silently(tmp_path):
     network = timm.create_model("vit_tiny_patch16_224", **SMALL_VIT, qk_norm=True)
     with pytest.raises(ModelError, match=r"has no place for blocks.0.attn.q_norm.weight.* and 4 more"):
-        open_backbone(save(network.state_dict(), tmp_path / "vit.pth"))
+        load_backbone(save(network.state_dict(), tmp_path / "vit.pth"))
 
 
 def test_an_unknown_checkpoint_is_listed(tmp_path):
     state = {f"layers.{index}.weight": torch.zeros(4, 3) for index in range(5)} | {"steps": torch.zeros(1, dtype=torch.int64)}
     with pytest.raises(ModelError) as caught:
-        open_backbone(save(state, tmp_path / "odd.pth"))
+        load_backbone(save(state, tmp_path / "odd.pth"))
     assert "6 tensors: layers (5), steps (1)" in str(caught.value)
     assert "layers.N.weight  (4, 3)  5 times" in str(caught.value)
     assert "(1) int64" in str(caught.value)
@@ -284,7 +284,7 @@ def test_shapes_that_do_not_go_together_are_refused_in_words(tmp_path, name):
     facts, tensors = load_golden("mapet/finetune_tiny_avg_a")
     state = with_prefix(tensors, "state_dict.") | {name: torch.zeros(2, 5, 3)}
     with pytest.raises(ModelError):
-        open_backbone(save(state, tmp_path / "odd.pth"), options={"num_heads": facts["config"]["num_heads"]})
+        load_backbone(save(state, tmp_path / "odd.pth"), options={"num_heads": facts["config"]["num_heads"]})
 
 
 class Attack:
@@ -300,28 +300,28 @@ class Attack:
 def test_code_in_a_pickle_is_not_run(tmp_path):
     state = {"model": {"blocks.0.attn.qkv.weight": Attack(tmp_path / "ran")}, "patch_embed.proj.weight": torch.zeros(1)}
     with pytest.raises(ModelError):
-        open_backbone(save(state, tmp_path / "attack.pth"))
+        load_backbone(save(state, tmp_path / "attack.pth"))
     (tmp_path / "plain.pkl").write_bytes(pickle.dumps(Attack(tmp_path / "ran")))
     with pytest.raises(ModelError):
-        open_backbone(tmp_path / "plain.pkl")
+        load_backbone(tmp_path / "plain.pkl")
     assert not (tmp_path / "ran").exists()
 
 
 def test_runs_saved_models_and_names(tmp_path):
     run = save_run(tmp_path / "run")
     (run / "config.json").write_text(json.dumps({"data": "photos"}))
-    assert open_backbone(run).run is not None
-    assert open_backbone(run / "backbone").run is None
-    assert open_backbone(run).recipe == RECIPE
-    opened = open_backbone("random:vit_tiny_patch16_224", options={"depth": 1})
-    assert opened.untrained
-    assert (opened.recipe.mean, opened.recipe.image_size) == ((0.5, 0.5, 0.5), 224)
-    beit = open_backbone("random:beit_base_patch16_224", options={"depth": 1})
+    assert load_backbone(run).run is not None
+    assert load_backbone(run / "backbone").run is None
+    assert load_backbone(run).spec == SPEC
+    loaded = load_backbone("random:vit_tiny_patch16_224", options={"depth": 1})
+    assert loaded.untrained
+    assert (loaded.spec.mean, loaded.spec.image_size) == ((0.5, 0.5, 0.5), 224)
+    beit = load_backbone("random:beit_base_patch16_224", options={"depth": 1})
     assert type(beit.backbone).__name__ == "Beit"
     with pytest.raises(ModelError, match="Leave out the model"):
-        open_backbone(run, model="vit_tiny_patch16_224")
+        load_backbone(run, model="vit_tiny_patch16_224")
     with pytest.raises(ModelError, match="There is no backbone at"):
-        open_backbone(tmp_path / "nowhere")
+        load_backbone(tmp_path / "nowhere")
 
 
 def test_what_only_timm_knows_is_translated_by_timm(tmp_path):
@@ -351,16 +351,16 @@ def test_what_only_timm_knows_is_translated_by_timm(tmp_path):
     with pytest.raises(
         ModelError, match=r"is no checkpoint that is known here. If timm can read it, give timm's name for it \(--model NAME\)"
     ):
-        open_backbone(path)
-    opened = open_backbone(path, model="vit_base_patch32_clip_224.openai", options=options)
-    assert opened.conversion is not None
-    assert opened.conversion.dropped == ("token_embedding.weight",)
-    assert opened.conversion.converted == opened.conversion.new == ()
-    assert opened.recipe.mean == timm.get_pretrained_cfg("vit_base_patch32_clip_224.openai").mean
+        load_backbone(path)
+    loaded = load_backbone(path, model="vit_base_patch32_clip_224.openai", options=options)
+    assert loaded.conversion is not None
+    assert loaded.conversion.dropped == ("token_embedding.weight",)
+    assert loaded.conversion.converted == loaded.conversion.new == ()
+    assert loaded.spec.mean == timm.get_pretrained_cfg("vit_base_patch32_clip_224.openai").mean
     with torch.inference_mode():
-        close(opened.backbone(images()), network(images()))
+        close(loaded.backbone(images()), network(images()))
     with pytest.raises(ModelError, match="is no checkpoint of 'vit_tiny_patch16_224', nor any other"):
-        open_backbone(save({"weight": torch.zeros(2)}, tmp_path / "odd.pth"), model="vit_tiny_patch16_224")
+        load_backbone(save({"weight": torch.zeros(2)}, tmp_path / "odd.pth"), model="vit_tiny_patch16_224")
 
 
 @pytest.mark.parametrize("options", [{}, {"num_heads": 3}], ids=str)
@@ -368,7 +368,7 @@ def test_a_number_of_heads_that_no_file_tells_is_stated(tmp_path: Path, options:
     """R22: 12 heads and 3 have the same shapes."""
     model = timm.create_model("vit_tiny_patch16_224", depth=1, num_heads=12, num_classes=0)
     torch.save(model.state_dict(), tmp_path / "weights.pth")
-    backbone = open_backbone(tmp_path / "weights.pth", options=options).backbone
+    backbone = load_backbone(tmp_path / "weights.pth", options=options).backbone
     assert num_heads(backbone) == 3
     said = "does not tell the number of heads; 3 are taken (64 wide). --option num_heads=N." in capsys.readouterr().err
     assert said is (not options)

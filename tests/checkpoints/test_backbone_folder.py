@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from mapet.checkpoints.backbone_folder import load_backbone
+from mapet.checkpoints.backbone_folder import read_backbone
 from mapet.errors import ModelError
-from mapet.models.spec import BackboneRecipe
-from tests.checkpoints.runs import RECIPE, save_run
+from mapet.models.spec import BackboneSpec
+from tests.checkpoints.runs import SPEC, save_run
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def edit(folder: Path, **entries: object) -> None:
 def test_every_changed_value_is_noticed(folder: Path, entries: dict[str, object]) -> None:
     edit(folder, **entries)
     with pytest.raises(ModelError, match=r"model\.json is not what was written"):
-        load_backbone(folder)
+        read_backbone(folder)
 
 
 def test_every_flipped_bit_is_noticed(folder: Path) -> None:
@@ -40,10 +40,10 @@ def test_every_flipped_bit_is_noticed(folder: Path) -> None:
     for place in range(0, len(written), 3):
         path.write_bytes(written[:place] + bytes([written[place] ^ 1]) + written[place + 1 :])
         try:
-            _, recipe = load_backbone(folder)
+            _, spec = read_backbone(folder)
         except ModelError:
             continue
-        assert recipe == RECIPE, place  # a blank that became another
+        assert spec == SPEC, place  # a blank that became another
 
 
 def test_folders_without_a_checksum_are_read(folder: Path) -> None:
@@ -52,7 +52,7 @@ def test_folders_without_a_checksum_are_read(folder: Path) -> None:
     values = json.loads(path.read_text())
     del values["own_sha256"]
     path.write_text(json.dumps(values))
-    assert load_backbone(folder)[1] == RECIPE
+    assert read_backbone(folder)[1] == SPEC
 
 
 @pytest.mark.parametrize("entries", [{"image_size": "32"}, {"image_size": True}, {"seed": 0.0}, {"mean": "0.5"}, {"name": 3}])
@@ -63,7 +63,7 @@ def test_f17_values_have_their_own_type(folder: Path, entries: dict[str, object]
     del values["own_sha256"]
     path.write_text(json.dumps(values | entries))
     with pytest.raises(ModelError, match=next(iter(entries))):
-        load_backbone(folder)
+        read_backbone(folder)
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,7 @@ def test_f17_values_have_their_own_type(folder: Path, entries: dict[str, object]
 )
 def test_options_are_those_of_an_architecture(options: dict[str, object], message: str) -> None:
     with pytest.raises(ModelError, match=message):
-        BackboneRecipe(RECIPE.name, {**RECIPE.options, **options}, 32, RECIPE.mean, RECIPE.std, 0).build()
+        BackboneSpec(SPEC.name, {**SPEC.options, **options}, 32, SPEC.mean, SPEC.std, 0).build()
 
 
 def test_tensors_are_compared_before_memory_is_taken(folder: Path) -> None:
@@ -88,7 +88,7 @@ def test_tensors_are_compared_before_memory_is_taken(folder: Path) -> None:
     values["options"] |= {"embed_dim": 2**14, "depth": 64, "num_heads": 512}  # terabytes
     path.write_text(json.dumps(values))
     with pytest.raises(ModelError, match="do not fit"):
-        load_backbone(folder)
+        read_backbone(folder)
 
 
 @pytest.mark.parametrize(
@@ -101,4 +101,4 @@ def test_figures_that_no_image_can_have_are_named(entries: dict[str, Any]) -> No
     """R12, F17: wherever they come from, and the one that is wrong."""
     (name,) = entries
     with pytest.raises(ModelError, match=rf"has {name}=.*; allowed: "):
-        replace(RECIPE, **entries)
+        replace(SPEC, **entries)

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from mapet.checkpoints.address import open_backbone
+from mapet.checkpoints.address import load_backbone
 from mapet.errors import ModelError
 from tests.checkpoints.published import SMALL, images, randomise, save
 
@@ -72,24 +72,24 @@ def test_models_of_hugging_face(tmp_path, kind):
     network = hugging_face(kind)
     network.save_pretrained(tmp_path)
     (tmp_path / "preprocessor_config.json").write_text(json.dumps({"image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6]}))
-    opened = open_backbone(tmp_path)
-    assert opened.conversion is not None
-    assert opened.conversion.new == ()
-    assert (opened.recipe.mean, opened.recipe.std) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+    loaded = load_backbone(tmp_path)
+    assert loaded.conversion is not None
+    assert loaded.conversion.new == ()
+    assert (loaded.spec.mean, loaded.spec.std) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
     with torch.inference_mode():
-        ours = opened.backbone(images()) if "Classification" in kind else opened.backbone.forward_features(images())
+        ours = loaded.backbone(images()) if "Classification" in kind else loaded.backbone.forward_features(images())
     close(ours, outputs_of(network, kind))
 
 
 @pytest.mark.parametrize("kind", ["Dinov2Model", "Dinov2WithRegistersModel"])
 def test_dinov2s_own_names(tmp_path, kind):
     network = hugging_face(kind)
-    opened = open_backbone(save(in_dinov2s_names(network.state_dict()), tmp_path / "dinov2.pth"), options={"num_heads": 2})
-    assert opened.conversion is not None
-    assert opened.conversion.family.startswith("DINOv2 checkpoint")
-    assert opened.conversion.dropped == ("mask_token",)
+    loaded = load_backbone(save(in_dinov2s_names(network.state_dict()), tmp_path / "dinov2.pth"), options={"num_heads": 2})
+    assert loaded.conversion is not None
+    assert loaded.conversion.family.startswith("DINOv2 checkpoint")
+    assert loaded.conversion.dropped == ("mask_token",)
     with torch.inference_mode():
-        close(opened.backbone.forward_features(images()), outputs_of(network, kind))
+        close(loaded.backbone.forward_features(images()), outputs_of(network, kind))
 
 
 def in_dinov2s_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -117,10 +117,10 @@ def in_dinov2s_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
 def test_other_models_of_hugging_face_are_refused(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "swin"}))
     with pytest.raises(ModelError, match=r"type 'swin'.*Allowed: beit, dinov2"):
-        open_backbone(tmp_path)
+        load_backbone(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "vit"}))
     with pytest.raises(ModelError, match=r"config.json but no weights"):
-        open_backbone(tmp_path)
+        load_backbone(tmp_path)
 
 
 def test_shards_and_another_epsilon_and_bin_files(tmp_path):
@@ -136,11 +136,11 @@ def test_shards_and_another_epsilon_and_bin_files(tmp_path):
         save_file({name: state[name] for name in members}, tmp_path / file)
     index = {"weight_map": {name: file for file, members in halves.items() for name in members}}
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
-    opened = open_backbone(tmp_path)
-    assert opened.conversion is not None
-    assert "add 1e-12 to the variance" in opened.conversion.summary()
+    loaded = load_backbone(tmp_path)
+    assert loaded.conversion is not None
+    assert "add 1e-12 to the variance" in loaded.conversion.summary()
     with torch.inference_mode():
-        close(opened.backbone.forward_features(images()), outputs_of(network, "ViTModel"), 1e-4)
+        close(loaded.backbone.forward_features(images()), outputs_of(network, "ViTModel"), 1e-4)
 
 
 def test_the_hub(tmp_path, monkeypatch):
@@ -156,14 +156,14 @@ def test_the_hub(tmp_path, monkeypatch):
         return str(tmp_path)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
-    opened = open_backbone("hf://google/vit@main")
-    assert opened.title == "hf://google/vit@main"
+    loaded = load_backbone("hf://google/vit@main")
+    assert loaded.title == "hf://google/vit@main"
     assert asked[0][:2] == ("google/vit", "main")
     assert not any(pattern.endswith((".py", "*")) for pattern in asked[0][2])
     with pytest.raises(ModelError, match=r"Cannot fetch hf://nobody/nothing: 404 Client Error.*hf auth login"):
-        open_backbone("hf://nobody/nothing")
+        load_backbone("hf://nobody/nothing")
     with pytest.raises(ModelError, match="is no model on the Hub"):
-        open_backbone("hf://google")
+        load_backbone("hf://google")
 
 
 def test_a_folder_of_timm_cannot_ask_for_other_files(tmp_path):

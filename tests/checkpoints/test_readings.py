@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mapet.checkpoints.address import open_backbone
+from mapet.checkpoints.address import load_backbone
 from mapet.compat import timm
 from mapet.errors import MapetError, ModelError
-from mapet.models.judged import create_judged
+from mapet.models.vit import create_vit
 from tests.checkpoints.published import images, randomise, save
 
 TINY = {"img_size": 32, "patch_size": 8, "embed_dim": 64, "depth": 2, "num_heads": 1, "num_classes": 0}
@@ -66,16 +66,16 @@ def written(tmp_path, name, options):
     return network, save(network.state_dict(), tmp_path / "vit.pth")
 
 
-def compare(network, opened) -> None:
+def compare(network, loaded) -> None:
     size = network.patch_embed.img_size[0]
     with torch.inference_mode():
-        torch.testing.assert_close(opened.backbone(images(2, size)), network(images(2, size)), rtol=0, atol=0)
-        pair = opened.backbone.forward_features(images(2, size)), network.forward_features(images(2, size))
+        torch.testing.assert_close(loaded.backbone(images(2, size)), network(images(2, size)), rtol=0, atol=0)
+        pair = loaded.backbone.forward_features(images(2, size)), network.forward_features(images(2, size))
     torch.testing.assert_close(*pair, rtol=0, atol=0)
-    assert opened.recipe.image_size == size
-    account = opened.conversion
+    assert loaded.spec.image_size == size
+    account = loaded.conversion
     assert account.dropped == account.new == ()
-    again = opened.recipe.build()
+    again = loaded.spec.build()
     assert {name: value.shape for name, value in again.state_dict().items()} == {
         name: value.shape for name, value in network.state_dict().items()
     }
@@ -84,13 +84,13 @@ def compare(network, opened) -> None:
 @pytest.mark.parametrize(("name", "options", "given"), READ, ids=str)
 def test_what_timm_builds_is_read_from_its_shapes(tmp_path, name, options, given):
     network, path = written(tmp_path, name, options)
-    compare(network, open_backbone(path, options=given))
+    compare(network, load_backbone(path, options=given))
 
 
 @pytest.mark.parametrize(("name", "options"), [row[:2] for row in READ], ids=str)
 def test_what_timm_builds_is_read_by_its_name_and_options(tmp_path, name, options):
     network, path = written(tmp_path, name, options)
-    compare(network, open_backbone(path, model=name, options={**TINY, **options}))
+    compare(network, load_backbone(path, model=name, options={**TINY, **options}))
 
 
 REFUSED = [
@@ -118,17 +118,17 @@ def test_what_has_two_readings_or_another_form_is_refused(tmp_path, name, option
     taken = {key: value for key, value in sizes.items() if not (name.startswith("eva02") and key == "patch_size")}
     network = timm.create_model(name, **{**taken, "num_classes": 0, **options})
     with pytest.raises(ModelError, match=message):
-        open_backbone(save(network.state_dict(), tmp_path / "vit.pth"), options=given)
+        load_backbone(save(network.state_dict(), tmp_path / "vit.pth"), options=given)
 
 
 @pytest.mark.parametrize(("size", "cells"), [(16, 4), (48, 12)])
 def test_options_that_are_given_go_with_what_shapes_tell(tmp_path, size, cells):
     """R22: the patch of 4 is the file's, whatever the model that comes closest has."""
     _, path = written(tmp_path, PLAIN, {"img_size": 36, "patch_size": 4})
-    opened = open_backbone(path, options={"img_size": size})
-    assert opened.backbone.patch_embed.grid_size == (cells, cells)
-    assert opened.conversion is not None
-    assert "Positions were resized from 9 x 9" in opened.conversion.summary()
+    loaded = load_backbone(path, options={"img_size": size})
+    assert loaded.backbone.patch_embed.grid_size == (cells, cells)
+    assert loaded.conversion is not None
+    assert "Positions were resized from 9 x 9" in loaded.conversion.summary()
 
 
 @pytest.mark.parametrize("name", [PLAIN, "beit_base_patch16_224"])
@@ -152,11 +152,11 @@ def test_options_that_cannot_be_are_refused_in_words(tmp_path, name, option, val
     """R21: at random initialisation and for a file."""
     small = {"img_size": 32, "patch_size": 8, "embed_dim": 64, "depth": 1, "num_heads": 1}
     with pytest.raises(MapetError):
-        create_judged(name, **{**small, option: value})
+        create_vit(name, **{**small, option: value})
     if name == PLAIN:
         _, path = written(tmp_path, PLAIN, {})
         with pytest.raises(MapetError):
-            open_backbone(path, options={option: value})
+            load_backbone(path, options={option: value})
 
 
 def test_numbers_that_are_not_finite_are_named(tmp_path):
@@ -164,9 +164,9 @@ def test_numbers_that_are_not_finite_are_named(tmp_path):
     network, _ = written(tmp_path, PLAIN, {})
     state = network.state_dict()
     state["blocks.1.mlp.fc2.weight"][0, 0] = float("nan")
-    opened = open_backbone(save(state, tmp_path / "nan.pth"))
-    assert opened.conversion is not None
-    assert "blocks.1.mlp.fc2.weight holds numbers that are not finite" in opened.conversion.summary()
+    loaded = load_backbone(save(state, tmp_path / "nan.pth"))
+    assert loaded.conversion is not None
+    assert "blocks.1.mlp.fc2.weight holds numbers that are not finite" in loaded.conversion.summary()
 
 
 @pytest.mark.parametrize("blocks", [5_000])
@@ -175,4 +175,4 @@ def test_blocks_that_only_names_claim_build_nothing(tmp_path, blocks):
     network, _ = written(tmp_path, PLAIN, {})
     state = network.state_dict() | {f"blocks.{number}.ls3.gamma": torch.zeros(0) for number in range(2, blocks)}
     with pytest.raises(ModelError, match=r"lack blocks\.2\.attn\.proj\.bias, which their first block has"):
-        open_backbone(save(state, tmp_path / "many.pth"))
+        load_backbone(save(state, tmp_path / "many.pth"))

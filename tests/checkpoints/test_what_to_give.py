@@ -7,12 +7,12 @@ import json
 import pytest
 import torch
 
-from mapet.checkpoints.address import open_backbone
+from mapet.checkpoints.address import load_backbone
 from mapet.checkpoints.backbone_folder import save_backbone
 from mapet.compat import timm
 from mapet.errors import ModelError
 from tests.checkpoints.published import save
-from tests.checkpoints.runs import RECIPE
+from tests.checkpoints.runs import SPEC
 
 SMALL_VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 64, "depth": 2, "num_heads": 1, "num_classes": 3}
 
@@ -22,31 +22,31 @@ def test_folders_without_a_backbone_say_what_lies_there(tmp_path):
         (tmp_path / "files" / name).parent.mkdir(exist_ok=True)
         (tmp_path / "files" / name).touch()
     with pytest.raises(ModelError, match=r"but files of weights: a\.safetensors, b\.pth\. Give one of the files"):
-        open_backbone(tmp_path / "files")
+        load_backbone(tmp_path / "files")
     (tmp_path / "onnx").mkdir()
     (tmp_path / "onnx" / "model.onnx").touch()
     with pytest.raises(ModelError, match=r"holds an ONNX file \(model\.onnx\).*Give the backbone that it was exported from"):
-        open_backbone(tmp_path / "onnx")
-    save_backbone(tmp_path / "stem" / "model", RECIPE, RECIPE.build())
+        load_backbone(tmp_path / "onnx")
+    save_backbone(tmp_path / "stem" / "model", SPEC, SPEC.build())
     with pytest.raises(ModelError, match=r"There is one in \S+stem/model: give that"):
-        open_backbone(tmp_path / "stem")
+        load_backbone(tmp_path / "stem")
     (tmp_path / "empty").mkdir()
     with pytest.raises(ModelError, match=r"There is no backbone in \S+empty: model\.json or weights\.safetensors is missing"):
-        open_backbone(tmp_path / "empty")
+        load_backbone(tmp_path / "empty")
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.json").write_text(json.dumps({"data": "photos"}))
     with pytest.raises(ModelError, match="written when a pre-training ends; let it finish first"):
-        open_backbone(tmp_path / "run")
+        load_backbone(tmp_path / "run")
 
 
 def test_weights_of_another_model_than_described_are_named(tmp_path):
-    save_backbone(tmp_path / "saved", RECIPE, RECIPE.build())
+    save_backbone(tmp_path / "saved", SPEC, SPEC.build())
     description = json.loads((tmp_path / "saved" / "model.json").read_text())
     description["options"]["init_values"] = None
     del description["own_sha256"]
     (tmp_path / "saved" / "model.json").write_text(json.dumps(description))
     with pytest.raises(ModelError, match=r"weights in \S+saved/weights\.safetensors do not fit .*get or write the folder again"):
-        open_backbone(tmp_path / "saved")
+        load_backbone(tmp_path / "saved")
 
 
 @pytest.mark.parametrize("change", ["missing", "reshaped"])
@@ -57,4 +57,4 @@ def test_the_file_is_named_whose_weights_do_not_fit(tmp_path, change):
     else:
         state["blocks.1.mlp.fc1.bias"] = torch.zeros(3)
     with pytest.raises(ModelError, match=r"torn\.pth cannot be used: .*blocks\.1\.mlp\.fc1\.bias"):
-        open_backbone(save(state, tmp_path / "torn.pth"))
+        load_backbone(save(state, tmp_path / "torn.pth"))

@@ -11,7 +11,7 @@ import torch
 
 from mapet.compat import timm
 from mapet.evaluation.presets import PROTOCOLS
-from mapet.evaluation.protocol import Findings, Protocol
+from mapet.evaluation.protocol import Metrics, Protocol
 from mapet.tokenizers.random_projection import RandomProjection
 from tests.cli.test_commands import write_images
 from tests.command import mapet
@@ -83,8 +83,8 @@ class Unlisted(Protocol):
     name = "unlisted"
     pools = False
 
-    def judge(self, subject: Any) -> Findings:
-        return Findings({"top1": 0.5})
+    def judge(self, subject: Any) -> Metrics:
+        return Metrics({"top1": 0.5})
 
 
 def test_a_protocol_without_a_yaml_file_is_listed_and_runs(

@@ -11,7 +11,7 @@ from mapet.compat import VisionTransformer
 from mapet.data.batch import Batch
 from mapet.models.two_stream import mapet_visibility
 from mapet.objectives.base import ObjectiveOutput, token_loss
-from mapet.objectives.encoding import gather_rows, masked_rows, run_blocks
+from mapet.objectives.encoding import gather_rows, masked_sequence, run_blocks
 from mapet.objectives.mapet import MaPeT, PermutationCorruption
 from mapet.objectives.masking import MaskCorruption, random_mask
 from mapet.objectives.mim import MIM
@@ -24,7 +24,7 @@ class OpenMIM(MIM):
     """MIM with a seam at which the next ones break it."""
 
     def encode(self, images: Tensor, mask: Tensor) -> Tensor:
-        return run_blocks(self.backbone, masked_rows(self.backbone, images, mask, self.mask_token))
+        return run_blocks(self.backbone, masked_sequence(self.backbone, images, mask, self.mask_token))
 
     def forward(self, batch: Batch, corruption: MaskCorruption, return_logits: bool = False) -> ObjectiveOutput:
         hidden, valid = corruption.hidden_patches()
@@ -40,9 +40,9 @@ class ShowsWhatIsHidden(OpenMIM):
 
 class SeesOwnContent(MaPeT):
     @staticmethod
-    def visibility(num_open: int, num_targets: int) -> Tensor:
-        contents, queries = mapet_visibility(num_open, num_targets).chunk(2)
-        queries[:, num_open:] |= torch.eye(num_targets, dtype=torch.bool)
+    def visibility(prefix_length: int, num_targets: int) -> Tensor:
+        contents, queries = mapet_visibility(prefix_length, num_targets).chunk(2)
+        queries[:, prefix_length:] |= torch.eye(num_targets, dtype=torch.bool)
         return torch.cat([contents, queries])
 
 

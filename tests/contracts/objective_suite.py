@@ -152,7 +152,7 @@ def counts_its_rows(name: str) -> None:
     first: Any = objective.backbone.blocks[0]
     first.norm1.register_forward_hook(lambda module, inputs, output: seen.append(output.shape[1]))
     forward(objective)
-    assert sum(seen) == objective.encoded_rows
+    assert sum(seen) == objective.sequence_length
 
 
 def activation_checkpointing_changes_no_gradient(name: str) -> None:

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 from safetensors.torch import save_file
 
-from mapet.checkpoints.address import OpenedBackbone
+from mapet.checkpoints.address import LoadedBackbone
 from mapet.engine.loop import LoopSettings
 from mapet.errors import MapetError
 from mapet.evaluation.evaluate import evaluate
@@ -28,7 +28,7 @@ from mapet.registry import allow
 from mapet.runtime.lock import only_writer
 from mapet.runtime.processes import process_group
 from mapet.runtime.rank import this_process
-from tests.evaluation.finetuning.subjects import EVERYTHING, quick, tiny_recipe, tiny_subject
+from tests.evaluation.finetuning.tiny import EVERYTHING, quick, tiny_recipe, tiny_subject
 from tests.evaluation.segmentation.test_training import RECIPE, training_in
 from tests.tiny import CPU, LOCATION, at_step, open_tiny, weights_of
 
@@ -105,7 +105,7 @@ def protocols() -> list[Protocol]:
 def evaluate_all(folder: Path) -> list[dict[str, float]]:
     """The figures; the first process keeps the results."""
     recipe = tiny_recipe()
-    opened = OpenedBackbone(recipe.build(), recipe, "tiny")
+    opened = LoadedBackbone(recipe.build(), recipe, "tiny")
     results = evaluate(opened, LOCATION, protocols(), device=CPU, folder=folder / "out")
     return [result.figures for result in results]
 
@@ -114,7 +114,7 @@ def evaluate_uncached(folder: Path) -> list[dict[str, float]]:
     """The attentive probe where patch tokens have no room: they are computed again in every epoch, by all processes."""
     attentive.CACHE_BYTES = 0
     recipe = tiny_recipe()
-    opened = OpenedBackbone(recipe.build(), recipe, "tiny")
+    opened = LoadedBackbone(recipe.build(), recipe, "tiny")
     protocol = protocol_of("attentive", {"epochs": 2, "min_steps": 4, "batch_size": 13})
     return [result.figures for result in evaluate(opened, LOCATION, [protocol], device=CPU, with_random=False)]
 
@@ -149,7 +149,7 @@ def segment_and_stop(folder: Path) -> str:
 
 def evaluate_segment(folder: Path) -> list[dict[str, float]]:
     """The figures of a short training; the first process keeps the result."""
-    opened = OpenedBackbone(RECIPE.build(), RECIPE, "tiny")
+    opened = LoadedBackbone(RECIPE.build(), RECIPE, "tiny")
     protocol = Segment(**{**SEGMENTATION, "steps": 6})  # type: ignore[arg-type]
     data = str(folder.parent / "pictures")
     return [result.figures for result in evaluate(opened, data, [protocol], device=CPU, folder=folder / "out", max_unreadable=1)]
@@ -159,7 +159,7 @@ def refused(folder: Path) -> list[str]:
     """What processes are told that cannot share the work: a batch of 2, other settings, a protocol for one, a folder in use."""
     rank = this_process().rank
     recipe = tiny_recipe()
-    opened = OpenedBackbone(recipe.build(), recipe, "tiny")
+    opened = LoadedBackbone(recipe.build(), recipe, "tiny")
     asked: list[Protocol] = [quick(batch_size=2), quick(lr=1e-3 if rank else 2e-3), InOneProcess(), quick()]
     messages = []
     for number, protocol in enumerate(asked):
@@ -176,7 +176,7 @@ def unreadable(folder: Path) -> list[str]:
     found = []
     for limit in (0, 1):
         recipe = tiny_recipe()
-        opened = OpenedBackbone(recipe.build(), recipe, "tiny")
+        opened = LoadedBackbone(recipe.build(), recipe, "tiny")
         try:
             (result,) = evaluate(
                 opened, BROKEN, [protocol_of("linear:paper", {"epochs": 1, "batch_size": 13})], device=CPU, max_unreadable=limit

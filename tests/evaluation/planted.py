@@ -10,8 +10,8 @@ from torch import Tensor
 
 from mapet.data.skipped import UnreadableImages
 from mapet.data.sources import open_source
-from mapet.evaluation.subject import FeatureSet, Subject
-from mapet.models.spec import BackboneRecipe
+from mapet.evaluation.frozen_backbone import FeatureSet, FrozenBackbone
+from mapet.models.spec import BackboneSpec
 from tests.tiny import LOCATION
 
 CLASSES = 4
@@ -24,30 +24,30 @@ def features_of(labels: Tensor, noise: float, seed: int, scale: Tensor | float =
     return FeatureSet(values * scale, torch.empty(len(labels), 0), labels)
 
 
-def planted_subject(noise: float = 0.5, train: int = 120, test: int = 80, scale: Tensor | float = 1.0) -> Any:
-    """Stands for a `Subject` whose features are cached."""
+def planted_frozen(noise: float = 0.5, train: int = 120, test: int = 80, scale: Tensor | float = 1.0) -> Any:
+    """Stands for a `FrozenBackbone` whose features are cached."""
     generator = torch.Generator().manual_seed(3)
-    learned, judged = (torch.randint(CLASSES, (count,), generator=generator) for count in (train, test))
+    learned, evaluated = (torch.randint(CLASSES, (count,), generator=generator) for count in (train, test))
     return SimpleNamespace(
         title="planted",
         device=torch.device("cpu"),
         num_classes=CLASSES,
         train_features=features_of(learned, noise, 1, scale),
-        test_features=features_of(judged, noise, 2, scale),
+        test_features=features_of(evaluated, noise, 2, scale),
     )
 
 
-def without_test(subject: Any) -> Any:
+def without_test(frozen: Any) -> Any:
     """The same, where a look at the test part is an error."""
-    blind = SimpleNamespace(**vars(subject))
+    blind = SimpleNamespace(**vars(frozen))
     del blind.test_features
     return blind
 
 
-def tiny_subject(**options: Any) -> Subject:
+def tiny_frozen(**options: Any) -> FrozenBackbone:
     """An untrained ViT of two blocks with dark and bright images: 40 to learn from, 20 to judge."""
     shape = {"patch_size": 4, "embed_dim": 24, "depth": 2, "num_heads": 2, "init_values": 0.1, "num_classes": 0, "img_size": 16}
-    recipe = BackboneRecipe("vit_tiny_patch16_224", shape, 16, (0.5, 0.5, 0.5), (0.2, 0.2, 0.2), seed=0)
+    spec = BackboneSpec("vit_tiny_patch16_224", shape, 16, (0.5, 0.5, 0.5), (0.2, 0.2, 0.2), seed=0)
     sources = [open_source(LOCATION, split) for split in ("train", "test")]
     given: dict[str, Any] = {"device": torch.device("cpu"), "workers": 0, "unreadable": UnreadableImages(), **options}
-    return Subject("tiny", recipe.build(), recipe, *sources, **given)
+    return FrozenBackbone("tiny", spec.build(), spec, *sources, **given)

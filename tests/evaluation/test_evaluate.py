@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from mapet.checkpoints.address import open_backbone
-from mapet.checkpoints.backbone_folder import load_backbone
+from mapet.checkpoints.address import load_backbone
+from mapet.checkpoints.backbone_folder import read_backbone
 from mapet.data.folder import FolderImages
 from mapet.data.skipped import UnreadableImages
 from mapet.data.sources import open_source
@@ -18,11 +18,11 @@ from mapet.errors import DataError, MapetError, ModelError, SettingsError
 from mapet.evaluation import protocol as module
 from mapet.evaluation.classes import check_same_classes
 from mapet.evaluation.evaluate import evaluate
+from mapet.evaluation.frozen_backbone import FrozenBackbone
 from mapet.evaluation.presets import protocol_of
 from mapet.evaluation.probes.knn import KNN
 from mapet.evaluation.probes.linear import LinearProbe
-from mapet.evaluation.subject import Subject
-from mapet.models.spec import BackboneRecipe
+from mapet.models.spec import BackboneSpec
 from mapet.pretraining.training import PreTraining
 from mapet.runtime.run_directory import RunDirectory
 from tests.data.images import write_images
@@ -32,11 +32,11 @@ CPU = torch.device("cpu")
 QUICK = LinearProbe(epochs=2, min_steps=3, batch_size=16)
 
 
-def make_subject(recipe: BackboneRecipe, backbone=None, **options) -> Subject:
-    backbone = recipe.build() if backbone is None else backbone
+def make_frozen(spec: BackboneSpec, backbone=None, **options) -> FrozenBackbone:
+    backbone = spec.build() if backbone is None else backbone
     sources = [open_source(LOCATION, split) for split in ("train", "test")]
     options = {"device": CPU, "workers": 0, "unreadable": UnreadableImages(), **options}
-    return Subject("tiny", backbone, recipe, *sources, **options)
+    return FrozenBackbone("tiny", backbone, spec, *sources, **options)
 
 
 def test_results_are_kept_in_the_run_directory(run: RunDirectory) -> None:
@@ -58,60 +58,60 @@ def test_the_random_backbone_is_the_one_that_the_run_began_with(run: RunDirector
     store = tiny_store(tmp_path / "tokens")
     pretrain(LOCATION, tiny_settings(training__steps=4), tmp_path / "run", tokens=store.path)
 
-    class Remembering(Subject):
+    class Remembering(FrozenBackbone):
         def __init__(self, title: str, backbone, *arguments, **options) -> None:
             compared_with[title] = weights_of(backbone)
             super().__init__(title, backbone, *arguments, **options)
 
-    monkeypatch.setattr(module, "Subject", Remembering)
+    monkeypatch.setattr(module, "FrozenBackbone", Remembering)
     evaluate(run, None, [KNN()], device=CPU)
     assert_equal_weights(compared_with["random"], began_with)
-    trained, _ = load_backbone(run.backbone)
+    trained, _ = read_backbone(run.backbone)
     assert_equal_weights(compared_with["pre-trained"], weights_of(trained))
     assert not torch.equal(compared_with["random"]["pos_embed"], compared_with["pre-trained"]["pos_embed"])
 
 
 def test_features_are_the_mean_of_the_patches_and_the_class_token(run: RunDirectory) -> None:
-    backbone, recipe = load_backbone(run.backbone)
-    subject = make_subject(recipe, backbone)
-    image = torch.from_numpy(np.frombuffer(subject.test.read(7)[-768:], np.uint8).reshape(1, 16, 16, 3).copy()).permute(0, 3, 1, 2)
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (recipe.mean, recipe.std))
+    backbone, spec = read_backbone(run.backbone)
+    frozen = make_frozen(spec, backbone)
+    image = torch.from_numpy(np.frombuffer(frozen.test.read(7)[-768:], np.uint8).reshape(1, 16, 16, 3).copy()).permute(0, 3, 1, 2)
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (spec.mean, spec.std))
     with torch.no_grad():
         tokens = backbone.forward_features((image / 255 - mean) / std)
-    torch.testing.assert_close(subject.test_features.cls[7], tokens[0, 0], rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(subject.test_features.mean[7], tokens[0, 1:].mean(dim=0), rtol=1e-4, atol=1e-5)
-    both = subject.test_features.pooled("both")
-    assert torch.equal(both, torch.cat([subject.test_features.cls, subject.test_features.mean], dim=1))
-    assert subject.test_features.labels.tolist() == [index % 2 for index in range(20)]
+    torch.testing.assert_close(frozen.test_features.cls[7], tokens[0, 0], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(frozen.test_features.mean[7], tokens[0, 1:].mean(dim=0), rtol=1e-4, atol=1e-5)
+    both = frozen.test_features.pooled("both")
+    assert torch.equal(both, torch.cat([frozen.test_features.cls, frozen.test_features.mean], dim=1))
+    assert frozen.test_features.labels.tolist() == [index % 2 for index in range(20)]
 
 
 def test_workers_change_nothing(run: RunDirectory) -> None:
-    backbone, recipe = load_backbone(run.backbone)
-    one, other = (make_subject(recipe, backbone, workers=workers).test_features for workers in (0, 1))
+    backbone, spec = read_backbone(run.backbone)
+    one, other = (make_frozen(spec, backbone, workers=workers).test_features for workers in (0, 1))
     assert torch.equal(one.mean, other.mean)
 
 
 def test_the_paper_preset_learns_from_augmented_images(run: RunDirectory) -> None:
-    backbone, recipe = load_backbone(run.backbone)
-    subject = make_subject(recipe, backbone)
+    backbone, spec = read_backbone(run.backbone)
+    frozen = make_frozen(spec, backbone)
     seen = []
-    subject.features, extract = lambda images: (seen.append(images.clone()), extract(images))[1], subject.features
+    frozen.features, extract = lambda images: (seen.append(images.clone()), extract(images))[1], frozen.features
     paper = LinearProbe(augment=True, normalise="none", epochs=2, min_steps=1, batch_size=16, lr=0.05)
-    assert 0 <= paper.judge(subject).figures["top1"] <= 1
+    assert 0 <= paper.evaluate(frozen).values["top1"] <= 1
     assert [len(images) for images in seen] == [16, 16, 16, 16, 20], "two epochs of two steps, then the test images"
     assert len({float(images.float().sum()) for images in seen}) == 5
     assert paper.hash != dataclasses.replace(paper, augment=False).hash
 
 
 def test_a_backbone_without_class_token_has_only_the_mean(run: RunDirectory, tmp_path: Path, capsys) -> None:
-    _, recipe = load_backbone(run.backbone)
-    recipe = dataclasses.replace(recipe, options=recipe.options | {"class_token": False, "global_pool": "avg"})
-    subject = make_subject(recipe)
-    assert KNN().judge(subject) == KNN(pool="mean").judge(subject)
+    _, spec = read_backbone(run.backbone)
+    spec = dataclasses.replace(spec, options=spec.options | {"class_token": False, "global_pool": "avg"})
+    frozen = make_frozen(spec)
+    assert KNN().evaluate(frozen) == KNN(pool="mean").evaluate(frozen)
     with pytest.raises(SettingsError, match=r"no class token, so that pooling 'cls' is impossible\. Use 'mean' or 'both'"):
-        KNN(pool="cls").judge(subject)
-    opened = dataclasses.replace(open_backbone(run.path), backbone=recipe.build(), recipe=recipe, run=None, title="headless")
-    (result,) = evaluate(opened, LOCATION, [KNN()], device=CPU, folder=tmp_path)
+        KNN(pool="cls").evaluate(frozen)
+    target = dataclasses.replace(load_backbone(run.path), backbone=spec.build(), spec=spec, run=None, title="headless")
+    (result,) = evaluate(target, LOCATION, [KNN()], device=CPU, folder=tmp_path)
     assert (result.pool, result.protocol["pool"], result.protocol_hash) == ("mean", "both", KNN().hash)
     assert "knn (mean)" in result.line()
     assert "This backbone has no class token: pool 'both' is the mean of the patches." in capsys.readouterr().err
@@ -202,22 +202,22 @@ def test_a_damaged_backbone_is_refused(run: RunDirectory, tmp_path: Path, file: 
         content[len(content) // 2] ^= 1
     (tmp_path / file).write_bytes(content)
     with pytest.raises(MapetError, match=r"damaged|not what was written"):
-        load_backbone(tmp_path)
+        read_backbone(tmp_path)
 
 
 def test_results_of_another_backbone_are_not_written_over(run: RunDirectory, tmp_path: Path) -> None:
-    opened = open_backbone(run.path)
-    evaluate(opened, None, [KNN()], device=CPU, folder=tmp_path, with_random=False)
-    evaluate(opened, None, [KNN()], device=CPU, folder=tmp_path, with_random=False)
+    target = load_backbone(run.path)
+    evaluate(target, None, [KNN()], device=CPU, folder=tmp_path, with_random=False)
+    evaluate(target, None, [KNN()], device=CPU, folder=tmp_path, with_random=False)
     (kept,) = tmp_path.glob("knn-*.json")
     before = kept.read_text()
     with pytest.raises(SettingsError, match=r"is the result of .*, and another is to be judged"):
-        evaluate(dataclasses.replace(opened, title="another"), None, [KNN()], device=CPU, folder=tmp_path, with_random=False)
+        evaluate(dataclasses.replace(target, title="another"), None, [KNN()], device=CPU, folder=tmp_path, with_random=False)
     assert kept.read_text() == before
 
 
 def test_a_place_for_results_is_asked_for_before_any_work(run: RunDirectory, tmp_path: Path) -> None:
-    nowhere = dataclasses.replace(open_backbone(run.path), run=None, title="random:vit")
+    nowhere = dataclasses.replace(load_backbone(run.path), run=None, title="random:vit")
     with pytest.raises(SettingsError, match="finetune:short trains a model of its own, and random:vit is no run directory"):
         evaluate(nowhere, LOCATION, [protocol_of("finetune")], device=CPU)
     (tmp_path / "file").write_text("mine")

@@ -15,15 +15,15 @@ from mapet.data.masked import open_segmentation
 from mapet.data.skipped import UnreadableImages
 from mapet.evaluation.copies import SeenKeys
 from mapet.evaluation.finetuning.classifier import build_classifier
-from mapet.evaluation.finetuning.judging import judge_models
+from mapet.evaluation.finetuning.evaluate import evaluate_models
 from mapet.evaluation.finetuning.training import FineTuning
+from mapet.evaluation.frozen_backbone import FrozenBackbone
 from mapet.evaluation.probes.representations import every_layer, last_layer, patch_tokens
-from mapet.evaluation.segmentation.judging import judge_model
+from mapet.evaluation.segmentation.evaluate import evaluate_model
 from mapet.evaluation.segmentation.protocol import Segment
 from mapet.evaluation.segmentation.training import SegmentationTraining
-from mapet.evaluation.subject import Subject
-from mapet.models.spec import BackboneRecipe
-from tests.evaluation.finetuning.subjects import CPU, quick, tiny_recipe, tiny_subject
+from mapet.models.spec import BackboneSpec
+from tests.evaluation.finetuning.tiny import CPU, quick, tiny_frozen, tiny_spec
 from tests.evaluation.segmentation.pictures import HEIGHT, WIDTH, write_folder
 from tests.evaluation.segmentation.test_training import OPTIONS, SMALL
 from tests.tiny import LOCATION, TinyImages
@@ -53,39 +53,39 @@ def assert_normalised(seen: list[Tensor]) -> None:
         torch.testing.assert_close(images, expected.view(1, 3, 1, 1).expand_as(images), rtol=0, atol=1e-5)
 
 
-def grey_subject() -> Subject:
-    subject = tiny_subject(recipe=replace(tiny_recipe(), mean=MEAN, std=STD))
-    subject.train, subject.test = GreyImages(LOCATION, 16, seed=0), GreyImages(LOCATION, 8, seed=1)
-    subject.keys = {"training": SeenKeys(subject.train), "test": SeenKeys(subject.test)}
-    return subject
+def grey_frozen() -> FrozenBackbone:
+    frozen = tiny_frozen(spec=replace(tiny_spec(), mean=MEAN, std=STD))
+    frozen.train, frozen.test = GreyImages(LOCATION, 16, seed=0), GreyImages(LOCATION, 8, seed=1)
+    frozen.keys = {"training": SeenKeys(frozen.train), "test": SeenKeys(frozen.test)}
+    return frozen
 
 
 @pytest.mark.parametrize(
     "look",
     [
-        lambda subject: subject.train_features,
-        lambda subject: last_layer(subject, "mean")(IMAGES),
-        lambda subject: every_layer(subject, "mean")(IMAGES),
-        lambda subject: patch_tokens(subject)(IMAGES),
+        lambda frozen: frozen.train_features,
+        lambda frozen: last_layer(frozen, "mean")(IMAGES),
+        lambda frozen: every_layer(frozen, "mean")(IMAGES),
+        lambda frozen: patch_tokens(frozen)(IMAGES),
     ],
     ids=["features", "last_layer", "every_layer", "patch_tokens"],
 )
-def test_features(look: Callable[[Subject], object]) -> None:
-    subject = grey_subject()
-    seen = watched(subject.backbone)
-    look(subject)
+def test_features(look: Callable[[FrozenBackbone], object]) -> None:
+    frozen = grey_frozen()
+    seen = watched(frozen.backbone)
+    look(frozen)
     assert_normalised(seen)
 
 
 def test_fine_tuning_and_its_test(tmp_path: Path) -> None:
     settings = quick(epochs=1)
-    tuning = FineTuning(grey_subject(), settings, tmp_path)
+    tuning = FineTuning(grey_frozen(), settings, tmp_path)
     seen = watched(tuning.model)
     tuning.run()
-    subject = grey_subject()
-    model, recipe, _ = build_classifier(subject, settings)
+    frozen = grey_frozen()
+    model, spec, _ = build_classifier(frozen, settings)
     seen += (tested := watched(model))
-    judge_models({"": model}, recipe, subject, settings)
+    evaluate_models({"": model}, spec, frozen, settings)
     assert_normalised([*seen, *tested])
 
 
@@ -94,12 +94,12 @@ def test_segmentation_and_its_test(tmp_path: Path) -> None:
     for path in (folder / "images").rglob("*.png"):
         Image.new("RGB", (WIDTH, HEIGHT), (GREY,) * 3).save(path)
     train, test = open_segmentation(str(folder))
-    recipe = BackboneRecipe("vit_tiny_patch16_224", OPTIONS, 16, MEAN, STD, seed=0)
-    subject = Subject("grey", recipe.build(), recipe, train, test, device=CPU, workers=0, unreadable=UnreadableImages())
+    spec = BackboneSpec("vit_tiny_patch16_224", OPTIONS, 16, MEAN, STD, seed=0)
+    frozen = FrozenBackbone("grey", spec.build(), spec, train, test, device=CPU, workers=0, unreadable=UnreadableImages())
     settings = Segment(**SMALL)
-    training = SegmentationTraining(subject, train, settings, tmp_path / "out")
+    training = SegmentationTraining(frozen, train, settings, tmp_path / "out")
     seen = watched(training.model.backbone)
     training.step(torch.full((2, 3, 32, 32), GREY, dtype=torch.uint8), torch.zeros(2, 32, 32, dtype=torch.int16), 0, 0.01)
-    judge_model(training.model.eval(), subject, test, settings, None)
+    evaluate_model(training.model.eval(), frozen, test, settings, None)
     assert_normalised(seen)
     assert len(seen) > 1

@@ -101,17 +101,17 @@ def test_the_backbone_is_judged_as_it_stands(tmp_path: Path, store) -> None:
     probe.begin(trainer.context())
     blind = probe.observe(point).scalars
     assert told["online/linear"] == 1
-    assert blind["online/linear"] in (np.mean(probe.held_out.labels == 0), np.mean(probe.held_out.labels == 1))
+    assert blind["online/linear"] in (np.mean(probe.validation.labels == 0), np.mean(probe.validation.labels == 1))
     assert all(parameter.requires_grad for parameter in trainer.objective.backbone.parameters())
 
 
 def test_the_parts_are_chosen_by_content() -> None:
     source = TinyImages("tiny", 200, seed=5)
-    train, held_out = probe_parts(source)
-    keys = {"train": sample_keys(train), "held out": sample_keys(held_out)}
+    train, validation = probe_parts(source)
+    keys = {"train": sample_keys(train), "held out": sample_keys(validation)}
     assert not {*keys["train"]} & {*keys["held out"]}
-    assert len(train) + len(held_out) == 200
-    assert 15 < len(held_out) < 65
+    assert len(train) + len(validation) == 200
+    assert 15 < len(validation) < 65
     order = np.random.default_rng(0).permutation(200)
     other_train, other_held_out = probe_parts(subset(source, [*order, *order[:50]]))  # in another order, some images twice
     assert {*sample_keys(other_train)} == {*keys["train"]}

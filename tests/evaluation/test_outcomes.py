@@ -21,7 +21,7 @@ def test_accuracies_are_those_of_a_loop() -> None:
     scores[torch.arange(60), labels] += 1.0
     ranked = [sorted(range(8), key=lambda number, row=row: -row[number]) for row in scores.tolist()]
     right = np.array([ranks[0] == label for ranks, label in zip(ranked, labels.tolist(), strict=True)])
-    found = classified(scores, labels).figures()
+    found = classified(scores, labels).metrics()
     assert found["top1"] == pytest.approx(right.mean())
     assert found["top5"] == pytest.approx(
         np.mean([label in ranks[:5] for ranks, label in zip(ranked, labels.tolist(), strict=True)])
@@ -31,7 +31,7 @@ def test_accuracies_are_those_of_a_loop() -> None:
 
 
 def test_of_fewer_than_five_classes_all_are_among_the_likeliest() -> None:
-    assert classified(torch.tensor([[0.2, 0.1, 0.0]]), torch.tensor([2])).figures() == {
+    assert classified(torch.tensor([[0.2, 0.1, 0.0]]), torch.tensor([2])).metrics() == {
         "top1": 0.0,
         "top5": 1.0,
         "mean_per_class": 0.0,
@@ -53,7 +53,7 @@ def test_outcomes_come_back_as_they_were_written(tmp_path: Path) -> None:
     save_outcomes(tmp_path / "x.safetensors", KEYS, {"pre-trained": found})
     keys, outcomes = load_outcomes(tmp_path / "x.safetensors")
     assert (keys == KEYS).all()
-    assert outcomes.figures() == pytest.approx(found.figures())
+    assert outcomes.metrics() == pytest.approx(found.metrics())
     assert torch.equal(outcomes.values["top1"], found.values["top1"])
 
 

@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 
 from mapet.errors import SettingsError
+from mapet.evaluation.frozen_backbone import FrozenBackbone
 from mapet.evaluation.presets import PROTOCOLS, preset_source, presets_of, protocol_of, protocols_of, setting_names
 from mapet.evaluation.probes.knn import KNN
 from mapet.evaluation.probes.linear import LinearProbe
-from mapet.evaluation.protocol import Findings, Protocol, Result
-from mapet.evaluation.subject import Subject
+from mapet.evaluation.protocol import Metrics, Protocol, Result
 
 OTHER = {"both": "cls", "last": "every", "standardise": "none", "adamw": "lars", "step": "epoch", "held_out": "test"}
 SETTINGS = [(kind, name) for kind in (KNN, LinearProbe) for name in setting_names(kind)]
@@ -34,8 +34,8 @@ def test_the_hash_is_that_of_the_settings_and_nothing_else() -> None:
         temperature: float = 0.07
         neighbours: int = 20
 
-        def judge(self, subject: Subject) -> Findings:
-            return Findings({"top1": 0.0})
+        def evaluate(self, frozen: FrozenBackbone) -> Metrics:
+            return Metrics({"top1": 0.0})
 
     assert [field.name for field in dataclasses.fields(Reordered)] != [field.name for field in dataclasses.fields(KNN)]
     assert Reordered().hash == KNN().hash == KNN(neighbours=20).hash

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mapet.cli.evaluated import open_evaluated
+from mapet.cli.target import load_target
 from mapet.data.crops import RandomCrops
 from mapet.data.decode import decode_image
 from mapet.data.skipped import UnreadableImages
@@ -18,7 +18,7 @@ from mapet.data.views import FixedView
 from mapet.errors import DataError, NonFiniteLossError, SettingsError, TokenizerError, TokenStoreError
 from mapet.evaluation.evaluate import evaluate
 from mapet.evaluation.probes.knn import KNN
-from mapet.evaluation.tokens.data import TokenMaker, TokenSplit, TokenSubject, open_tokens
+from mapet.evaluation.tokens.data import LabelledTokens, TokenMaker, TokenSplit, open_tokens
 from mapet.evaluation.tokens.heads import TokenMLP, token_vit
 from mapet.evaluation.tokens.protocol import TokenClassification
 from mapet.runtime.run_directory import RunDirectory
@@ -50,19 +50,19 @@ def shuffled(split: TokenSplit, seed: int) -> TokenSplit:
     return TokenSplit(split.ids[order], split.labels)
 
 
-def subject_of(train: TokenSplit, test: TokenSplit) -> TokenSubject:
-    return TokenSubject("planted", train, test, {"vocab_size": CODES, "grid_size": [*GRID]}, CLASSES, CPU)
+def tokens_of(train: TokenSplit, test: TokenSplit) -> LabelledTokens:
+    return LabelledTokens("planted", train, test, {"vocab_size": CODES, "grid_size": [*GRID]}, CLASSES, CPU)
 
 
-def judge(protocol: TokenClassification, train: TokenSplit, test: TokenSplit) -> dict[str, float]:
-    return protocol.judge(subject_of(train, test)).figures
+def accuracies(protocol: TokenClassification, train: TokenSplit, test: TokenSplit) -> dict[str, float]:
+    return protocol.evaluate(tokens_of(train, test)).values
 
 
 @pytest.mark.parametrize("protocol", [QUICK, QUICK_VIT], ids=["mlp", "vit"])
 def test_tokens_that_tell_the_class_are_learned_and_shuffled_ones_are_not(protocol: TokenClassification) -> None:
     train, test = planted(0), planted(1)
-    assert judge(protocol, train, test)["top1"] > 0.9
-    blind = judge(protocol, shuffled(train, 2), shuffled(test, 3))
+    assert accuracies(protocol, train, test)["top1"] > 0.9
+    blind = accuracies(protocol, shuffled(train, 2), shuffled(test, 3))
     assert blind["top1"] < 1 / CLASSES + 0.12
     assert set(blind) == {"top1", "top5", "mean_per_class"}
 
@@ -75,8 +75,8 @@ def ordered(seed: int) -> TokenSplit:
 
 
 def test_only_the_vit_sees_where_tokens_are() -> None:
-    assert judge(dataclasses.replace(QUICK_VIT, min_steps=120), ordered(0), ordered(1))["top1"] > 0.95
-    assert judge(QUICK, ordered(0), ordered(1))["top1"] < 0.65
+    assert accuracies(dataclasses.replace(QUICK_VIT, min_steps=120), ordered(0), ordered(1))["top1"] > 0.95
+    assert accuracies(QUICK, ordered(0), ordered(1))["top1"] < 0.65
 
 
 def test_the_mlp_computes_what_the_paper_says() -> None:
@@ -111,7 +111,7 @@ def test_the_start_and_the_training_are_functions_of_the_seed() -> None:
     ends = []
     for noise in (1, 2):
         torch.manual_seed(noise)
-        ends.append(protocol.judge(subject_of(train, test)))
+        ends.append(protocol.evaluate(tokens_of(train, test)))
     assert ends[0] == ends[1]
     torch.random.set_rng_state(state)
     dataclasses.replace(QUICK, min_steps=2).build(CODES, GRID, CLASSES)
@@ -122,14 +122,14 @@ def test_the_floor_is_the_class_most_frequent_in_training() -> None:
     train, test = planted(0), planted(1, 60)
     train = TokenSplit(train.ids, torch.where(torch.arange(256) < 100, 2, train.labels))
     test = TokenSplit(test.ids, torch.where(torch.arange(60) < 30, 1, test.labels))
-    found = dataclasses.replace(QUICK, min_steps=1).judge(subject_of(train, test))
+    found = dataclasses.replace(QUICK, min_steps=1).evaluate(tokens_of(train, test))
     assert found.details["frequent_class"] == float((test.labels == 2).sum()) / 60 != 0.5
     assert found.details["parameters"] == CODES * 16 + 16 * 17 + 17 * CLASSES
 
 
 def test_a_loss_that_is_no_number_is_refused() -> None:
     with pytest.raises(NonFiniteLossError, match=r"--set lr=3e\+29"):
-        judge(dataclasses.replace(QUICK, lr=1e30, min_steps=20), planted(0), planted(1))
+        accuracies(dataclasses.replace(QUICK, lr=1e30, min_steps=20), planted(0), planted(1))
 
 
 def whole() -> Concatenation:
@@ -274,7 +274,7 @@ def test_what_is_no_run_is_not_called_one(tmp_path: Path, content: str | None) -
     with pytest.raises(TokenizerError, match=r"is no tokenizer, no token store and no run: .*`mapet tokenizer` made"):
         open_tokens(tmp_path)
     with pytest.raises(SettingsError, match="has no images of its own"):
-        open_evaluated("tokenizer", str(tmp_path), None, model=None, options={})
+        load_target("tokenizer", str(tmp_path), None, model=None, options={})
 
 
 def test_a_tokenizer_may_lie_beside_a_config_of_others(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mapet.checkpoints.address import open_backbone
+from mapet.checkpoints.address import load_backbone
 from mapet.data.named_sets import named_location
 from mapet.errors import DataError, SettingsError
 from mapet.evaluation.probes.knn import KNN
@@ -24,7 +24,7 @@ def test_every_set_is_judged_by_its_own_metric(run: RunDirectory, tmp_path: Path
     write_images(tmp_path / "own", " ".join(f"{part}/{'ab'[n % 2]}/{n}.png" for part in ("train", "test") for n in range(6)))
     own = str(tmp_path / "own")
     locations = transfer_locations(["aircraft", "food101", "cifar10", own, "food101"], tmp_path)
-    results = evaluate_transfer(open_backbone(run.path), locations, KNN(neighbours=2), device=CPU, folder=tmp_path / "out")
+    results = evaluate_transfer(load_backbone(run.path), locations, KNN(neighbours=2), device=CPU, folder=tmp_path / "out")
     assert {name: result.metric for name, result in results.items()} == {
         "aircraft": "mean_per_class",
         "food101": "top1",

@@ -21,11 +21,11 @@ from mapet.evaluation.outcomes import SUFFIX, Outcomes, classified, load_outcome
 from mapet.evaluation.presets import PROTOCOLS, presets_of, protocol_of, protocols_of, summary
 from mapet.evaluation.probes.knn import KNN
 from mapet.evaluation.probes.representations import rounded_to_half
-from mapet.evaluation.protocol import Findings, Protocol, Result
+from mapet.evaluation.protocol import Metrics, Protocol, Result
 from mapet.evaluation.segmentation.miou import scores_of_pixels
 from mapet.runtime.run_directory import RunDirectory
 from tests.data.images import write_images
-from tests.evaluation.planted import tiny_subject
+from tests.evaluation.planted import tiny_frozen
 from tests.evaluation.test_protocol import result
 
 CPU = torch.device("cpu")
@@ -45,13 +45,13 @@ QUICK: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("title", QUICK)
 def test_features_that_are_not_finite_are_refused(title: str, value: float) -> None:
     """R12, F9: by every protocol, where they are extracted, with the first image; never as a learning rate that is too high."""
-    subject = tiny_subject()
+    frozen = tiny_frozen()
     with torch.no_grad():
-        subject.backbone.get_parameter("norm.weight").fill_(value)
+        frozen.backbone.get_parameter("norm.weight").fill_(value)
         if not math.isfinite(value) or title == "linear:beit":  # it looks at the blocks in front of the norm
-            subject.backbone.get_parameter("blocks.0.mlp.fc2.bias").fill_(value)
+            frozen.backbone.get_parameter("blocks.0.mlp.fc2.bias").fill_(value)
     with pytest.raises(ModelError, match=r"features of \d+ of \d+ images are not finite .* the first of ") as refused:
-        protocol_of(title, QUICK[title]).judge(subject)
+        protocol_of(title, QUICK[title]).evaluate(frozen)
     assert "lr" not in str(refused.value)
     if not math.isfinite(value):
         assert "is not finite: the file is damaged" in str(refused.value)
@@ -69,11 +69,11 @@ def test_an_attentive_probe_keeps_features_beyond_half_precision() -> None:
     """R13: large features give what the same features give at their usual size."""
     figures = []
     for scale in (1.0, 1e6):
-        subject = tiny_subject()
+        frozen = tiny_frozen()
         with torch.no_grad():
             for name in ("norm.weight", "norm.bias"):
-                subject.backbone.get_parameter(name).mul_(scale)
-        figures.append(protocol_of("attentive", {"epochs": 1, "min_steps": 40}).judge(subject).figures["top1"])
+                frozen.backbone.get_parameter(name).mul_(scale)
+        figures.append(protocol_of("attentive", {"epochs": 1, "min_steps": 40}).evaluate(frozen).values["top1"])
     assert figures[1] == figures[0] > 0.9
 
 
@@ -205,8 +205,8 @@ def test_outcomes_lie_beside_the_result(run: RunDirectory, tmp_path: Path) -> No
         keys, after = load_outcomes(path)
         _, before = load_outcomes(path, "random")
         assert len({*keys.tolist()}) == found.test_images == 20
-        assert after.figures()["top1"] == pytest.approx(found.figures["top1"])
-        assert before.figures()["top5"] == pytest.approx(found.random_figures["top5"])  # type: ignore[index]
+        assert after.metrics()["top1"] == pytest.approx(found.figures["top1"])
+        assert before.metrics()["top5"] == pytest.approx(found.random_figures["top5"])  # type: ignore[index]
         assert found.gain_intervals["top1"] == pytest.approx(gain_intervals(after, before)["top1"], abs=1e-6)
         assert found.gain_interval == found.gain_intervals["top1"]
 
@@ -264,7 +264,7 @@ def test_a_note_is_printed_once_for_all_pools(run: RunDirectory, capsys) -> None
 def test_pools_that_differ_much_are_said() -> None:
     outcomes = Outcomes({"top1": torch.ones(1000).double()})
     found, random = (
-        Findings({}, {"top1_by_pool": dict(zip(("mean", "cls", "both"), shares, strict=True))}, outcomes)
+        Metrics({}, {"top1_by_pool": dict(zip(("mean", "cls", "both"), shares, strict=True))}, outcomes)
         for shares in ((0.526, 0.618, 0.612), (0.5, 0.5, 0.5))
     )
     assert KNN().remark(found, random) == (
@@ -280,8 +280,8 @@ class Unwritten(Protocol):
 
     name = "unwritten"
 
-    def judge(self, subject: Any) -> Findings:
-        return Findings({"top1": 0.5})
+    def evaluate(self, frozen: Any) -> Metrics:
+        return Metrics({"top1": 0.5})
 
 
 def test_a_protocol_needs_no_file(run: RunDirectory, monkeypatch, capsys) -> None:

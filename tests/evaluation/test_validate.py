@@ -21,7 +21,7 @@ from mapet.evaluation.classify.classes import head_numbers, read_class_map
 from mapet.evaluation.classify.protocol import Classify, validation_images
 from mapet.evaluation.evaluate import evaluate
 from mapet.evaluation.protocol import Result
-from mapet.models.spec import BackboneRecipe
+from mapet.models.spec import BackboneSpec
 from tests.data.images import random_image, write_images
 from tests.golden import load_golden, with_prefix
 
@@ -305,13 +305,13 @@ def test_other_timm_models_are_fed_as_timm_says(tmp_path: Path) -> None:
 
 def test_a_saved_model_is_opened_by_its_folder(tmp_path: Path) -> None:
     options = {**TINY, "num_classes": 5, "global_pool": "avg"}
-    recipe = BackboneRecipe("vit_tiny_patch16_224", options, 32, (0.5,) * 3, (0.2,) * 3, 0, crop_fraction=0.875)
-    save_backbone(tmp_path / "model", recipe, recipe.build())
+    spec = BackboneSpec("vit_tiny_patch16_224", options, 32, (0.5,) * 3, (0.2,) * 3, 0, crop_fraction=0.875)
+    save_backbone(tmp_path / "model", spec, spec.build())
     classifier = load_classifier(tmp_path / "model")
-    assert (classifier.classes, classifier.preprocessing) == (5, Preprocessing(32, 0.875, mean=recipe.mean, std=recipe.std))
+    assert (classifier.classes, classifier.preprocessing) == (5, Preprocessing(32, 0.875, mean=spec.mean, std=spec.std))
     with pytest.raises(ModelError, match="images of 32 pixels and 5 classes"):
         load_classifier(tmp_path / "model", ModelChoice(classes=10))
-    bare = BackboneRecipe("vit_tiny_patch16_224", {**TINY, "num_classes": 0}, 32, (0.5,) * 3, (0.2,) * 3, 0)
+    bare = BackboneSpec("vit_tiny_patch16_224", {**TINY, "num_classes": 0}, 32, (0.5,) * 3, (0.2,) * 3, 0)
     save_backbone(tmp_path / "bare", bare, bare.build())
     with pytest.raises(ModelError, match="a backbone without a classifier"):
         load_classifier(tmp_path / "bare")
@@ -320,8 +320,8 @@ def test_a_saved_model_is_opened_by_its_folder(tmp_path: Path) -> None:
 def test_a_saved_model_knows_which_output_is_which_class(tmp_path: Path) -> None:
     folder = images_of(tmp_path / "val")
     names = sorted(path.name for path in folder.iterdir())
-    recipe = BackboneRecipe("vit_tiny_patch16_224", {**TINY, "num_classes": len(names)}, 32, (0.5,) * 3, (0.2,) * 3, 0)
-    save_backbone(tmp_path / "model", recipe, recipe.build())
+    spec = BackboneSpec("vit_tiny_patch16_224", {**TINY, "num_classes": len(names)}, 32, (0.5,) * 3, (0.2,) * 3, 0)
+    save_backbone(tmp_path / "model", spec, spec.build())
     for order in (names, names[::-1]):
         (tmp_path / "classes.json").write_text(json.dumps(order))
         known = load_classifier(tmp_path / "model").names

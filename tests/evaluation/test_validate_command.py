@@ -17,7 +17,7 @@ from mapet.data.views import IMAGENET_MEAN, IMAGENET_STD
 from mapet.errors import SettingsError
 from mapet.evaluation.classify.protocol import Classify
 from mapet.evaluation.outcomes import load_outcomes
-from mapet.models.spec import BackboneRecipe
+from mapet.models.spec import BackboneSpec
 from tests.command import mapet
 from tests.evaluation.test_validate import TINY, checkpoint, images_of, tiny_state
 
@@ -54,7 +54,7 @@ def test_validate_and_evaluate_classify_are_one(checkpoint: Path, tmp_path: Path
     state = tiny_state()
     saved = timm.create_model("vit_tiny_patch16_224", **TINY, init_values=0.1, global_pool="avg", num_classes=5)
     saved.load_state_dict(state)
-    recipe = BackboneRecipe(
+    spec = BackboneSpec(
         "vit_tiny_patch16_224",
         {**TINY, "init_values": 0.1, "global_pool": "avg", "num_classes": 5},
         32,
@@ -63,7 +63,7 @@ def test_validate_and_evaluate_classify_are_one(checkpoint: Path, tmp_path: Path
         std=IMAGENET_STD,
         crop_fraction=0.9,
     )
-    save_backbone(tmp_path / "model", recipe, saved)
+    save_backbone(tmp_path / "model", spec, saved)
     model = ["--model", "vit_standard_tiny_patch16_224", *KWARGS]
     assert run(folder, *model, "--checkpoint", checkpoint, "--out", out, "--json", tmp_path / "one.json").exit_code == 0
     assert mapet("evaluate", "classify", tmp_path / "model", folder, "--out", out, "--workers", "0") == 0

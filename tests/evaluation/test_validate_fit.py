@@ -13,7 +13,7 @@ from mapet.checkpoints.classifier import ModelChoice, load_classifier
 from mapet.compat import timm
 from mapet.config.recipes import parse_options
 from mapet.errors import ModelError
-from mapet.models.spec import BackboneRecipe
+from mapet.models.spec import BackboneSpec
 from tests.checkpoints.runs import save_run
 from tests.evaluation.test_validate import TINY, publish, split_queries, tiny_choice, tiny_state
 
@@ -87,8 +87,8 @@ def test_a_folder_that_is_no_classifier_says_what_to_give(tmp_path: Path) -> Non
     with pytest.raises(ModelError, match=r"run of a pre-training, .*mapet evaluate finetune \S+run DATA.* give the model/ folder"):
         load_classifier(run)
     options = {**TINY, "num_classes": 5}
-    recipe = BackboneRecipe("vit_tiny_patch16_224", options, 32, (0.5,) * 3, (0.2,) * 3, 0)
-    save_backbone(run / "evaluations" / "finetune-photos" / "model", recipe, recipe.build())
+    spec = BackboneSpec("vit_tiny_patch16_224", options, 32, (0.5,) * 3, (0.2,) * 3, 0)
+    save_backbone(run / "evaluations" / "finetune-photos" / "model", spec, spec.build())
     with pytest.raises(ModelError, match=r"Give a fine-tuned model of it: \S+run/evaluations/finetune-photos/model\."):
         load_classifier(run)
     with pytest.raises(ModelError, match=r"There is one in \S+finetune-photos/model: give that"):

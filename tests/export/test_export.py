@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from mapet.checkpoints.address import OpenedBackbone, open_backbone
+from mapet.checkpoints.address import LoadedBackbone, load_backbone
 from mapet.checkpoints.backbone_folder import save_backbone
 from mapet.compat import create_transform, resolve_model_data_config, timm
 from mapet.config.settings import hash_of_science
@@ -22,7 +22,7 @@ from mapet.errors import FailedRunError, ModelError, SettingsError
 from mapet.export import preprocessing
 from mapet.export import timm as export_timm
 from mapet.export.export import Written, export
-from mapet.models.spec import BackboneRecipe
+from mapet.models.spec import BackboneSpec
 from mapet.runtime.run_directory import RunDirectory
 from tests.checkpoints.published import images, randomise
 
@@ -31,10 +31,10 @@ VIT, BEIT = "vit_tiny_patch16_224", "beit_base_patch16_224"
 SCALED = {**SIZES, "init_values": 0.1}
 
 
-def opened(name: str, **options) -> OpenedBackbone:
-    found = open_backbone(f"random:{name}", options=options)
+def loaded(name: str, **options) -> LoadedBackbone:
+    found = load_backbone(f"random:{name}", options=options)
     randomise(found.backbone)
-    return replace(found, recipe=replace(found.recipe, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6)))
+    return replace(found, spec=replace(found.spec, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6)))
 
 
 MODELS = {
@@ -55,7 +55,7 @@ MODELS = {
 def test_transformers(tmp_path, name, options):
     import transformers
 
-    found = opened(name, **options)
+    found = loaded(name, **options)
     written = export(found, "hf", tmp_path / "hf")
     assert written.difference is not None
     assert written.difference < 1e-5
@@ -71,7 +71,7 @@ def test_transformers(tmp_path, name, options):
             ours = found.backbone.forward_features(images())
             ours = found.backbone.fc_norm(ours) if found.backbone.global_pool == "avg" else ours
     torch.testing.assert_close(theirs, ours, rtol=1e-5, atol=1e-5)
-    again = open_backbone(tmp_path / "hf").backbone
+    again = load_backbone(tmp_path / "hf").backbone
     with torch.inference_mode():
         back = again(images()) if found.backbone.num_classes else again.forward_features(images())
     torch.testing.assert_close(back, ours, rtol=1e-5, atol=1e-5)
@@ -83,13 +83,13 @@ def smooth(width: int, height: int) -> Image.Image:
 
 
 @pytest.fixture(scope="module", params=[1.0, 0.875])
-def preprocessed(request, tmp_path_factory) -> tuple[BackboneRecipe, Path]:
+def preprocessed(request, tmp_path_factory) -> tuple[BackboneSpec, Path]:
     """What was exported, with the share of the image that its crop takes, and the folder of the exports."""
-    found, folder = opened(VIT, **SCALED), tmp_path_factory.mktemp("preprocessed")
-    recipe = replace(found.recipe, crop_fraction=request.param)
+    found, folder = loaded(VIT, **SCALED), tmp_path_factory.mktemp("preprocessed")
+    spec = replace(found.spec, crop_fraction=request.param)
     for form in ("hf", "timm"):
-        export(replace(found, recipe=recipe), form, folder / form)
-    return recipe, folder
+        export(replace(found, spec=spec), form, folder / form)
+    return spec, folder
 
 
 @pytest.mark.parametrize("size", [(640, 427), (427, 640), (500, 375), (35, 36), (36, 39), (43, 36), (32, 32), (33, 32), (91, 64)])
@@ -97,18 +97,16 @@ def test_exported_preprocessing_gives_the_crop_of_evaluations(preprocessed, size
     """R29: timm's crop is ours for every size; that of transformers starts at most one pixel before it, as the card states."""
     import transformers
 
-    recipe, folder = preprocessed
-    view, picture = EvaluationView(32, recipe.crop_fraction), smooth(*size)
+    spec, folder = preprocessed
+    view, picture = EvaluationView(32, spec.crop_fraction), smooth(*size)
     processor = transformers.AutoImageProcessor.from_pretrained(folder / "hf")
     model = timm.create_model(f"local-dir:{folder / 'timm'}", pretrained=True)
     transform = create_transform(**resolve_model_data_config(model), is_training=False)
-    ours, allowed = normalise(view(picture)[None], recipe.mean, recipe.std)[0], 3.01 / 255 / min(recipe.std)
+    ours, allowed = normalise(view(picture)[None], spec.mean, spec.std)[0], 3.01 / 255 / min(spec.std)
     torch.testing.assert_close(transform(picture), ours, rtol=0, atol=1e-5)
     resized = np.array(view.resized(picture))
     top, left = ((side - 32) // 2 for side in resized.shape[:2])
-    theirs = normalise(torch.from_numpy(resized[top : top + 32, left : left + 32]).permute(2, 0, 1)[None], recipe.mean, recipe.std)[
-        0
-    ]
+    theirs = normalise(torch.from_numpy(resized[top : top + 32, left : left + 32]).permute(2, 0, 1)[None], spec.mean, spec.std)[0]
     pixels = torch.as_tensor(np.array(processor(picture).pixel_values))[0]
     torch.testing.assert_close(pixels, theirs, rtol=0, atol=allowed)
     if not any((side - 32) % 4 == 3 for side in resized.shape[:2]):
@@ -122,7 +120,7 @@ def test_exported_preprocessing_gives_the_crop_of_evaluations(preprocessed, size
 @pytest.mark.parametrize("form", ["hf", "timm"])
 def test_an_export_with_other_preprocessing_is_not_kept(tmp_path, monkeypatch, form):
     """R29: a resize without the margin is found by the check of the export."""
-    found = opened(VIT, **SCALED)
+    found = loaded(VIT, **SCALED)
     monkeypatch.setattr(preprocessing, "EvaluationView", lambda size, fraction: EvaluationView(size, 0.8))
     with pytest.raises(FailedRunError, match=r"other pixels than mapet's for a picture of 32 x 32: up to \d+ of 255"):
         export(found, form, tmp_path / form)
@@ -133,7 +131,7 @@ def test_an_export_with_other_preprocessing_is_not_kept(tmp_path, monkeypatch, f
     ("name", "options"), [MODELS["LayerScale"], MODELS["classifier on the mean"], MODELS["Beit with a classifier"]]
 )
 def test_timm(tmp_path, name, options):
-    found = opened(name, **options)
+    found = loaded(name, **options)
     assert export(found, "timm", tmp_path / "timm").difference == 0
     again = timm.create_model(f"local-dir:{tmp_path / 'timm'}", pretrained=True).eval()
     own = found.backbone.state_dict()
@@ -141,18 +139,18 @@ def test_timm(tmp_path, name, options):
     assert all(torch.equal(value, own[key]) for key, value in again.state_dict().items())
     data = resolve_model_data_config(again)
     assert [*data["mean"], *data["std"], data["crop_pct"], *data["input_size"]] == [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 1.0, 3, 32, 32]
-    back = open_backbone(tmp_path / "timm")
-    assert (back.recipe.mean, back.recipe.image_size) == ((0.1, 0.2, 0.3), 32)
+    back = load_backbone(tmp_path / "timm")
+    assert (back.spec.mean, back.spec.image_size) == ((0.1, 0.2, 0.3), 32)
     assert "tag" not in (tmp_path / "timm" / "config.json").read_text()
 
 
 def test_safetensors(tmp_path):
-    found = opened(VIT, **SCALED)
+    found = loaded(VIT, **SCALED)
     written = export(found, "safetensors", tmp_path / "plain")
     assert written.difference == 0
-    again = timm.create_model(VIT, **found.recipe.options)
+    again = timm.create_model(VIT, **found.spec.options)
     again.load_state_dict(load_file(tmp_path / "plain" / "weights.safetensors"), strict=True)
-    assert open_backbone(tmp_path / "plain").recipe == found.recipe
+    assert load_backbone(tmp_path / "plain").spec == found.spec
     names: dict = {}
     exec(written.usage.replace("FOLDER", str(tmp_path / "plain")), names)
     assert torch.equal(names["model"].pos_embed, found.backbone.pos_embed)
@@ -161,7 +159,7 @@ def test_safetensors(tmp_path):
 def test_onnx(tmp_path):
     pytest.importorskip("onnxscript")
     onnxruntime = pytest.importorskip("onnxruntime")
-    found = opened(VIT, **{**SCALED, "depth": 1, "num_classes": 3})
+    found = loaded(VIT, **{**SCALED, "depth": 1, "num_classes": 3})
     written = export(found, "onnx", tmp_path / "onnx")
     assert written.difference is not None
     assert written.difference < 1e-4
@@ -177,7 +175,7 @@ def test_onnx_without_its_packages(tmp_path, monkeypatch):
 
     monkeypatch.setattr(export_onnx, "find_spec", lambda name: None)
     with pytest.raises(ModelError, match=r"needs onnx and onnxscript.*pip install 'mapet\[onnx\]'"):
-        export(opened(VIT, **SIZES), "onnx", tmp_path / "onnx")
+        export(loaded(VIT, **SIZES), "onnx", tmp_path / "onnx")
     assert not (tmp_path / "onnx").exists()
 
 
@@ -195,32 +193,32 @@ def test_onnx_without_its_packages(tmp_path, monkeypatch):
 )
 def test_what_transformers_cannot_express_is_refused(tmp_path, name, options, reason):
     with pytest.raises(ModelError, match=f"has {reason}, which ViT in transformers has not. Use --to timm"):
-        export(opened(name, **options), "hf", tmp_path / "hf")
+        export(loaded(name, **options), "hf", tmp_path / "hf")
     assert not (tmp_path / "hf").exists()
 
 
 def test_an_export_that_computes_something_else_is_not_kept(tmp_path, monkeypatch):
     monkeypatch.setattr(export_timm, "write", lambda found, folder: Written("timm", "", 0.1))
     with pytest.raises(FailedRunError, match=r"differ from the backbone's by 1.0e-01"):
-        export(opened(VIT, **SIZES), "timm", tmp_path / "timm")
+        export(loaded(VIT, **SIZES), "timm", tmp_path / "timm")
     assert not (tmp_path / "timm").exists()
 
 
 def test_nothing_is_written_over(tmp_path):
     (tmp_path / "mine.txt").write_text("kept")
     with pytest.raises(ModelError, match="is there already, and nothing is written over"):
-        export(opened(VIT, **SIZES), "timm", tmp_path)
+        export(loaded(VIT, **SIZES), "timm", tmp_path)
     with pytest.raises(SettingsError, match=r"There is no export format called 'tim'. Did you mean 'timm'"):
-        export(opened(VIT, **SIZES), "tim", tmp_path / "new")
+        export(loaded(VIT, **SIZES), "tim", tmp_path / "new")
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
 @pytest.fixture
 def run(tmp_path) -> Path:
     """A run with a record of what it was begun with, and a figure."""
-    found = opened(VIT, **SCALED)
+    found = loaded(VIT, **SCALED)
     run = RunDirectory(tmp_path / "someone" / "run-7")
-    save_backbone(run.backbone, found.recipe, found.backbone)
+    save_backbone(run.backbone, found.spec, found.backbone)
     config = {
         "data": "/data/of/someone/photos",
         "tokenizer": "/data/of/someone/tok",
@@ -256,7 +254,7 @@ def run(tmp_path) -> Path:
 
 
 def test_the_card_says_what_was_done_and_no_path(run, tmp_path):
-    found = open_backbone(run)
+    found = load_backbone(run)
     export(found, "timm", tmp_path / "out")
     card = (tmp_path / "out" / "README.md").read_text()
     assert card.startswith("---\nlibrary_name: timm\npipeline_tag: image-feature-extraction\n")
@@ -280,8 +278,8 @@ def test_the_card_says_what_was_done_and_no_path(run, tmp_path):
 
 def test_the_card_of_a_fine_tuned_model_says_for_what_it_was_trained(tmp_path):
     stem = tmp_path / "secret" / "finetune-cats"
-    source = opened(VIT, **SCALED, num_classes=3)
-    save_backbone(stem / "model", source.recipe, source.backbone)
+    source = loaded(VIT, **SCALED, num_classes=3)
+    save_backbone(stem / "model", source.spec, source.backbone)
     (stem / "classes.json").write_text(json.dumps(["manx", "ragdoll", "sphynx"]))
     result = {
         "protocol": {"name": "finetune"},
@@ -295,10 +293,10 @@ def test_the_card_of_a_fine_tuned_model_says_for_what_it_was_trained(tmp_path):
         "test_images": 678,
         "figures": {"top1": 0.8125},
     }
-    export(open_backbone(stem / "model"), "safetensors", tmp_path / "bare")
+    export(load_backbone(stem / "model"), "safetensors", tmp_path / "bare")
     assert "| Protocol |" not in (tmp_path / "bare" / "README.md").read_text()
     stem.with_suffix(".json").write_text(json.dumps(result))
-    export(open_backbone(stem / "model"), "timm", tmp_path / "out")
+    export(load_backbone(stem / "model"), "timm", tmp_path / "out")
     card = (tmp_path / "out" / "README.md").read_text()
     for fact in (
         *(
@@ -314,7 +312,7 @@ def test_the_card_of_a_fine_tuned_model_says_for_what_it_was_trained(tmp_path):
         assert fact in card, fact
     assert "secret" not in card
     stem.with_suffix(".json").write_text(json.dumps({**result, "protocol": {"name": "finetune", "scratch": True}}))
-    export(open_backbone(stem / "model"), "safetensors", tmp_path / "scratch")
+    export(load_backbone(stem / "model"), "safetensors", tmp_path / "scratch")
     assert "| Started from | random initialisation |" in (tmp_path / "scratch" / "README.md").read_text()
 
 
@@ -341,7 +339,7 @@ def test_push(tmp_path, monkeypatch):
     from mapet.export.hub import push
 
     monkeypatch.setattr(huggingface_hub, "HfApi", FakeHub)
-    export(opened(VIT, **SIZES), "timm", tmp_path / "out")
+    export(loaded(VIT, **SIZES), "timm", tmp_path / "out")
     assert push(tmp_path / "out", "me/vit", private=True) == "https://huggingface.co/me/vit"
     files = ["README.md", "config.json", "model.safetensors"]
     assert FakeHub.calls == [
@@ -370,14 +368,14 @@ def test_the_command(run, tmp_path, capsys, monkeypatch):
 def test_names_of_classes_go_along(tmp_path):
     import transformers
 
-    found, names = opened(VIT, **{**SIZES, "num_classes": 3}), ["ant", "bee", "cat"]
-    save_backbone(tmp_path / "tuned" / "model", found.recipe, found.backbone)
+    found, names = loaded(VIT, **{**SIZES, "num_classes": 3}), ["ant", "bee", "cat"]
+    save_backbone(tmp_path / "tuned" / "model", found.spec, found.backbone)
     (tmp_path / "tuned" / "classes.json").write_text(json.dumps(names))
-    tuned = open_backbone(tmp_path / "tuned" / "model")
+    tuned = load_backbone(tmp_path / "tuned" / "model")
     assert tuned.classes == tuple(names)
     for form in ("hf", "timm", "safetensors"):
         export(tuned, form, tmp_path / form)
     assert transformers.AutoConfig.from_pretrained(tmp_path / "hf").id2label == dict(enumerate(names))
     assert json.loads((tmp_path / "timm" / "config.json").read_text())["label_names"] == names
-    assert open_backbone(tmp_path / "safetensors").classes == tuple(names)
-    assert open_backbone(tmp_path / "timm").backbone.num_classes == 3
+    assert load_backbone(tmp_path / "safetensors").classes == tuple(names)
+    assert load_backbone(tmp_path / "timm").backbone.num_classes == 3

@@ -9,13 +9,13 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
-from mapet.checkpoints.address import open_backbone
+from mapet.checkpoints.address import load_backbone
 from mapet.checkpoints.backbone_folder import save_backbone
 from mapet.data.skipped import UnreadableImages
 from mapet.engine.checkpoint import save_checkpoint
 from mapet.errors import StorageError
 from mapet.export.export import export
-from mapet.pretraining.pretrain import backbone_recipe
+from mapet.pretraining.pretrain import backbone_spec
 from mapet.runtime import tensors
 from mapet.tokenizers.clustering.state import State, StateFile
 from mapet.tokenizers.feature_kmeans import FeatureKMeans
@@ -25,8 +25,8 @@ from tests.tiny import tiny_settings, tiny_source
 
 
 def backbone(path: Path) -> None:
-    recipe = backbone_recipe(tiny_settings())
-    save_backbone(path, recipe, recipe.build())
+    spec = backbone_spec(tiny_settings())
+    save_backbone(path, spec, spec.build())
 
 
 def checkpoint(path: Path) -> None:
@@ -44,7 +44,7 @@ def teacher(path: Path) -> None:
 
 def exported(form: str) -> Callable[[Path], object]:
     options = {"img_size": 32, "patch_size": 8, "depth": 1}
-    return lambda path: export(open_backbone("random:vit_tiny_patch16_224", options=options), form, path)
+    return lambda path: export(load_backbone("random:vit_tiny_patch16_224", options=options), form, path)
 
 
 WRITERS = {

@@ -9,7 +9,7 @@ from pathlib import Path
 from mapet.checkpoints.backbone_folder import save_backbone
 from mapet.tokenizers.random_projection import RandomProjection
 from tests.checkpoints.published import save
-from tests.checkpoints.runs import RECIPE
+from tests.checkpoints.runs import SPEC
 from tests.cli.test_commands import TINY as RUN
 from tests.cli.test_commands import write_images
 from tests.cli.test_evaluate_others import TINY as NETWORK
@@ -83,7 +83,7 @@ def write_inputs(folder: Path) -> dict[str, Path]:
     RandomProjection(image_size=16, patch_size=8, vocab_size=20).save(place["tokenizer"])
     save({"model": with_prefix(load_golden("mim/vqkd_tiny_a")[1], "sd.")}, place["published"])
     assert mapet("pretrain", place["photos"], "--recipe", "digits", "--out", place["run"], *RUN) == 0
-    classifier = replace(RECIPE, options=RECIPE.options | {"num_classes": 2})
+    classifier = replace(SPEC, options=SPEC.options | {"num_classes": 2})
     save_backbone(place["model"], classifier, classifier.build())
     (folder / "classes.json").write_text(json.dumps(["left", "right"]))
     return place

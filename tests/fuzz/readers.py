@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from mapet.checkpoints.address import open_backbone
+from mapet.checkpoints.address import load_backbone
 from mapet.checkpoints.archive import state_dict_of
 from mapet.checkpoints.backbone_folder import save_backbone
 from mapet.config import load_recipe
@@ -26,7 +26,7 @@ from mapet.data.skipped import UnreadableImages
 from mapet.data.sources import open_source
 from mapet.engine.checkpoint import newest_checkpoint, save_checkpoint
 from mapet.errors import UnreadableImageError
-from mapet.models.spec import BackboneRecipe
+from mapet.models.spec import BackboneSpec
 from mapet.report.html import write_report
 from mapet.runtime.run_directory import RunDirectory
 from mapet.token_store.build import build_store
@@ -126,12 +126,12 @@ def _tensors() -> dict[str, torch.Tensor]:
 
 def _make_backbone(folder: Path) -> None:
     options = {"img_size": 8, "patch_size": 4, "embed_dim": 4, "depth": 1, "num_heads": 1, "num_classes": 0}
-    recipe = BackboneRecipe("vit_tiny_patch16_224", options, 8, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), seed=0)
+    recipe = BackboneSpec("vit_tiny_patch16_224", options, 8, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), seed=0)
     save_backbone(folder / "backbone", recipe, recipe.build())
 
 
 def _read_backbone(folder: Path) -> None:
-    open_backbone(folder / "backbone")
+    load_backbone(folder / "backbone")
 
 
 def _make_tokenizer(folder: Path) -> None:

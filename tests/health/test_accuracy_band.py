@@ -19,13 +19,13 @@ CPU = torch.device("cpu")
 
 def naive_band(grids: np.ndarray) -> tuple[float, float]:
     """(frequent, neighbour), pair by pair."""
-    counted, judged = grids[::2], grids[1::2]
+    counted, position = grids[::2], grids[1::2]
     frequent = Counter(counted.ravel().tolist()).most_common(1)[0][0]
     shares = []
     for dy, dx in ((0, 1), (0, -1), (1, 0), (-1, 0)):
         beside: dict[int, Counter] = defaultdict(Counter)
         right = []
-        for grid, learn in [*((grid, True) for grid in counted), *((grid, False) for grid in judged)]:
+        for grid, learn in [*((grid, True) for grid in counted), *((grid, False) for grid in position)]:
             for y, x in np.ndindex(grid.shape):
                 if 0 <= y + dy < grid.shape[0] and 0 <= x + dx < grid.shape[1]:
                     known, hidden = int(grid[y, x]), int(grid[y + dy, x + dx])
@@ -36,7 +36,7 @@ def naive_band(grids: np.ndarray) -> tuple[float, float]:
                         guess = max((t for t, n in beside[known].items() if n == most), default=frequent)
                         right.append(guess == hidden)
         shares.append(np.mean(right))
-    return float((judged == frequent).mean()), float(np.mean(shares))
+    return float((position == frequent).mean()), float(np.mean(shares))
 
 
 def test_it_is_what_counting_pair_by_pair_gives() -> None:
@@ -67,13 +67,13 @@ def test_without_neighbours_or_other_images_there_is_none() -> None:
 
 def test_what_is_usual_leaking_and_said() -> None:
     band = AccuracyBand(0.05, 0.3)
-    assert band.usual == pytest.approx((0.15, 0.6))
+    assert band.expected_range == pytest.approx((0.15, 0.6))
     assert band.leaking == pytest.approx(0.93)
-    assert band.verdict(0.2).endswith("15 to 60 % (within).")
-    assert "below it" in band.verdict(0.1)
-    assert "above it" in band.verdict(0.7)
-    assert AccuracyBand(0.6, 0.7).usual == pytest.approx((0.6, 0.97))
-    assert AccuracyBand(0.6, 0.7).verdict(0.98).endswith("(above it).")
+    assert band.outcome_message(0.2).endswith("15 to 60 % (within).")
+    assert "below it" in band.outcome_message(0.1)
+    assert "above it" in band.outcome_message(0.7)
+    assert AccuracyBand(0.6, 0.7).expected_range == pytest.approx((0.6, 0.97))
+    assert AccuracyBand(0.6, 0.7).outcome_message(0.98).endswith("(above it).")
     assert AccuracyBand(1.0, 1.0).leaking == 1.0
 
 
@@ -83,7 +83,7 @@ def test_a_run_that_ends_below_its_band_is_warned_of(tmp_path: Path, store, caps
     monkeypatch.setattr(signs, "stored_band", lambda *_: band)
     settings, run = tiny_settings(training__steps=1, training__warmup_steps=0), RunDirectory(tmp_path)
     tiny_trainer(tmp_path, store, settings).run()
-    words = band.verdict(run.read_metrics()[-1]["token_accuracy"])
+    words = band.outcome_message(run.read_metrics()[-1]["token_accuracy"])
     assert "below it" in words
     (warning,) = [line for line in read_warnings(run) if line["name"] == "below_band"]
     assert warning["message"] == words
@@ -102,7 +102,7 @@ def test_a_run_says_what_to_expect_and_how_it_ended(tmp_path: Path, store, capsy
     told = capsys.readouterr().err
     trainer().run()
     assert "Token accuracy" not in capsys.readouterr().err, "where nothing is left to do"
-    assert told.count(band.promise()) == 1
+    assert told.count(band.expectation_message()) == 1
     (last,) = [line for line in told.splitlines() if line.startswith("Token accuracy at the end: ")]
     accuracy = RunDirectory(tmp_path).read_metrics()[-1]["token_accuracy"]
-    assert last == band.verdict(accuracy)
+    assert last == band.outcome_message(accuracy)

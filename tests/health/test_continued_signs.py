@@ -19,10 +19,10 @@ VITAL = ("update/", "bits_", "effective", "accuracy")
 
 def test_a_continued_run_shows_the_same_signs(tmp_path: Path, store) -> None:
     settings = tiny_settings(training__steps=12, mechanics__log_every=2, mechanics__checkpoint_every=6)
-    tiny_trainer(tmp_path / "whole", store, settings, monitors=[VitalSigns(looks_every=4)]).run()
-    tiny_trainer(tmp_path / "parts", store, settings, monitors=[VitalSigns(looks_every=4)]).run()
+    tiny_trainer(tmp_path / "whole", store, settings, monitors=[VitalSigns(evaluate_every=4)]).run()
+    tiny_trainer(tmp_path / "parts", store, settings, monitors=[VitalSigns(evaluate_every=4)]).run()
     shutil.rmtree(tmp_path / "parts" / "checkpoints" / "step-00000012")
-    again = tiny_trainer(tmp_path / "parts", store, settings, monitors=[VitalSigns(looks_every=4)])
+    again = tiny_trainer(tmp_path / "parts", store, settings, monitors=[VitalSigns(evaluate_every=4)])
     assert again.first_step == 6
     again.run()
     signs = [

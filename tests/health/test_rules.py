@@ -17,14 +17,14 @@ FLOOR = TokenFloor(entropy=4.0, accuracy=0.1, entropy_by_position=3.6)
 SOUND = {"blocks.0": (0.01, 1.0), "blocks.1": (0.01, 1.0), "head": (0.02, 1.0), "patch_embed": (0.01, 1.0)}
 
 
-def judge(rules: Rules, step: int, loss: float, norms=None, signs=None, floor=FLOOR, rate=1e-3, gradient=1.0, **scalars):
+def evaluate(rules: Rules, step: int, loss: float, norms=None, signs=None, floor=FLOOR, rate=1e-3, gradient=1.0, **scalars):
     entry = {"step": step, "loss": loss, "gradient_norm": gradient}
     return rules.warnings(LogPoint(step, rate, entry), scalars, SOUND if norms is None else norms, signs, floor)
 
 
 def course_of(losses: list[float], course: RunFacts = COURSE, **others):
     rules = Rules(course)
-    return [judge(rules, 10 * number, loss, **others) for number, loss in enumerate(losses, 1)]
+    return [evaluate(rules, 10 * number, loss, **others) for number, loss in enumerate(losses, 1)]
 
 
 def raised(verdicts: dict) -> set[str]:
@@ -74,19 +74,19 @@ def test_a_gradient_that_is_always_clipped() -> None:
 
 def test_parts_that_stand_still_are_named_together() -> None:
     still = {**SOUND, "blocks.1": (0.0, 1.0), "patch_embed": (0.0, 1.0)}
-    assert "The weights of block 1, patch embed did not move" in judge(Rules(COURSE), 10, 3.0, still)["frozen"]
+    assert "The weights of block 1, patch embed did not move" in evaluate(Rules(COURSE), 10, 3.0, still)["frozen"]
     still["blocks.0"] = (0.0, 1.0)
-    assert "The weights of patch embed, all 2 blocks did not" in judge(Rules(COURSE), 10, 3.0, still)["frozen"]
-    assert "frozen" not in judge(Rules(COURSE), 10, 3.0, still, rate=0.0)
+    assert "The weights of patch embed, all 2 blocks did not" in evaluate(Rules(COURSE), 10, 3.0, still)["frozen"]
+    assert "frozen" not in evaluate(Rules(COURSE), 10, 3.0, still, rate=0.0)
 
 
 def test_the_size_of_a_step() -> None:
     large = {**SOUND, "head": (0.11, 1.0)}
-    assert "weights of head by up to 11%" in judge(Rules(COURSE), 60, 3.0, large)["large_update"]
-    assert "large_update" not in judge(Rules(COURSE), 50, 3.0, large)
+    assert "weights of head by up to 11%" in evaluate(Rules(COURSE), 60, 3.0, large)["large_update"]
+    assert "large_update" not in evaluate(Rules(COURSE), 50, 3.0, large)
     small = {**SOUND, "head": (0.9e-6, 1.0)}
-    assert "weights of head by less than a millionth" in judge(Rules(COURSE), 60, 3.0, small)["small_update"]
-    late = judge(Rules(COURSE), 60, 3.0, {**SOUND, "head": (0.9e-6, 1.0)}, rate=1e-4)
+    assert "weights of head by less than a millionth" in evaluate(Rules(COURSE), 60, 3.0, small)["small_update"]
+    late = evaluate(Rules(COURSE), 60, 3.0, {**SOUND, "head": (0.9e-6, 1.0)}, rate=1e-4)
     assert late["small_update"] is None  # ten times as much at the peak
 
 
@@ -110,26 +110,26 @@ def test_other_losses_must_have_fallen_a_little() -> None:
 def test_predictions_that_owe_nothing_to_the_image() -> None:
     noise = np.random.default_rng(0).normal(0, 0.1, (30, 30))
     blind, seeing = TokenSigns(3 + noise, None), TokenSigns(3 + noise - np.eye(30), None)
-    assert "fit the tokens of other images as well" in judge(Rules(COURSE), 150, 3.0, signs=blind)["blind"]
-    assert judge(Rules(COURSE), 150, 3.0, signs=seeing)["blind"] is None
-    assert "blind" not in judge(Rules(COURSE), 140, 3.0, signs=blind)
+    assert "fit the tokens of other images as well" in evaluate(Rules(COURSE), 150, 3.0, signs=blind)["blind"]
+    assert evaluate(Rules(COURSE), 150, 3.0, signs=seeing)["blind"] is None
+    assert "blind" not in evaluate(Rules(COURSE), 140, 3.0, signs=blind)
 
 
 def test_a_collapse_is_measured_against_two_dimensions_and_the_own_past() -> None:
     rules = Rules(COURSE)
     name = "effective_rank/patches"
-    assert "collapsed" not in judge(rules, 100, 3.0, **{name: 1.0})
-    assert judge(rules, 200, 3.0, **{name: 60.0})["collapsed"] is None
-    assert judge(rules, 300, 3.0, **{name: 6.1})["collapsed"] is None
-    assert "span 5.9 effective dimensions, at best it was 60" in judge(rules, 400, 3.0, **{name: 5.9})["collapsed"]
-    assert raised(judge(Rules(COURSE), 200, 3.0, **{name: 1.9})) == {"collapsed"}
+    assert "collapsed" not in evaluate(rules, 100, 3.0, **{name: 1.0})
+    assert evaluate(rules, 200, 3.0, **{name: 60.0})["collapsed"] is None
+    assert evaluate(rules, 300, 3.0, **{name: 6.1})["collapsed"] is None
+    assert "span 5.9 effective dimensions, at best it was 60" in evaluate(rules, 400, 3.0, **{name: 5.9})["collapsed"]
+    assert raised(evaluate(Rules(COURSE), 200, 3.0, **{name: 1.9})) == {"collapsed"}
 
 
 def test_a_continued_run_remembers() -> None:
     entries = [{"step": 10 * number, "loss": 3.0, "gradient_norm": 31.0, "effective_rank/patches": 60.0} for number in range(1, 30)]
-    found = judge(Rules(COURSE, entries), 300, 3.0, gradient=31.0, **{"effective_rank/patches": 5.0})
+    found = evaluate(Rules(COURSE, entries), 300, 3.0, gradient=31.0, **{"effective_rank/patches": 5.0})
     assert raised(found) == {"clipped", "collapsed"}
-    rises = judge(Rules(COURSE, [*entries, *({"step": 300, "loss": 3.4},) * 2]), 310, 3.4)
+    rises = evaluate(Rules(COURSE, [*entries, *({"step": 300, "loss": 3.4},) * 2]), 310, 3.4)
     assert raised(rises) == {"diverging"}
 
 
@@ -142,4 +142,4 @@ def test_targets_that_are_given_away() -> None:
 
     assert at(0.92) is None
     assert "94.0%, and the best guess from a neighbour is right 30.0%" in at(0.94)
-    assert "leaking" not in judge(Rules(COURSE), 60, 0.1), "where no tokens are predicted"
+    assert "leaking" not in evaluate(Rules(COURSE), 60, 0.1), "where no tokens are predicted"

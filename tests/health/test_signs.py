@@ -86,10 +86,10 @@ def test_a_healthy_run_is_warned_of_nothing(tmp_path: Path, flat_store, capsys) 
     assert warned_of(trainer) == {}
     assert read_warnings(trainer.run_directory) == []
     assert "WARNING" not in capsys.readouterr().err
-    looked = [entry for entry in trainer.run_directory.read_metrics() if "bits_from_image" in entry]
-    assert [entry["step"] for entry in looked] == [100]
-    assert looked[-1]["bits_from_image"] > 0.3
-    assert looked[-1]["effective_rank/patches"] > 2
+    measured = [entry for entry in trainer.run_directory.read_metrics() if "bits_from_image" in entry]
+    assert [entry["step"] for entry in measured] == [100]
+    assert measured[-1]["bits_from_image"] > 0.3
+    assert measured[-1]["effective_rank/patches"] > 2
 
 
 def test_a_learning_rate_that_is_too_high_is_warned_of(tmp_path: Path, flat_store, capsys) -> None:
@@ -130,7 +130,7 @@ def test_vital_signs_change_no_bit_of_the_training(tmp_path: Path, store, name: 
     options = {"teacher": "lagging"} if name == "cae" else {"num_context": 4}
     changes = {"objective__name": name, "objective__options": options, "training__drop_path": 0.2, "training__steps": 20}
     settings = tiny_settings(**changes, mechanics__log_every=2, mechanics__checkpoint_every=11)
-    often = VitalSigns(updates_every=2, looks_every=4, share_of_time=10)
+    often = VitalSigns(updates_every=2, evaluate_every=4, share_of_time=10)
     watched = tiny_trainer(tmp_path / "watched", store, settings, monitors=[often])
     watched.run()
     assert sum("effective_rank/patches" in entry for entry in watched.run_directory.read_metrics()) == 5
@@ -334,15 +334,15 @@ def test_looking_leaves_every_mode_as_it_was() -> None:
 
 
 def test_large_batches_are_looked_at_more_often(tmp_path: Path, store) -> None:
-    def looks(batch_size: int, log_every: int) -> list[int]:
+    def evaluations(batch_size: int, log_every: int) -> list[int]:
         trainer = tiny_trainer(tmp_path, store, tiny_settings(training__batch_size=batch_size, mechanics__log_every=log_every))
         vital = VitalSigns()
         vital.begin(trainer.context())
-        return [step for step in range(1, 1001) if step % log_every == 0 and vital._is_looked_at(step)]
+        return [step for step in range(1, 1001) if step % log_every == 0 and vital._is_evaluated(step)]
 
-    assert looks(BATCH, 10) == [100, 200, 400, 800]
-    assert looks(40, 10) == [*range(100, 1001, 100)]
-    assert looks(40, 70) == [140, 280, 420, 560, 700, 840, 980]
+    assert evaluations(BATCH, 10) == [100, 200, 400, 800]
+    assert evaluations(40, 10) == [*range(100, 1001, 100)]
+    assert evaluations(40, 70) == [140, 280, 420, 560, 700, 840, 980]
 
 
 def test_metrics_stay_json(tmp_path: Path, store) -> None:

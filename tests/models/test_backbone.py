@@ -6,12 +6,12 @@ import huggingface_hub.errors
 import pytest
 import torch
 
-from mapet.checkpoints.address import open_backbone
+from mapet.checkpoints.address import load_backbone
 from mapet.compat import timm
 from mapet.errors import ModelError
 from mapet.models import create_backbone
 from mapet.models.backbone import embed_patches
-from mapet.models.judged import create_judged
+from mapet.models.vit import create_vit
 
 
 def test_is_the_timm_model_untouched() -> None:
@@ -82,12 +82,12 @@ def test_weights_that_cannot_be_fetched_are_said_in_words(monkeypatch, name: str
 
     monkeypatch.setattr(timm, "create_model", refuse)
     with pytest.raises(ModelError) as said:
-        open_backbone(f"timm:{name}")
+        load_backbone(f"timm:{name}")
     start = f"Cannot fetch timm's weights for '{name}': Cannot find the requested files in the cache."
     assert str(said.value).startswith(start)
     assert f"random:{name}" in str(said.value)
     with pytest.raises(ModelError, match=f"timm cannot build '{name}'.*Cannot find the requested files"):
-        create_judged(name)
+        create_vit(name)
 
 
 def test_a_wrong_option_of_a_pretrained_model_is_no_matter_of_the_network() -> None:

@@ -86,10 +86,10 @@ MUTANTS = [
     ),
     (
         "evaluation-crop/the-default-for-all-settings",
-        "evaluation/finetuning/judging.py",
-        "EvaluationView(recipe.image_size, settings.crop_fraction)",
-        "EvaluationView(recipe.image_size)",
-        "evaluation/finetuning/test_judging.py",
+        "evaluation/finetuning/evaluate.py",
+        "EvaluationView(spec.image_size, settings.crop_fraction)",
+        "EvaluationView(spec.image_size)",
+        "evaluation/finetuning/test_evaluate.py",
     ),
     (
         "mean-and-deviation/divided-by-the-mean",
@@ -178,15 +178,15 @@ MUTANTS = [
     (
         "hold-out/parts-swapped",
         "data/sources.py",
-        "return Subset(known, np.flatnonzero(~held_out)), Subset(known, np.flatnonzero(held_out))",
-        "return Subset(known, np.flatnonzero(held_out)), Subset(known, np.flatnonzero(~held_out))",
+        "return Subset(known, np.flatnonzero(~validation)), Subset(known, np.flatnonzero(validation))",
+        "return Subset(known, np.flatnonzero(validation)), Subset(known, np.flatnonzero(~validation))",
         "data/test_sources.py::test_digits_split_is_disjoint_complete_and_near_one_fifth",
     ),
     (
         "hold-out/online-probe-learns-from-what-it-is-judged-on",
         "evaluation/online.py",
-        "return subset(source, chosen[~held_out]), subset(source, chosen[held_out])",
-        "return subset(source, chosen), subset(source, chosen[held_out])",
+        "return subset(source, chosen[~validation]), subset(source, chosen[validation])",
+        "return subset(source, chosen), subset(source, chosen[validation])",
         "evaluation/test_online.py::test_the_parts_are_chosen_by_content",
     ),
     (

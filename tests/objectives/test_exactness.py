@@ -89,7 +89,7 @@ def test_predicting_the_last_targets_changes_nothing_about_them() -> None:
     corruption = every.corrupt(batch, torch.Generator().manual_seed(7))
     all_logits, last_logits = (chosen(batch, corruption, return_logits=True).logits for chosen in (every, last))
     torch.testing.assert_close(last_logits, all_logits[:, -3:], rtol=0, atol=1e-12)
-    assert last.encoded_rows == every.encoded_rows - 8 == 1 + 16 + 11 + 3
+    assert last.sequence_length == every.sequence_length - 8 == 1 + 16 + 11 + 3
 
 
 @pytest.mark.parametrize("last", [0, 12, 1.0, 0.01])

@@ -42,9 +42,9 @@ def raster_order(logits: Tensor, positions: Tensor) -> Tensor:
 def dense_masks(permutation: Tensor, num_context: int) -> tuple[Tensor, Tensor]:
     """The released masks of one permutation, undone from the static ones: columns CLS, patches, mask tokens in raster order."""
     num_patches, num_targets = len(permutation), len(permutation) - num_context
-    num_open = 1 + num_context + num_targets
-    visible = mapet_visibility(num_open, num_targets)
-    open_sees = torch.cat([torch.ones(num_open, num_open), torch.zeros(num_open, num_targets)], dim=1).bool()
+    prefix_length = 1 + num_context + num_targets
+    visible = mapet_visibility(prefix_length, num_targets)
+    open_sees = torch.cat([torch.ones(prefix_length, prefix_length), torch.zeros(prefix_length, num_targets)], dim=1).bool()
     context, targets = permutation[:num_context] + 1, permutation[num_context:] + 1
     mask_columns = 1 + num_patches + targets.argsort().argsort()
     columns = torch.cat([torch.zeros(1, dtype=torch.int64), context, mask_columns, targets])

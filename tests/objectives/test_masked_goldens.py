@@ -191,4 +191,4 @@ def test_cae_encodes_visible_patches_only() -> None:
     hidden = int(corruption.mask[0].sum())
     visible = objective.num_patches - hidden
     assert sorted(rows) == sorted([(1 + visible, True), (1 + hidden, False)])
-    assert objective.encoded_rows == 2 + objective.num_patches
+    assert objective.sequence_length == 2 + objective.num_patches

@@ -255,7 +255,7 @@ def test_masking_spares_the_encoder() -> None:
     task.backbone.blocks[0].register_forward_hook(lambda _, inputs, __: rows.append(inputs[0].shape[1]))
     batch = Batch(torch.zeros(2, 3, view, view))
     task(batch, task.corrupt(batch, torch.Generator().manual_seed(0)))
-    assert rows == [params["mask"]["keep"]] == [task.encoded_rows]
+    assert rows == [params["mask"]["keep"]] == [task.sequence_length]
 
 
 def test_fixed_positions_are_a_setting() -> None:

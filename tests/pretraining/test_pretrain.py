@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file
 
-from mapet.checkpoints.address import open_backbone
+from mapet.checkpoints.address import load_backbone
 from mapet.data.skipped import UnreadableImages
 from mapet.data.sources import open_source
 from mapet.engine.checkpoint import newest_checkpoint
@@ -289,7 +289,7 @@ def test_images_that_pixels_cannot_be_had_of_are_in_no_figure(tmp_path: Path, ca
     assert "1 image skipped as unreadable" in capsys.readouterr().err
     assert (run.read_config()["images"]["count"], run.read_config()["unreadable_images"]) == (8, 1)
     assert sum(entry["images"] for entry in run.read_metrics()) == 4 * 4 - 2  # two epochs, each of which meets it once
-    card = model_card(open_backbone(run.path), library="timm", usage="", notes=(), difference=None)
+    card = model_card(load_backbone(run.path), library="timm", usage="", notes=(), difference=None)
     assert re.search(r"Images\W+7\b", card)
 
 

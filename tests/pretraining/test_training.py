@@ -151,7 +151,7 @@ def test_a_signal_between_looking_and_stopping_still_gets_its_checkpoint(tmp_pat
     class Late:
         """Is requested from the second time that anybody looks in a step on."""
 
-        looked = 0
+        measured = 0
 
         def __enter__(self) -> Late:
             return self
@@ -161,8 +161,8 @@ def test_a_signal_between_looking_and_stopping_still_gets_its_checkpoint(tmp_pat
 
         @property
         def requested(self) -> bool:
-            self.looked += 1
-            return self.looked > 1
+            self.measured += 1
+            return self.measured > 1
 
     trainer = tiny_trainer(tmp_path, store, tiny_settings(mechanics__checkpoint_every=100), stop=Late)
     with pytest.raises(InterruptedRunError) as caught:

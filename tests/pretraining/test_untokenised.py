@@ -12,7 +12,7 @@ from mapet.data.batch import Batch
 from mapet.errors import SettingsError
 from mapet.objectives.cae import CAE
 from mapet.pretraining import training as trainer_module
-from mapet.pretraining.pretrain import backbone_recipe, build_objective, pretrain
+from mapet.pretraining.pretrain import backbone_spec, build_objective, pretrain
 from mapet.pretraining.step import TrainingStep
 from tests.tiny import LOCATION, assert_equal_weights, tiny_settings, tiny_tokenizer, weights_of
 
@@ -70,7 +70,7 @@ def test_it_is_continued_exactly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_pixels_are_those_of_the_run(tmp_path: Path) -> None:
     settings = tiny_settings(training__mean=(0.1, 0.2, 0.3), training__std=(0.5, 0.5, 0.4), **PIXELS)
-    objective = build_objective(settings, backbone_recipe(settings).build())
+    objective = build_objective(settings, backbone_spec(settings).build())
     assert objective.mean.flatten().tolist() == pytest.approx([0.1, 0.2, 0.3])
     assert objective.std.flatten().tolist() == pytest.approx([0.5, 0.5, 0.4])
 
@@ -79,7 +79,7 @@ def test_a_lagging_teacher_is_one_step_behind(tmp_path: Path) -> None:
     """Before the optimizer moves the encoder, the teacher becomes what the encoder is."""
     options = {"teacher": "lagging", "regressor_depth": 1, "decoder_depth": 1}
     settings = tiny_settings(objective={"name": "cae", "options": options}, mechanics={"micro_batch": 2, "device": "cpu"})
-    objective = build_objective(settings, backbone_recipe(settings).build())
+    objective = build_objective(settings, backbone_spec(settings).build())
     assert isinstance(objective, CAE)
     step = TrainingStep(objective, settings, torch.device("cpu"))
     images = torch.randint(0, 256, (4, 3, 16, 16), dtype=torch.uint8)

@@ -12,7 +12,7 @@ from mapet.evaluation.outcomes import SUFFIX, Outcomes, save_outcomes
 from mapet.evaluation.protocol import data_digits
 from mapet.report.between_runs import comparisons
 from mapet.report.html import _Report
-from mapet.report.probes import verdict
+from mapet.report.probes import summarise
 from mapet.report.reading import open_runs
 from mapet.runtime.files import write_json
 from mapet.runtime.run_directory import RunDirectory
@@ -22,7 +22,7 @@ from tests.report.conftest import result
 def test_verdict_rests_on_the_paired_interval_where_there_is_one():
     sure = result("knn", 0.52, 0.50, gain_intervals={"top1": [0.004, 0.036]}, protocol={"name": "knn", "pool": "both"})
     unsure = result("linear", 0.60, 0.50, gain_intervals={"top1": [-0.01, 0.2]})
-    sentence = verdict([sure, unsure])
+    sentence = summarise([sure, unsure])
     assert "lifts the k-NN accuracy from 50.0 to 52.0 % (+2.0 points, 95 % interval 0.4 to 3.6)" in sentence
     assert "moves the linear probe accuracy from 50.0 to 60.0 % (+10.0 points, 95 % interval -1.0 to 20.0: not distin" in sentence
     assert sentence.endswith("Features: class token and mean (k-NN); mean of the patches (linear probe).")

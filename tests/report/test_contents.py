@@ -18,7 +18,7 @@ from mapet.report.drawing import canvas, short
 from mapet.report.masks import in_raster_order, of_run, permuted_example
 from mapet.report.prediction import predict
 from mapet.report.probe_bars import sampling_interval
-from mapet.report.probes import verdict
+from mapet.report.probes import summarise
 from mapet.report.reading import ReportedRun, entropy, open_runs
 from mapet.runtime.run_directory import RunDirectory
 from mapet.runtime.seeding import seeded_generator
@@ -29,13 +29,13 @@ CONTEXT, MASK, CONTENT = 1, 2, 3
 
 
 def test_verdict_doubts_what_the_test_images_cannot_tell():
-    sentence = verdict([result("knn", 0.52, 0.50), result("linear", 0.45, 0.60)])
+    sentence = summarise([result("knn", 0.52, 0.50), result("linear", 0.45, 0.60)])
     assert "moves the k-NN accuracy from 50.0 to 52.0 % (+2.0 points, within the sampling error" in sentence
     assert "lowers the linear probe accuracy from 60.0 to 45.0 % (-15.0 points)" in sentence
 
 
 def test_verdict_takes_the_first_result_of_a_protocol():
-    assert "from 50.0 to 80.0 %" in verdict([result(), result("knn", 0.99, 0.1)])
+    assert "from 50.0 to 80.0 %" in summarise([result(), result("knn", 0.99, 0.1)])
 
 
 def test_sampling_interval_holds_95_percent():

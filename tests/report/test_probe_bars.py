@@ -13,7 +13,7 @@ from matplotlib.transforms import Bbox
 
 from mapet.report import probe_bars as module
 from mapet.report.probe_bars import probe_bars
-from mapet.report.probes import verdict
+from mapet.report.probes import summarise
 from tests.report.conftest import result
 
 SEGMENTED = {
@@ -86,7 +86,7 @@ def test_a_classifier_that_learned_nothing_here_has_bars_and_words(monkeypatch: 
     _, written, picture = drawn(monkeypatch, [kept])
     assert "classification" in written
     assert "classifier 80.0%" in picture.alt
-    assert verdict([kept]).startswith("On 360 test images of digits (10 classes): classification: 80.0 %")
+    assert summarise([kept]).startswith("On 360 test images of digits (10 classes): classification: 80.0 %")
 
 
 def test_data_sets_are_headings_and_tell_alike_names_apart(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,7 +110,7 @@ def test_a_segmentation_is_beside_the_most_frequent_class(monkeypatch: pytest.Mo
     assert {"segmentation", "small, mIoU", "pre-trained", "25.3 %", "most frequent class", "3.1 %"} <= {*written}
     assert "pre-trained 25.3%, most frequent class 3.1%" in picture.alt
     assert "the least to beat" in picture.caption
-    assert "segmentation, small, mIoU: 25.3 % (the most frequent class everywhere: 3.1 %)" in verdict([segmented])
+    assert "segmentation, small, mIoU: 25.3 % (the most frequent class everywhere: 3.1 %)" in summarise([segmented])
 
 
 def test_without_such_a_floor_none_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from mapet.checkpoints.address import open_backbone
+from mapet.checkpoints.address import load_backbone
 from mapet.errors import MapetError
 from mapet.token_store.read import TokenStore
 from mapet.tokenizers.load import load_tokenizer
@@ -121,7 +121,7 @@ OF_A_TOKENIZER = [
     command(*PRETRAIN, "--set", "objective.name=mvp", "--set", "objective.options={{teacher: {tokenizer}}}"),
 ]
 OF_A_MODEL = [
-    python(open_backbone, "model"),
+    python(load_backbone, "model"),
     command("evaluate", "knn", "{model}", "{data}", *SHORT),
     command("export", "{model}", "--to", "safetensors", "--out", "{out}"),
     command("validate", "{data}", "--checkpoint", "{model}", *SHORT),
@@ -143,7 +143,7 @@ OF_A_STORE = [
     command(*PRETRAIN, "--tokens", "{store}"),
 ]
 OF_HUGGING_FACE = [
-    python(open_backbone, "hugging_face"),
+    python(load_backbone, "hugging_face"),
     command("evaluate", "knn", "{hugging_face}", "{data}", *SHORT),
     command("export", "{hugging_face}", "--to", "safetensors", "--out", "{out}"),
     command("validate", "{data}", "--checkpoint", "{hugging_face}", *SHORT),
@@ -243,7 +243,7 @@ def test_folders_of_timm(place: Place, verb: Verb) -> None:
 def test_folders_of_transformers(place: Place) -> None:
     path = place.transformers / "config.json"
     changes = [folders.put(name, value) for one in folders.TRANSFORMERS for name, value in one.items()]
-    attack(place, path, [*folders.ODD, *changes], [python(open_backbone, "transformers")])
+    attack(place, path, [*folders.ODD, *changes], [python(load_backbone, "transformers")])
 
 
 def test_recipes(place: Place) -> None:

@@ -10,14 +10,14 @@ from typing import Any
 from torch import Tensor
 
 from mapet.checkpoints.archive import state_dict_of
-from mapet.checkpoints.backbone_folder import load_backbone
+from mapet.checkpoints.backbone_folder import read_backbone
 from mapet.checkpoints.conversion import Conversion, convert
 from mapet.checkpoints.huggingface import PREFIX, fetch, is_hugging_face, read_model
 from mapet.compat import VisionTransformer, resolve_model_data_config
 from mapet.errors import ModelError
 from mapet.models.backbone import image_size
-from mapet.models.judged import create_judged
-from mapet.models.spec import BackboneRecipe
+from mapet.models.spec import BackboneSpec
+from mapet.models.vit import create_vit
 from mapet.runtime.json_files import read_json
 from mapet.runtime.progress import say
 from mapet.runtime.run_directory import RunDirectory
@@ -31,12 +31,12 @@ ADDRESSES = (
 
 
 @dataclass(frozen=True)
-class OpenedBackbone:
+class LoadedBackbone:
     """A backbone, how it is fed, and where it comes from.
 
     Args:
         backbone: In evaluation mode on the CPU.
-        recipe: How to build it again, at random initialisation, and how to feed it.
+        spec: How to build it again, at random initialisation, and how to feed it.
         title: What to call it.
         run: The pre-training that it is the result of, if there is one here.
         untrained: It is at its random initialisation.
@@ -45,7 +45,7 @@ class OpenedBackbone:
     """
 
     backbone: VisionTransformer
-    recipe: BackboneRecipe
+    spec: BackboneSpec
     title: str
     run: RunDirectory | None = None
     untrained: bool = False
@@ -53,7 +53,7 @@ class OpenedBackbone:
     classes: tuple[str, ...] | None = None
 
 
-def open_backbone(address: str | Path, *, model: str | None = None, options: Mapping[str, Any] | None = None) -> OpenedBackbone:
+def load_backbone(address: str | Path, *, model: str | None = None, options: Mapping[str, Any] | None = None) -> LoadedBackbone:
     """Opens the backbone at `address`; says what was converted and what dropped, if it is a published one.
 
     Args:
@@ -84,9 +84,9 @@ def open_backbone(address: str | Path, *, model: str | None = None, options: Map
         raise ModelError(f"{path} is a tokenizer, not a backbone. What it is worth: mapet evaluate tokens {path} DATA")
     if (path / "config.json").is_file() and not (path / "model.json").is_file():
         run = RunDirectory.existing(path)
-        return OpenedBackbone(*load_backbone(run.backbone), title=text, run=run)
-    backbone, recipe = load_backbone(path)
-    return OpenedBackbone(backbone, recipe, title=text, classes=_classes(path, backbone.num_classes))
+        return LoadedBackbone(*read_backbone(run.backbone), title=text, run=run)
+    backbone, spec = read_backbone(path)
+    return LoadedBackbone(backbone, spec, title=text, classes=_classes(path, backbone.num_classes))
 
 
 def _classes(folder: Path, count: int) -> tuple[str, ...] | None:
@@ -103,16 +103,16 @@ def _refuse(model: str | None, address: str) -> None:
         raise ModelError(f"{address} says itself which model it is. Leave out the model '{model}'.")
 
 
-def _by_name(name: str, prefix: str, options: dict[str, Any]) -> OpenedBackbone:
+def _by_name(name: str, prefix: str, options: dict[str, Any]) -> LoadedBackbone:
     options = {"num_classes": 0, **options}
-    recipe = BackboneRecipe(name, options, 0, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), seed=0)
-    backbone = recipe.build() if prefix == RANDOM else create_judged(name, **options, pretrained=True)
+    spec = BackboneSpec(name, options, 0, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), seed=0)
+    backbone = spec.build() if prefix == RANDOM else create_vit(name, **options, pretrained=True)
     data = resolve_model_data_config(backbone)
-    recipe = replace(recipe, image_size=image_size(backbone)[0], mean=data["mean"], std=data["std"])
-    return OpenedBackbone(backbone.eval(), recipe, f"{prefix}{name}", untrained=prefix == RANDOM)
+    spec = replace(spec, image_size=image_size(backbone)[0], mean=data["mean"], std=data["std"])
+    return LoadedBackbone(backbone.eval(), spec, f"{prefix}{name}", untrained=prefix == RANDOM)
 
 
-def _of_hugging_face(folder: Path, title: str, model: str | None, options: Mapping[str, Any]) -> OpenedBackbone:
+def _of_hugging_face(folder: Path, title: str, model: str | None, options: Mapping[str, Any]) -> LoadedBackbone:
     found = read_model(folder)
     given = {**found.options, **options}
     return _converted(found.tensors, title, model or found.model, given, found.normalisation, found.notes)
@@ -125,11 +125,11 @@ def _converted(
     options: Mapping[str, Any],
     normalisation: Any = None,
     notes: tuple[str, ...] = (),
-) -> OpenedBackbone:
-    backbone, recipe, conversion = convert(tensors, title, model=model, options=options, normalisation=normalisation)
+) -> LoadedBackbone:
+    backbone, spec, conversion = convert(tensors, title, model=model, options=options, normalisation=normalisation)
     conversion = replace(conversion, notes=(*conversion.notes, *notes))
     say(f"{title} is a {conversion.summary()}")
-    return OpenedBackbone(backbone, recipe, title, conversion=conversion)
+    return LoadedBackbone(backbone, spec, title, conversion=conversion)
 
 
 def _without_wrapper(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

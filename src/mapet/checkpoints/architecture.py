@@ -15,7 +15,7 @@ from mapet.checkpoints.families import Family
 from mapet.compat import Beit, VisionTransformer, timm
 from mapet.errors import ModelError
 from mapet.models.backbone import build_by_timm
-from mapet.models.judged import create_judged, is_beit
+from mapet.models.vit import create_vit, is_beit
 
 HEAD_DIM = 64
 _PLAIN = {192: "tiny", 384: "small", 768: "base", 1024: "large", 1280: "huge"}
@@ -178,7 +178,7 @@ def skeleton(name: str, options: Mapping[str, Any]) -> Any:
     """
     with torch.device("meta"):
         model = build_by_timm(name, **{key: value for key, value in options.items() if key != "img_size"})
-        return model if isinstance(model, VisionTransformer | Beit) else create_judged(name)
+        return model if isinstance(model, VisionTransformer | Beit) else create_vit(name)
 
 
 def told_apart(tensors: Mapping[str, Tensor], options: Mapping[str, Any]) -> bool | None:

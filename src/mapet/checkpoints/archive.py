@@ -27,7 +27,7 @@ from torch import Tensor
 
 from mapet.checkpoints.pickle_limits import MOST_BYTES, PickleContents, examine
 from mapet.checkpoints.pickle_protocols import in_protocol_2
-from mapet.checkpoints.stand_ins import flatten, refuse_code, stand_ins, take_below
+from mapet.checkpoints.stand_ins import flatten, refuse_code, stand_ins, subtree
 from mapet.errors import ModelError, in_one_line
 from mapet.runtime.progress import progress
 from mapet.runtime.regular import open_regular
@@ -110,7 +110,7 @@ def _read_any(path: Path, keys: Sequence[str]) -> dict[str, Tensor]:
             raise ModelError(f"it begins with {found}, as neither safetensors nor torch.save nor TorchScript does")
         with mmap(file.fileno(), 0, access=ACCESS_READ) as mapped:
             tree = _open_zip(mapped, path) if zipped else _open_legacy(mapped, path)
-    found = flatten(take_below(tree, keys))
+    found = flatten(subtree(tree, keys))
     _check_sizes(found, path.stat().st_size)
     # where numbers are not aligned, as in a zip that another program wrote, they are copied
     return {name: value.clone() if value.data_ptr() % value.itemsize else value for name, value in found.items()}

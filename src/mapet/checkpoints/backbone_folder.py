@@ -18,8 +18,8 @@ from torch import Tensor
 from mapet.compat import VisionTransformer
 from mapet.errors import ModelError, wanted
 from mapet.models.backbone import image_size
-from mapet.models.judged import create_judged
-from mapet.models.spec import BackboneRecipe
+from mapet.models.spec import BackboneSpec
+from mapet.models.vit import create_vit
 from mapet.models.weights import load_strictly
 from mapet.runtime.files import atomic_directory, recover, sha256, write_json
 from mapet.runtime.json_files import read_json, sealed, unsealed
@@ -30,16 +30,16 @@ _ANOTHER_VERSION = "model.json beside it names another model than the one that w
 _WEIGHTS = (".safetensors", ".pth", ".pt", ".pkl", ".bin", ".tar", ".ckpt")
 
 
-def save_backbone(folder: Path, recipe: BackboneRecipe, backbone: VisionTransformer | Mapping[str, Tensor]) -> None:
+def save_backbone(folder: Path, spec: BackboneSpec, backbone: VisionTransformer | Mapping[str, Tensor]) -> None:
     """Writes the folder atomically; `backbone` is the model or its `state_dict`."""
     weights = backbone if isinstance(backbone, Mapping) else backbone.state_dict()
     with atomic_directory(folder) as partial:
         write_tensors(partial / "weights.safetensors", weights)
-        description = {**asdict(recipe), "weights_sha256": sha256(partial / "weights.safetensors")}
+        description = {**asdict(spec), "weights_sha256": sha256(partial / "weights.safetensors")}
         write_json(partial / "model.json", sealed(description))
 
 
-def load_backbone(folder: Path) -> tuple[VisionTransformer, BackboneRecipe]:
+def read_backbone(folder: Path) -> tuple[VisionTransformer, BackboneSpec]:
     """The backbone saved in `folder`, in evaluation mode on the CPU.
 
     Raises:
@@ -49,21 +49,21 @@ def load_backbone(folder: Path) -> tuple[VisionTransformer, BackboneRecipe]:
     description, weights = folder / "model.json", folder / "weights.safetensors"
     if not description.is_file() or not weights.is_file():
         raise ModelError(what_lies_in(folder))
-    recipe, digest = _read_recipe(description)
+    spec, digest = _read_spec(description)
     if digest != sha256(weights):
         raise ModelError(f"{weights} is not what was written (cut off or changed). Run `mapet pretrain` with the same --out again.")
-    _compare_shapes(recipe, weights)
-    backbone = create_judged(recipe.name, **recipe.options)
+    _compare_shapes(spec, weights)
+    backbone = create_vit(spec.name, **spec.options)
     load_strictly(backbone, load_tensors(weights), file=weights, way_out=_ANOTHER_VERSION)
-    return backbone.eval(), recipe
+    return backbone.eval(), spec
 
 
-def _read_recipe(path: Path) -> tuple[BackboneRecipe, str]:
+def _read_spec(path: Path) -> tuple[BackboneSpec, str]:
     """The content of model.json, every value of the right type, and the SHA-256 of the weights."""
     values = unsealed(read_json(path, dict, ModelError), path, ModelError)
     digest = values.pop("weights_sha256", None)
     try:
-        return TypeAdapter(BackboneRecipe).validate_json(json.dumps(values), strict=True), digest
+        return TypeAdapter(BackboneSpec).validate_json(json.dumps(values), strict=True), digest
     except (ValidationError, ModelError) as error:
         reason = error.errors()[0] if isinstance(error, ValidationError) else str(error)
         if isinstance(reason, dict):
@@ -71,15 +71,15 @@ def _read_recipe(path: Path) -> tuple[BackboneRecipe, str]:
         raise ModelError(f"{path} is damaged, or no description of a backbone: {reason} Get or write the folder again.") from None
 
 
-def _compare_shapes(recipe: BackboneRecipe, weights: Path) -> None:
+def _compare_shapes(spec: BackboneSpec, weights: Path) -> None:
     """Refuses a description of other tensors than the file holds, before any memory is taken for them."""
     with torch.device("meta"):
-        network = create_judged(recipe.name, **recipe.options)
+        network = create_vit(spec.name, **spec.options)
     with open_tensors(weights) as file:
         shapes = {name: torch.empty(file.get_slice(name).get_shape(), device="meta") for name in file.keys()}  # noqa: SIM118
     load_strictly(network, shapes, file=weights, way_out=_ANOTHER_VERSION)
-    if recipe.image_size not in image_size(network):
-        raise ModelError(f"{weights.parent} is for images of {image_size(network)} px, and model.json names {recipe.image_size}.")
+    if spec.image_size not in image_size(network):
+        raise ModelError(f"{weights.parent} is for images of {image_size(network)} px, and model.json names {spec.image_size}.")
 
 
 def what_lies_in(folder: Path) -> str:

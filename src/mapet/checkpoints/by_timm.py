@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from mapet.checkpoints.contents import listing
-from mapet.checkpoints.entries import Entries, Entry
+from mapet.checkpoints.entries import Entry, TensorMap
 from mapet.checkpoints.families import Family, Published
 from mapet.compat import timm
 from mapet.errors import ModelError
-from mapet.models.judged import create_judged
+from mapet.models.vit import create_vit
 
 
 def translated_by_timm(tensors: Mapping[str, Tensor], model: str, options: Mapping[str, Any], title: str) -> Published:
@@ -30,7 +30,7 @@ def translated_by_timm(tensors: Mapping[str, Tensor], model: str, options: Mappi
         ModelError: timm cannot translate them either; the message lists what the file contains.
     """
     with torch.device("meta"):
-        network = create_judged(model, **options)
+        network = create_vit(model, **options)
     translate = sys.modules[timm.models.model_entrypoint(model).__module__].__dict__["checkpoint_filter_fn"]
     try:
         translated: dict[str, Tensor] = translate(dict(tensors), network)
@@ -47,10 +47,10 @@ def translated_by_timm(tensors: Mapping[str, Tensor], model: str, options: Mappi
     return Published(family, entries, tuple(name for name in tensors if name not in used))
 
 
-def _traced(tensors: Mapping[str, Tensor], translated: Mapping[str, Tensor]) -> Entries:
+def _traced(tensors: Mapping[str, Tensor], translated: Mapping[str, Tensor]) -> TensorMap:
     """Each tensor with the entry of the file that its numbers lie in, if they lie in one."""
     places = {value.data_ptr(): name for name, value in tensors.items() if value.numel()}
-    entries = Entries()
+    entries = TensorMap()
     for name, value in translated.items():
         source = places.get(value.data_ptr()) or (name if name in tensors else None)
         sources = () if source is None else (source,)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from mapet.checkpoints.archive import read_tensors, state_dict_of
-from mapet.checkpoints.backbone_folder import load_backbone, what_lies_in
+from mapet.checkpoints.backbone_folder import read_backbone, what_lies_in
 from mapet.checkpoints.classifier_fit import PUBLISHED, check_fit, released_name, vit_facts
 from mapet.checkpoints.classifier_preprocessing import Preprocessing
 from mapet.checkpoints.contents import listing
@@ -154,18 +154,18 @@ def _saved_classifier(path: Path, choice: ModelChoice) -> Classifier:
     """The model that our fine-tuning saved."""
     if not (path / "model.json").is_file():
         raise ModelError(_no_classifier_in(path))
-    model, recipe = load_backbone(path)
+    model, spec = read_backbone(path)
     if not model.num_classes:
         raise ModelError(f"{path} holds a backbone without a classifier. Fine-tune it first: mapet evaluate finetune {path} DATA")
-    if choice.image_size not in (None, recipe.image_size) or choice.classes not in (None, model.num_classes):
+    if choice.image_size not in (None, spec.image_size) or choice.classes not in (None, model.num_classes):
         raise ModelError(
-            f"{path} was made for images of {recipe.image_size} pixels and {model.num_classes} classes. Leave out --img-size and "
+            f"{path} was made for images of {spec.image_size} pixels and {model.num_classes} classes. Leave out --img-size and "
             "--num-classes."
         )
-    preprocessing = Preprocessing(recipe.image_size, recipe.crop_fraction, mean=recipe.mean, std=recipe.std)
+    preprocessing = Preprocessing(spec.image_size, spec.crop_fraction, mean=spec.mean, std=spec.std)
     digest = sha256(path / "weights.safetensors")
     names = tuple(read_json(path.parent / "classes.json")) if (path.parent / "classes.json").is_file() else None
-    name = choice.name or recipe.name
+    name = choice.name or spec.name
     return Classifier(model.requires_grad_(False), name, preprocessing, model.num_classes, path, digest, names)
 
 

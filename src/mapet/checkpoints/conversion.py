@@ -12,14 +12,14 @@ from torch import Tensor, nn
 from mapet.checkpoints.architecture import Architecture, skeleton, timm_name, timm_options, told_apart
 from mapet.checkpoints.by_timm import translated_by_timm
 from mapet.checkpoints.contents import listing
-from mapet.checkpoints.entries import Entries, Entry
+from mapet.checkpoints.entries import Entry, TensorMap
 from mapet.checkpoints.families import Published, recognise
 from mapet.compat import VisionTransformer, resample_abs_pos_embed, timm
 from mapet.errors import ModelError, in_one_line
 from mapet.models.backbone import grid_size, image_size, num_heads
-from mapet.models.judged import is_beit
 from mapet.models.relative_positions import resize_relative_positions
-from mapet.models.spec import BackboneRecipe
+from mapet.models.spec import BackboneSpec
+from mapet.models.vit import is_beit
 
 _FRESH = re.compile(r"(head|fc_norm|norm)\.(weight|bias)")
 
@@ -61,7 +61,7 @@ def convert(
     model: str | None = None,
     options: Mapping[str, Any] | None = None,
     normalisation: tuple[tuple[float, float, float], tuple[float, float, float]] | None = None,
-) -> tuple[VisionTransformer, BackboneRecipe, Conversion]:
+) -> tuple[VisionTransformer, BackboneSpec, Conversion]:
     """The backbone of a checkpoint, in evaluation mode on the CPU.
 
     Args:
@@ -95,7 +95,7 @@ def _convert(
     model: str | None,
     options: dict[str, Any],
     normalisation: tuple[tuple[float, float, float], tuple[float, float, float]] | None,
-) -> tuple[VisionTransformer, BackboneRecipe, Conversion]:
+) -> tuple[VisionTransformer, BackboneSpec, Conversion]:
     published = recognise(tensors)
     if published is None and model is not None:
         published = translated_by_timm(tensors, model, options, title)
@@ -114,11 +114,11 @@ def _convert(
     all_options = timm_options(name, found, published.family, options, strictly=model is not None)
     told = normalisation or _normalisation(model)
     mean, std = told or (published.family.mean, published.family.std)
-    recipe = BackboneRecipe(name, all_options, 0, mean, std, seed=0)
+    spec = BackboneSpec(name, all_options, 0, mean, std, seed=0)
     own = skeleton(name, all_options).state_dict()  # before memory is spent on what does not fit
     _check_names("Beit" if is_beit(name) else "VisionTransformer", published.entries, own, found)
-    backbone = recipe.build()
-    recipe = replace(recipe, image_size=image_size(backbone)[0])
+    backbone = spec.build()
+    spec = replace(spec, image_size=image_size(backbone)[0])
     conversion = _load(backbone, published, found, tuple(tensors), all_options)
     if found.heads is None and model is None and "num_heads" not in options:
         heads = num_heads(backbone)
@@ -127,7 +127,7 @@ def _convert(
     if told is None:
         note = f"The file does not say how images were normalised; mean {mean} and standard deviation {std} are taken."
         conversion = replace(conversion, notes=(*conversion.notes, note))
-    return backbone.eval(), recipe, conversion
+    return backbone.eval(), spec, conversion
 
 
 def _named(model: str | None) -> str | None:
@@ -177,7 +177,9 @@ def _remarks(published: Published, found: Architecture, backbone: nn.Module) -> 
     return notes
 
 
-def _without_unused_ends(entries: Entries, own: Mapping[str, Tensor], found: Architecture, options: Mapping[str, Any]) -> Entries:
+def _without_unused_ends(
+    entries: TensorMap, own: Mapping[str, Tensor], found: Architecture, options: Mapping[str, Any]
+) -> TensorMap:
     """Drops the norm and the classifier that other options than the file's leave without a place."""
     classes = options.get("num_classes")
     if found.classes and classes and classes != found.classes:
@@ -185,10 +187,10 @@ def _without_unused_ends(entries: Entries, own: Mapping[str, Tensor], found: Arc
             f"The classifier of these weights has {found.classes} classes, {classes} expected. Leave num_classes out to keep it, "
             "or give num_classes=0 to drop it."
         )
-    return Entries({name: entry for name, entry in entries.items() if name in own or not _FRESH.fullmatch(name)})
+    return TensorMap({name: entry for name, entry in entries.items() if name in own or not _FRESH.fullmatch(name)})
 
 
-def _check_names(kind: str, entries: Entries, own: Mapping[str, Tensor], found: Architecture) -> None:
+def _check_names(kind: str, entries: TensorMap, own: Mapping[str, Tensor], found: Architecture) -> None:
     """Refuses weights some of which a ViT of their shape has no place for, or which lack some."""
     unknown = [entry.sources[0] for name, entry in entries.items() if name not in own and not _FRESH.fullmatch(name)]
     absent = [name for name in own if name not in entries and not _FRESH.fullmatch(name)]

@@ -27,11 +27,11 @@ class Entry:
     changed: bool = False
 
 
-class Entries(dict[str, Entry]):
+class TensorMap(dict[str, Entry]):
     """Entries by their present names."""
 
     @classmethod
-    def of(cls, tensors: Mapping[str, Tensor]) -> Entries:
+    def of(cls, tensors: Mapping[str, Tensor]) -> TensorMap:
         """Every tensor of a file, still under its own name."""
         return cls({name: Entry(value, (name,)) for name, value in tensors.items()})
 
@@ -40,13 +40,13 @@ class Entries(dict[str, Entry]):
         """The tensors alone."""
         return {name: entry.value for name, entry in self.items()}
 
-    def rename(self, rules: Sequence[tuple[str, str]]) -> Entries:
+    def rename(self, rules: Sequence[tuple[str, str]]) -> TensorMap:
         """Each name after all rules, which are regular expressions and what takes the place of their match.
 
         Raises:
             ModelError: Two entries would have the same name.
         """
-        renamed = Entries()
+        renamed = TensorMap()
         for name, entry in self.items():
             new = name
             for pattern, replacement in rules:
@@ -56,9 +56,9 @@ class Entries(dict[str, Entry]):
             renamed[new] = entry
         return renamed
 
-    def without(self, pattern: str) -> Entries:
+    def without(self, pattern: str) -> TensorMap:
         """All but those whose whole name matches."""
-        return Entries({name: entry for name, entry in self.items() if not re.fullmatch(pattern, name)})
+        return TensorMap({name: entry for name, entry in self.items() if not re.fullmatch(pattern, name)})
 
     def join(self, parts: Sequence[str], into: str) -> None:
         """Puts entries that end in one of `parts` together, first to last, along the first axis; `into` is the new ending.

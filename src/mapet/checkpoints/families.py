@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from mapet.checkpoints.entries import Entries, Entry
+from mapet.checkpoints.entries import Entry, TensorMap
 from mapet.errors import ModelError
 
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -150,7 +150,7 @@ class Published:
     """
 
     family: Family
-    entries: Entries
+    entries: TensorMap
     dropped: tuple[str, ...]
 
 
@@ -166,7 +166,7 @@ def recognise(tensors: Mapping[str, Tensor]) -> Published | None:
     family = next((family for family in FAMILIES if _fits(family, tensors)), None)
     if family is None:
         return None
-    entries = Entries.of(tensors)
+    entries = TensorMap.of(tensors)
     inside = _trunk(entries, family.title)
     renamed = _in_timm_names(inside, tensors)
     kept = renamed.without(family.spare)
@@ -178,7 +178,7 @@ def _fits(family: Family, names: Mapping[str, Tensor]) -> bool:
     return all(any(re.fullmatch(mark, name) for name in names) for mark in family.marks)
 
 
-def _trunk(entries: Entries, title: str) -> Entries:
+def _trunk(entries: TensorMap, title: str) -> TensorMap:
     """What stands below the prefix of the backbone, without it; with the classifier that Hugging Face puts beside it."""
     found = [name.removesuffix(stem) for stem in _STEMS for name in entries if name.endswith(stem)]
     known = [prefix for prefix in _PREFIXES if prefix in found] or found
@@ -186,7 +186,7 @@ def _trunk(entries: Entries, title: str) -> Entries:
         raise ModelError(f"This {title} has no patch embedding (none of its names ends in {' or '.join(_STEMS)}).")
     prefix = known[0]
     beside = {"classifier.": "head.", "layernorm.": "norm."} if prefix in ("vit.", "beit.") else {}
-    trunk = Entries()
+    trunk = TensorMap()
     for name, entry in entries.items():
         part = name.partition(".")[0] + "."
         if name.startswith(prefix):
@@ -196,7 +196,7 @@ def _trunk(entries: Entries, title: str) -> Entries:
     return trunk
 
 
-def _in_timm_names(entries: Entries, tensors: Mapping[str, Tensor]) -> Entries:
+def _in_timm_names(entries: TensorMap, tensors: Mapping[str, Tensor]) -> TensorMap:
     if any(name.startswith("embeddings.") for name in entries):
         entries = _from_hugging_face(entries)
     entries = entries.rename(_SWIGLU)
@@ -209,7 +209,7 @@ def _in_timm_names(entries: Entries, tensors: Mapping[str, Tensor]) -> Entries:
     return entries
 
 
-def _from_hugging_face(entries: Entries) -> Entries:
+def _from_hugging_face(entries: TensorMap) -> TensorMap:
     entries = entries.rename(_HUGGING_FACE)
     entries.join((".attn.q.weight", ".attn.k.weight", ".attn.v.weight"), ".attn.qkv.weight")
     if any(name.endswith(".attn.k.bias") for name in entries):
@@ -217,7 +217,7 @@ def _from_hugging_face(entries: Entries) -> Entries:
     return entries.rename(((r"\.attn\.(q|v)\.bias$", r".attn.\1_bias"),))
 
 
-def _as_plain_vit(entries: Entries) -> Entries:
+def _as_plain_vit(entries: TensorMap) -> TensorMap:
     """BEiT's names without relative positions; keys have no bias there, which is a bias of 0."""
     entries = entries.rename(((r"\.gamma_([12])$", r".ls\1.gamma"),))
     for name in [name for name in entries if name.endswith(".attn.q_bias")]:
@@ -229,7 +229,7 @@ def _as_plain_vit(entries: Entries) -> Entries:
     return entries
 
 
-def _separate_registers(entries: Entries) -> None:
+def _separate_registers(entries: TensorMap) -> None:
     """In timm, DINOv2 with registers has positions for patches only; the class token's is added to it once and for all."""
     positions = entries["pos_embed"]
     if positions.value.ndim != 3 or "cls_token" not in entries:

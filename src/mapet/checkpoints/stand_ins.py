@@ -128,7 +128,7 @@ def _of_python_3(module: str, name: str) -> tuple[str, str]:
     return IMPORT_MAPPING.get(module, module), name
 
 
-def take_below(tree: Any, keys: Sequence[str]) -> Any:
+def subtree(tree: Any, keys: Sequence[str]) -> Any:
     """What stands in `tree` below the first of `keys` that it has; else all of it."""
     if not isinstance(tree, dict):
         return tree

@@ -10,7 +10,7 @@ import typer
 from mapet.cli.options import Allow, Data, Device, MaxUnreadable, Seed, Workers
 
 if TYPE_CHECKING:
-    from mapet.tokenizers.judging.judge import Judged
+    from mapet.tokenizers.scoring.score import ScoredTokenizer
 
 
 def codebook(
@@ -36,8 +36,8 @@ def codebook(
     from mapet.report.scorecard import CARD, FIGURES, Shown, write_scorecards
     from mapet.runtime.device import choose_device
     from mapet.runtime.lock import only_writer
-    from mapet.tokenizers.judging.judge import draw_images, judge
     from mapet.tokenizers.load import load_tokenizer
+    from mapet.tokenizers.scoring.score import draw_images, score_tokenizer
 
     shown = Shown(_numbers(codes), random, most_used)
     loaded = {title: load_tokenizer(name) for title, name in zip(_titles(tokenizers), tokenizers, strict=True)}
@@ -47,12 +47,12 @@ def codebook(
     with only_writer(out):
         source = draw_images(open_source(data, split), images, seed)
         chosen = choose_device(device)
-        judged = [
-            judge(tokenizer, source, title=title, seed=seed, device=chosen, workers=workers, unreadable=unreadable)
+        scored = [
+            score_tokenizer(tokenizer, source, title=title, seed=seed, device=chosen, workers=workers, unreadable=unreadable)
             for title, tokenizer in loaded.items()
         ]
-        page = write_scorecards(judged, source, out, shown=shown, seed=seed)
-    _print_table(judged)
+        page = write_scorecards(scored, source, out, shown=shown, seed=seed)
+    _print_table(scored)
     print(f"Page: {page}\nFigures: {out / FIGURES}\nScorecard: {out / CARD}")
     if unreadable.summary():
         print(unreadable.summary())
@@ -78,14 +78,14 @@ def _titles(tokenizers: list[str]) -> list[str]:
     return titles
 
 
-def _print_table(judged: list[Judged]) -> None:
+def _print_table(scored: list[ScoredTokenizer]) -> None:
     """The scorecards side by side, best first."""
     from rich.console import Console
     from rich.table import Table
 
     from mapet.report.scorecard import rank, table_rows
 
-    ranked = rank(judged)
+    ranked = rank(scored)
     table = Table("", *(entry.title for entry in ranked), title=f"{ranked[0].card.images:,} images, best tokenizer first")
     for row in table_rows(ranked):
         table.add_row(*row)

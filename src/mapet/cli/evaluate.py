@@ -67,7 +67,7 @@ def evaluate(
 ) -> None:
     """Judge a backbone on labelled images, next to the same backbone at random initialisation."""
     from mapet.cli.evaluate_transfer import is_transfer, protocol_title, transfer
-    from mapet.cli.evaluated import kind_of, open_evaluated
+    from mapet.cli.target import kind_of, load_target
     from mapet.evaluation.presets import settings_of
 
     titles = [title.strip() for title in protocols.split(",") if title.strip()] or [""]
@@ -99,10 +99,10 @@ def evaluate(
     if is_transfer(titles):
         return transfer(titles[0], backbone, data, root, download, settings, of_model, **work)
     kind, measured = kind_of(titles), protocols_of(titles, settings)
-    opened = open_evaluated(kind, backbone, data, **of_model)
-    results = run_evaluation(opened, data, measured, **work)
+    target = load_target(kind, backbone, data, **of_model)
+    results = run_evaluation(target, data, measured, **work)
     if this_process_is_first():
-        _print(measured, results, kept=out or (opened.run.evaluations if opened.run else None))
+        _print(measured, results, kept=out or (target.run.evaluations if target.run else None))
 
 
 def _print(measured: Sequence[Protocol], results: Sequence[Result], kept: Path | None) -> None:

@@ -38,10 +38,10 @@ def transfer(
         root: Where named sets lie.
         download: Fetch those that are missing.
         settings: Of `--set`.
-        of_model: Further arguments of `open_evaluated`.
+        of_model: Further arguments of `load_target`.
         work: Further arguments of `evaluate_transfer`.
     """
-    from mapet.cli.evaluated import kind_of, open_evaluated
+    from mapet.cli.target import kind_of, load_target
     from mapet.data.named_sets import NAMED_SETS
     from mapet.errors import SettingsError
     from mapet.evaluation.presets import protocols_of
@@ -56,12 +56,12 @@ def transfer(
     if others:
         raise SettingsError("A transfer takes one pool: --pool mean, cls or both.")
     locations = transfer_locations(sets.split(","), root, download=download)
-    opened = open_evaluated(kind_of([protocol.name]), address, sets, **of_model)
-    results = evaluate_transfer(opened, locations, protocol, **work)
+    loaded = load_target(kind_of([protocol.name]), address, sets, **of_model)
+    results = evaluate_transfer(loaded, locations, protocol, **work)
     if not this_process_is_first():
         return
     pool = f", pool {protocol.pool}" if protocol.pools else ""
-    print(f"{opened.title}, protocol {protocol.title}{pool}, {protocol.hash}")
+    print(f"{loaded.title}, protocol {protocol.title}{pool}, {protocol.hash}")
     _print_table(results)
 
 

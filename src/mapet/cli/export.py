@@ -30,15 +30,15 @@ def export(
 
     What was written is loaded again, and its outputs are compared with the original's.
     """
-    from mapet.checkpoints.address import open_backbone
+    from mapet.checkpoints.address import load_backbone
     from mapet.config.recipes import parse_options
     from mapet.export.export import FORMATS
     from mapet.export.export import export as run_export
     from mapet.export.hub import push as run_push
 
     FORMATS.get_or_import(to)
-    opened = open_backbone(backbone, model=model, options=parse_options(option or []))
-    written = run_export(opened, to, out)
+    loaded = load_backbone(backbone, model=model, options=parse_options(option or []))
+    written = run_export(loaded, to, out)
     difference = "not compared" if written.difference is None else f"within {written.difference:.1e} of the original"
     print(f"Written: {out} (outputs {difference})")
     for note in written.notes:

@@ -20,7 +20,7 @@ from mapet.evaluation.evaluate import evaluate
 from mapet.evaluation.protocol import Protocol
 from mapet.objectives import OBJECTIVES
 from mapet.objectives.base import Objective
-from mapet.pretraining.pretrain import backbone_recipe, build_objective, pretrain
+from mapet.pretraining.pretrain import backbone_spec, build_objective, pretrain
 from mapet.pretraining.step import TrainingStep
 from mapet.runtime.device import choose_device
 from mapet.runtime.progress import say
@@ -89,7 +89,7 @@ def seconds_per_step(manifest: Manifest, cell: Cell) -> float:
 def rows_per_step(manifest: Manifest, cell: Cell) -> float:
     """Rows of all images of a step that pass the backbone's blocks."""
     settings = manifest.settings(cell, 0)
-    return _objective(settings).encoded_rows * settings.training.batch_size
+    return _objective(settings).sequence_length * settings.training.batch_size
 
 
 def equal_steps(manifest: Manifest, cost: Sequence[float]) -> dict[str, int]:
@@ -107,7 +107,7 @@ def equal_steps(manifest: Manifest, cost: Sequence[float]) -> dict[str, int]:
 
 
 def _objective(settings: PretrainSettings) -> Objective:
-    return build_objective(settings, backbone_recipe(settings).build(drop_path_rate=settings.training.drop_path))
+    return build_objective(settings, backbone_spec(settings).build(drop_path_rate=settings.training.drop_path))
 
 
 def _run(manifest: Manifest, cell: Cell, seed: int, run: RunDirectory, protocols: Sequence[Protocol]) -> None:

@@ -11,7 +11,7 @@ from mapet.data.crops import crops_of
 from mapet.data.skipped import UnreadableImages
 from mapet.data.sources import open_source
 from mapet.models.backbone import grid_size
-from mapet.pretraining.pretrain import backbone_recipe, fit_settings
+from mapet.pretraining.pretrain import backbone_spec, fit_settings
 from mapet.runtime.device import choose_device
 from mapet.runtime.files import recover
 from mapet.runtime.lock import only_writer
@@ -38,7 +38,7 @@ def make_tokens(data: str, settings: PretrainSettings, folder: Path, tokenizer: 
     """
     saved = tokenizer if Path(tokenizer or "-").exists() else None
     own = folder / _name(settings, tokenizer, saved)
-    backbone, mechanics = backbone_recipe(settings).build(), settings.mechanics
+    backbone, mechanics = backbone_spec(settings).build(), settings.mechanics
     device, unreadable = choose_device(mechanics.device), UnreadableImages(mechanics.max_unreadable)
     with only_writer(own):
         source = open_source(data, "train")
@@ -68,6 +68,6 @@ def _name(settings: PretrainSettings, tokenizer: str, saved: str | None) -> str:
     """Readable, and with a hash of everything that the tokens depend on besides the images."""
     science = settings.science
     facts = [saved and str(Path(saved).resolve()), science["view"], settings.image_size]
-    facts += [] if saved else [science["tokenizer"], list(grid_size(backbone_recipe(settings).build()))]
+    facts += [] if saved else [science["tokenizer"], list(grid_size(backbone_spec(settings).build()))]
     digits = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:6]
     return f"{Path(tokenizer or settings.tokenizer.features).name}-{digits}"

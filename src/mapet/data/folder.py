@@ -65,9 +65,9 @@ class FolderImages:
             self._refuse_empty(below, by_folder)
             if class_depth is None and classes is None and split_named(self._root.name) is None:
                 self._refuse_parts(by_folder)
-            self._take_classes(by_folder, classes, class_depth or 1)
+            self._read_classes(by_folder, classes, class_depth or 1)
         else:
-            self._take_unlabelled(by_folder)
+            self._read_unlabelled(by_folder)
         say_left_out(str(self._root), [*loose, *(f"{name}/{file}" for name, files in below.items() for file in files)])
 
     def _folders_at(self, depth: int) -> list[str]:
@@ -108,7 +108,7 @@ class FolderImages:
                 "--class-depth 1; if the folders in them are, --class-depth 2."
             )
 
-    def _take_classes(self, by_folder: dict[str, list[str]], classes: tuple[str, ...] | None, depth: int) -> None:
+    def _read_classes(self, by_folder: dict[str, list[str]], classes: tuple[str, ...] | None, depth: int) -> None:
         self.classes = classes or tuple(by_folder)
         numbers = {name: number for number, name in enumerate(self.classes)}
         if foreign := [name for name in by_folder if name not in numbers]:
@@ -125,7 +125,7 @@ class FolderImages:
                 + (" Splits belong above class folders." if any(split_named(Path(name).name) for name in deeper) else "")
             )
 
-    def _take_unlabelled(self, by_folder: dict[str, list[str]]) -> None:
+    def _read_unlabelled(self, by_folder: dict[str, list[str]]) -> None:
         loose = len(self._files)
         self._files = sorted([*self._files, *(f"{name}/{file}" for name, files in by_folder.items() for file in files)])
         if not self._files:

@@ -23,7 +23,7 @@ from mapet.data.image_names import is_image_name, say_left_out
 from mapet.data.mask_files import ADE20K_LISTING, IGNORE_ID, MASK_SUFFIXES, MaskIds, ids_of, read_ids
 from mapet.data.source import HASHING_THREADS, SILENT_SECONDS, sample_key
 from mapet.data.sources import HELD_OUT_SHARE
-from mapet.data.splits import TRAIN, by_split, held_out_part
+from mapet.data.splits import TRAIN, by_split, validation_part
 from mapet.data.tree import entries, read_file, visible_folders
 from mapet.errors import DataError, UnreadableImageError
 from mapet.runtime.progress import progress, say
@@ -170,7 +170,7 @@ def _open(location: str) -> tuple[MaskedImages, MaskedImages]:
         raise DataError(f"{root} has no splits of its own, so that there is no '{address.split}'. Leave out --split. {LAYOUT}")
     if not splits:
         return _hold_out(MaskedImages(location, _pairs(root / "images", root / "annotations"), ids))
-    train, test = next(iter(splits.values())), held_out_part(splits, address.split, str(root))
+    train, test = next(iter(splits.values())), validation_part(splits, address.split, str(root))
     return MaskedImages(location, train, ids), MaskedImages(location, test, ids)
 
 

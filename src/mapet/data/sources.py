@@ -21,7 +21,7 @@ from mapet.data.hub import PREFIX
 from mapet.data.locations import Parts, open_location
 from mapet.data.named_sets import absolute_named, is_named_set
 from mapet.data.source import Concatenation, ImageSource, Subset, sample_keys, with_keys
-from mapet.data.splits import held_out_part, part_named
+from mapet.data.splits import part_named, validation_part
 from mapet.errors import DataError, NotAllowedError, nearest
 from mapet.registry import Registry, refuse_unless_allowed
 from mapet.runtime.progress import say
@@ -136,7 +136,7 @@ def _open_location(location: str | Path) -> Parts:
 def _train_and_test(parts: Parts, location: str | Path) -> tuple[ImageSource, ImageSource]:
     address = DataAddress.parse(location)
     train = next(iter(parts.values()))
-    return (train, held_out_part(parts, address.split, address.place)) if len(parts) > 1 else hold_out(train)
+    return (train, validation_part(parts, address.split, address.place)) if len(parts) > 1 else hold_out(train)
 
 
 def _part(both: tuple[ImageSource, ImageSource], split: str) -> ImageSource:
@@ -173,11 +173,9 @@ def hold_out(source: ImageSource) -> tuple[ImageSource, ImageSource]:
             "the images into one folder a class, into train/ and val/ folders, or use Parquet with a column 'label'."
         )
     known = with_keys(source)
-    held_out = np.array([bool(key) and int(key[:8], 16) < HELD_OUT_SHARE * 2**32 for key in sample_keys(known)], bool)
-    say(
-        f"Holding out {held_out.sum():,} of {len(source):,} images by content, for evaluation; train/ and val/ folders overrule it."
-    )
-    return Subset(known, np.flatnonzero(~held_out)), Subset(known, np.flatnonzero(held_out))
+    validation = np.array([bool(key) and int(key[:8], 16) < HELD_OUT_SHARE * 2**32 for key in sample_keys(known)], bool)
+    say(f"Holding out {validation.sum():,} of {len(source):,} images by content, for evaluation; train/ and val/ overrule it.")
+    return Subset(known, np.flatnonzero(~validation)), Subset(known, np.flatnonzero(validation))
 
 
 def only_folder(source: ImageSource) -> str | None:

@@ -190,7 +190,7 @@ def _as_splits(column: str, values: Sequence[str]) -> Sequence[str]:
     return [split if _BOOLEANS[value.lower()] else other for value in values]
 
 
-def held_out_part(parts: Mapping[str, T], split: str | None, where: str) -> T:
+def validation_part(parts: Mapping[str, T], split: str | None, where: str) -> T:
     """The part of several that is evaluated on; a line names it where another one is left out.
 
     Args:

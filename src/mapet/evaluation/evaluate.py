@@ -12,17 +12,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from mapet.checkpoints.address import open_backbone
+from mapet.checkpoints.address import load_backbone
 from mapet.data.skipped import UnreadableImages
 from mapet.data.source import ImageSource
 from mapet.data.sources import recorded_location
 from mapet.errors import SettingsError
 from mapet.evaluation.classes import lost_classes
 from mapet.evaluation.copies import Copies, KeyedImages, count_copies
+from mapet.evaluation.frozen_backbone import Evaluated
 from mapet.evaluation.intervals import gain_intervals
 from mapet.evaluation.outcomes import SUFFIX, save_outcomes
-from mapet.evaluation.protocol import Findings, Opened, Protocol, Result
-from mapet.evaluation.subject import Evaluated
+from mapet.evaluation.protocol import Evaluable, Metrics, Protocol, Result
 from mapet.models.weights import fingerprint
 from mapet.runtime.files import write_json
 from mapet.runtime.json_files import read_json
@@ -33,7 +33,7 @@ from mapet.runtime.run_directory import RunDirectory, package_version
 
 
 def evaluate(
-    judged: Opened | RunDirectory,
+    target: Evaluable | RunDirectory,
     data: str | None,
     protocols: Sequence[Protocol],
     *,
@@ -48,7 +48,7 @@ def evaluate(
     Under torchrun, the processes share the images and the training; the first of them writes the results.
 
     Args:
-        judged: What the protocols take (a backbone, tokens, a classifier), or a finished pre-training.
+        target: What the protocols take (a backbone, tokens, a classifier), or a finished pre-training.
         data: Labelled images; by default those of the pre-training.
         protocols: What to measure; features are extracted once for all of them.
         device: Where to compute.
@@ -61,24 +61,24 @@ def evaluate(
         InUseError: Another process measures the same for the same folder.
         MapetError: There is no backbone, a protocol takes something else, or the images do not fit the protocol.
     """
-    opened = open_backbone(judged.path) if isinstance(judged, RunDirectory) else judged
-    folder = folder or (opened.run.evaluations if opened.run else None)
-    _check_kind(opened, protocols, with_random)
-    location = data or _own_data(opened)
-    _check_folder(folder, protocols, opened)
-    if with_random and opened.untrained:
-        say(f"{opened.title} is at its random initialisation itself, so that --random adds nothing.")
+    target = load_backbone(target.path) if isinstance(target, RunDirectory) else target
+    folder = folder or (target.run.evaluations if target.run else None)
+    _check_kind(target, protocols, with_random)
+    location = data or _own_data(target)
+    _check_folder(folder, protocols, target)
+    if with_random and target.untrained:
+        say(f"{target.title} is at its random initialisation itself, so that --random adds nothing.")
     unreadable = UnreadableImages(max_unreadable)
-    results, stems = [], [_stem(protocol, opened, location) for protocol in protocols]
+    results, stems = [], [_stem(protocol, target, location) for protocol in protocols]
     outs = [folder / stem for stem in stems if folder is not None]
     with process_group(device) as processes, only_writers(outs, processes):
         work = {"device": processes.device(device), "workers": workers, "unreadable": unreadable}
-        judges = _Judges(opened, location, work, is_first=processes.rank == 0)
-        if folder is not None and not _fingerprint(opened) and not (opened.run and folder == opened.run.evaluations):
-            _refuse_others(folder, stems, opened.title)
+        evaluator = _Evaluator(target, location, work, is_first=processes.rank == 0)
+        if folder is not None and not _fingerprint(target) and not (target.run and folder == target.run.evaluations):
+            _refuse_others(folder, stems, target.title)
         for protocol, stem in zip(protocols, stems, strict=True):
             random = protocol.with_random if with_random is None else with_random
-            result = judges.result(protocol, folder and folder / stem, random and not opened.untrained)
+            result = evaluator.result(protocol, folder and folder / stem, random and not target.untrained)
             if folder is not None and processes.rank == 0:
                 write_json(folder / f"{stem}.json", asdict(result))
             results.append(result)
@@ -88,16 +88,16 @@ def evaluate(
     return results
 
 
-def _stem(protocol: Protocol, opened: Opened, location: str) -> str:
+def _stem(protocol: Protocol, target: Evaluable, location: str) -> str:
     """The name of a result: that of what has a fingerprint depends on it."""
-    return protocol.stem(f"{location} {_fingerprint(opened)}".rstrip())
+    return protocol.stem(f"{location} {_fingerprint(target)}".rstrip())
 
 
-def _fingerprint(opened: Opened) -> str:
-    return getattr(opened, "fingerprint", "")
+def _fingerprint(target: Evaluable) -> str:
+    return getattr(target, "fingerprint", "")
 
 
-def _check_kind(opened: Opened, protocols: Sequence[Protocol], with_random: bool | None) -> None:
+def _check_kind(target: Evaluable, protocols: Sequence[Protocol], with_random: bool | None) -> None:
     """Refuses a protocol that evaluates something else or works in one process, and a random initialisation of what has none."""
     world = this_process().world
     for protocol in protocols:
@@ -105,23 +105,23 @@ def _check_kind(opened: Opened, protocols: Sequence[Protocol], with_random: bool
             raise SettingsError(
                 f"torchrun started {world} processes, but the protocol '{protocol.name}' works in one. Start it without torchrun."
             )
-        if not isinstance(opened, protocol.takes):
+        if not isinstance(target, protocol.takes):
             raise SettingsError(
-                f"The protocol '{protocol.name}' evaluates a {protocol.takes_a}, and {opened.title} is none. Give it alone: "
+                f"The protocol '{protocol.name}' evaluates a {protocol.takes_a}, and {target.title} is none. Give it alone: "
                 f"mapet evaluate {protocol.name} {protocol.takes_a.upper()} DATA"
             )
         if with_random and protocol.takes is not Protocol.takes:
             raise SettingsError(f"The protocol '{protocol.name}' has no random initialisation to compare with. Leave out --random.")
 
 
-def _check_folder(folder: Path | None, protocols: Sequence[Protocol], opened: Opened) -> None:
+def _check_folder(folder: Path | None, protocols: Sequence[Protocol], target: Evaluable) -> None:
     """Refuses, before any work, a file in place of a folder, and a long training whose model nobody would keep."""
     if folder is not None and folder.is_file():
         raise SettingsError(f"--out {folder} is a file, and results are kept in a folder. Give another.")
     training = next((protocol for protocol in protocols if protocol.keeps_model), None)
     if folder is None and training is not None:
         raise SettingsError(
-            f"{training.title} trains a model of its own, and {opened.title} is no run directory that could keep it. "
+            f"{training.title} trains a model of its own, and {target.title} is no run directory that could keep it. "
             "Give --out FOLDER."
         )
 
@@ -133,10 +133,10 @@ def _refuse_others(folder: Path, stems: Sequence[str], title: str) -> None:
             raise SettingsError(f"{path} is the result of {before}, and {title} is to be judged. Give another --out.")
 
 
-def _own_data(opened: Opened) -> str:
-    if opened.run is None:
-        raise SettingsError(f"{opened.title} was not pre-trained here, so that there are no images of its own. Give DATA.")
-    return recorded_location(opened.run.read_config().get("data"), opened.run.config)
+def _own_data(target: Evaluable) -> str:
+    if target.run is None:
+        raise SettingsError(f"{target.title} was not pre-trained here, so that there are no images of its own. Give DATA.")
+    return recorded_location(target.run.read_config().get("data"), target.run.config)
 
 
 def describe_note(protocol: Protocol, train_images: int) -> str:
@@ -145,13 +145,13 @@ def describe_note(protocol: Protocol, train_images: int) -> str:
     return f"{protocol.title}: {note}" if note else ""
 
 
-class _Judges:
+class _Evaluator:
     """The subjects of what was opened, kept for all protocols with the same images, so that features are extracted once."""
 
-    def __init__(self, opened: Any, location: str, common: dict[str, Any], is_first: bool) -> None:
-        self._opened, self._location, self._common, self._is_first = opened, location, common, is_first
+    def __init__(self, target: Any, location: str, common: dict[str, Any], is_first: bool) -> None:
+        self._target, self._location, self._common, self._is_first = target, location, common, is_first
         self._data: dict[Any, tuple[ImageSource, ImageSource]] = {}
-        self._subjects: dict[Any, Evaluated] = {}
+        self._frozen_models: dict[Any, Evaluated] = {}
         self._said: set[str] = set()
 
     def result(self, protocol: Protocol, kept: Path | None, with_random: bool) -> Result:
@@ -159,33 +159,33 @@ class _Judges:
         train, test = self._open(protocol)
         self._require_agreement(protocol, train, test)
         self._say_once(describe_note(protocol, len(train)))
-        title = "untrained" if self._opened.untrained else "pre-trained"
-        found = self._judge(protocol, title, kept)
-        random = self._judge(protocol, "random", kept and kept / "random") if with_random else None
-        subject = self._subject(protocol, title)
-        copies = self._count_copies(*subject.images)
-        for source, images, part in zip((train, test), subject.images, ("training", "test"), strict=True):
+        title = "untrained" if self._target.untrained else "pre-trained"
+        metrics = self._evaluate(protocol, title, kept)
+        random = self._evaluate(protocol, "random", kept and kept / "random") if with_random else None
+        frozen = self._frozen(protocol, title)
+        copies = self._count_copies(*frozen.images)
+        for source, images, part in zip((train, test), frozen.images, ("training", "test"), strict=True):
             self._say_once(lost_classes(source, images.labels, part))
-        if remark := protocol.remark(found, random):
+        if remark := protocol.remark(metrics, random):
             say(f"{protocol.title}: {remark}")
-        if kept is not None and found.outcomes is not None and self._is_first:
-            _save(kept.with_name(kept.name + SUFFIX), subject.images[1].keys, found, random)
+        if kept is not None and metrics.outcomes is not None and self._is_first:
+            _save(kept.with_name(kept.name + SUFFIX), frozen.images[1].keys, metrics, random)
         metric = getattr(test, "metric", protocol.metric)
         return Result(
             protocol=protocol.describe(),
             preset=protocol.preset,
             protocol_hash=protocol.hash,
-            backbone=self._opened.title,
+            backbone=self._target.title,
             data=self._location,
             classes=protocol.count_classes(train, test),
-            train_images=subject.image_counts[0],
-            test_images=subject.image_counts[1],
-            metric=metric if metric in found.figures else protocol.metric,
-            figures=found.figures,
-            random_figures=random.figures if random else None,
-            gain_intervals=_intervals(found, random),
+            train_images=frozen.image_counts[0],
+            test_images=frozen.image_counts[1],
+            metric=metric if metric in metrics.values else protocol.metric,
+            figures=metrics.values,
+            random_figures=random.values if random else None,
+            gain_intervals=_intervals(metrics, random),
             seconds=time.perf_counter() - began,
-            details={**found.details, **self._pool(protocol), "copies": copies.describe()},
+            details={**metrics.details, **self._pool(protocol), "copies": copies.describe()},
         )
 
     def _require_agreement(self, protocol: Protocol, train: ImageSource, test: ImageSource) -> None:
@@ -200,14 +200,14 @@ class _Judges:
                 "version of mapet": str(package_version("mapet")),
                 "version of torch": torch.__version__,
                 "protocol": protocol.hash,
-                "backbone": fingerprint(self._opened.backbone, {}),
+                "backbone": fingerprint(self._target.backbone, {}),
                 "images": f"{len(train)} {len(test)} {labels}",
             }
         )
 
     def _pool(self, protocol: Protocol) -> dict[str, str]:
         """The pool that was meant, where the backbone cannot have the one that was wanted."""
-        if not protocol.pools or protocol.pool != "both" or self._opened.backbone.cls_token is not None:
+        if not protocol.pools or protocol.pool != "both" or self._target.backbone.cls_token is not None:
             return {}
         self._say_once("This backbone has no class token: pool 'both' is the mean of the patches.")
         return {"pool": "mean"}
@@ -229,25 +229,25 @@ class _Judges:
             self._data[kind] = protocol.open_data(self._location)
         return self._data[kind]
 
-    def _judge(self, protocol: Protocol, title: str, folder: Path | None) -> Findings:
-        subject = self._subject(protocol, title)
-        subject.folder = folder
-        return protocol.judge(subject)
+    def _evaluate(self, protocol: Protocol, title: str, folder: Path | None) -> Metrics:
+        frozen = self._frozen(protocol, title)
+        frozen.folder = folder
+        return protocol.evaluate(frozen)
 
-    def _subject(self, protocol: Protocol, title: str) -> Evaluated:
+    def _frozen(self, protocol: Protocol, title: str) -> Evaluated:
         key = (type(protocol).open_data, title)
-        if key not in self._subjects:
-            self._subjects[key] = protocol.subject(self._opened, title, *self._open(protocol), **self._common)
-        return self._subjects[key]
+        if key not in self._frozen_models:
+            self._frozen_models[key] = protocol.prepare(self._target, title, *self._open(protocol), **self._common)
+        return self._frozen_models[key]
 
 
-def _intervals(found: Findings, random: Findings | None) -> dict[str, list[float]]:
+def _intervals(metrics: Metrics, random: Metrics | None) -> dict[str, list[float]]:
     """Of the gain in every figure, where both know what became of every image."""
-    if random is None or found.outcomes is None or random.outcomes is None:
+    if random is None or metrics.outcomes is None or random.outcomes is None:
         return {}
-    return gain_intervals(found.outcomes, random.outcomes)
+    return gain_intervals(metrics.outcomes, random.outcomes)
 
 
-def _save(path: Path, keys: np.ndarray, found: Findings, random: Findings | None) -> None:
-    named = {"pre-trained": found, "random": random}
+def _save(path: Path, keys: np.ndarray, metrics: Metrics, random: Metrics | None) -> None:
+    named = {"pre-trained": metrics, "random": random}
     save_outcomes(path, keys, {name: some.outcomes for name, some in named.items() if some and some.outcomes})

@@ -123,14 +123,14 @@ def _of_pixels(after: np.ndarray, before: np.ndarray) -> dict[str, _Interval]:
     """Of all figures of a segmentation, from one set of draws."""
     both = [pixels.reshape(len(pixels), -1).astype(np.float64) for pixels in (after, before)]
 
-    def figures(drawn: np.ndarray) -> list[dict[str, float]]:
-        return [scores_of_pixels(torch.from_numpy(drawn @ pixels).view(3, -1)).figures for pixels in both]
+    def metrics(drawn: np.ndarray) -> list[dict[str, float]]:
+        return [scores_of_pixels(torch.from_numpy(drawn @ pixels).view(3, -1)).metrics for pixels in both]
 
     def statistics(drawn: np.ndarray) -> list[float]:
-        one, other = figures(drawn)
+        one, other = metrics(drawn)
         return [one[name] - other[name] for name in one]
 
-    return dict(zip(figures(np.ones(len(after)))[0], bootstrap(len(after), statistics), strict=True))
+    return dict(zip(metrics(np.ones(len(after)))[0], bootstrap(len(after), statistics), strict=True))
 
 
 def _occurrences(keys: np.ndarray) -> dict[tuple[bytes, int], int]:

@@ -20,12 +20,12 @@ from mapet.data.source import ImageSource, subset
 from mapet.engine.callbacks import LogPoint, Monitor, Observation
 from mapet.engine.parallel import whole_state
 from mapet.errors import DataError, MapetError
+from mapet.evaluation.frozen_backbone import FrozenBackbone, check_labels
 from mapet.evaluation.presets import protocol_of
 from mapet.evaluation.protocol import Protocol
-from mapet.evaluation.subject import Subject, check_labels
 from mapet.health.context import PretrainContext
 from mapet.models.weights import load_strictly
-from mapet.pretraining.pretrain import backbone_recipe
+from mapet.pretraining.pretrain import backbone_spec
 from mapet.runtime.progress import format_seconds, say
 from mapet.runtime.seeding import seeded_globally
 from mapet.token_store.keys import image_keys
@@ -62,7 +62,7 @@ class OnlineProbe(Monitor[PretrainContext]):
         """Chooses the images."""
         self.run, self._last = run, run.first_step
         self._period = max(1, round((self.settings.mechanics.probe_every or 1) * run.steps_per_epoch))
-        self.train, self.held_out = probe_parts(run.source)
+        self.train, self.validation = probe_parts(run.source)
 
     def observe(self, point: LogPoint) -> Observation:
         """Top-1 of every protocol, 0 to 1, and the seconds that it took, where a probe is due."""
@@ -72,17 +72,17 @@ class OnlineProbe(Monitor[PretrainContext]):
             return Observation()
         began = time.perf_counter()
         try:
-            figures = self._judge(point.step)
+            metrics = self._evaluate(point.step)
         except MapetError as error:
             say(f"No probe at step {point.step}: {error}")
             return Observation()
         seconds = time.perf_counter() - began
-        told = ", ".join(f"{name} {100 * figure:.1f} %" for name, figure in figures.items())
+        told = ", ".join(f"{name} {100 * figure:.1f} %" for name, figure in metrics.items())
         say(
-            f"Probe at step {point.step}: {told} of {len(self.held_out)} held-out training images, {len(self.train)} to learn "
+            f"Probe at step {point.step}: {told} of {len(self.validation)} held-out training images, {len(self.train)} to learn "
             f"from, {format_seconds(seconds)}."
         )
-        return Observation({**{f"online/{name}": figure for name, figure in figures.items()}, "online/seconds": seconds})
+        return Observation({**{f"online/{name}": figure for name, figure in metrics.items()}, "online/seconds": seconds})
 
     def state(self) -> dict[str, Tensor]:
         """The step at which it was last asked whether a probe is due."""
@@ -92,22 +92,22 @@ class OnlineProbe(Monitor[PretrainContext]):
         """A probe that was due between then and the stop is still due."""
         self._last = int(state["last"])
 
-    def _judge(self, step: int) -> dict[str, float]:
-        recipe = backbone_recipe(self.settings)
-        backbone = recipe.build()
+    def _evaluate(self, step: int) -> dict[str, float]:
+        spec = backbone_spec(self.settings)
+        backbone = spec.build()
         load_strictly(backbone, whole_state(self.run.objective.backbone))
-        subject = Subject(
+        frozen = FrozenBackbone(
             f"step {step}",
             backbone.to(self.run.device),
-            recipe,
+            spec,
             self.train,
-            self.held_out,
+            self.validation,
             device=self.run.device,
             workers=self.settings.mechanics.workers,
-            unreadable=UnreadableImages(len(self.train) + len(self.held_out)),
+            unreadable=UnreadableImages(len(self.train) + len(self.validation)),
         )
         with seeded_globally(self.settings.seed, "online probe"):
-            found = {protocol.name: protocol.judge(subject).figures[protocol.metric] for protocol in self.protocols}
+            found = {protocol.name: protocol.evaluate(frozen).values[protocol.metric] for protocol in self.protocols}
         return found
 
 
@@ -121,10 +121,10 @@ def probe_parts(source: ImageSource) -> tuple[ImageSource, ImageSource]:
     readable = np.array([index for index, key in enumerate(keys) if not key.startswith("?")], np.int64)
     order = np.argsort(np.array([keys[index][16:] for index in readable], str), kind="stable")
     chosen = np.sort(readable[order[:PROBED_IMAGES]])
-    held_out = np.array([int(keys[index][8:16], 16) < HELD_OUT_SHARE * 2**32 for index in chosen], bool)
-    if held_out.all() or not held_out.any():
+    validation = np.array([int(keys[index][8:16], 16) < HELD_OUT_SHARE * 2**32 for index in chosen], bool)
+    if validation.all() or not validation.any():
         raise DataError(
             f"{source.location} has {len(source)} images, too few to learn from some and judge on others. Leave out --probe-every, "
             "or add images."
         )
-    return subset(source, chosen[~held_out]), subset(source, chosen[held_out])
+    return subset(source, chosen[~validation]), subset(source, chosen[validation])

@@ -34,14 +34,14 @@ class Outcomes:
     labels: Tensor | None = None
     pixels: Tensor | None = None
 
-    def figures(self) -> dict[str, float]:
+    def metrics(self) -> dict[str, float]:
         """The mean of every value, and the mean over the classes that occur of the share found in each (of `top1`)."""
-        figures = {name: float(value.mean()) for name, value in self.values.items()}
+        metrics = {name: float(value.mean()) for name, value in self.values.items()}
         if self.labels is None:
-            return figures
+            return metrics
         counts = torch.bincount(self.labels)
         per_class = torch.bincount(self.labels, weights=self.values["top1"])[counts > 0] / counts[counts > 0]
-        return {**figures, MEAN_PER_CLASS: float(per_class.mean())}
+        return {**metrics, MEAN_PER_CLASS: float(per_class.mean())}
 
 
 def classified(scores: Tensor, labels: Tensor) -> Outcomes:

@@ -12,41 +12,41 @@ from typing import Protocol as Interface
 
 from pydantic import Field
 
-from mapet.checkpoints.address import OpenedBackbone
+from mapet.checkpoints.address import LoadedBackbone
 from mapet.data.source import ImageSource
 from mapet.data.sources import absolute_location, open_splits
 from mapet.errors import SettingsError, nearest
 from mapet.evaluation.classes import check_same_classes
+from mapet.evaluation.frozen_backbone import POOLS, Evaluated, FrozenBackbone, check_labels, count_classes
 from mapet.evaluation.intervals import describe as describe_gain
 from mapet.evaluation.outcomes import Outcomes
-from mapet.evaluation.subject import POOLS, Evaluated, Subject, check_labels, count_classes
 from mapet.runtime.run_directory import RunDirectory
 
 METRICS = {"top1": "top-1", "top5": "top-5", "mean_per_class": "mean per class", "miou": "mIoU"}
 
 
 @dataclass(frozen=True)
-class Findings:
+class Metrics:
     """What a protocol found out about one backbone.
 
     Args:
-        figures: Name to share, 0 to 1; the protocol's `metric` is among them.
+        values: Name to share, 0 to 1; the protocol's `metric` is among them.
         details: Whatever else is worth keeping, as JSON.
         outcomes: What became of every test image that could be read; without it there is no interval.
     """
 
-    figures: dict[str, float]
+    values: dict[str, float]
     details: dict[str, Any] = field(default_factory=dict)
     outcomes: Outcomes | None = field(default=None, compare=False)
 
     @classmethod
-    def of(cls, outcomes: Outcomes, details: dict[str, Any]) -> Findings:
+    def of(cls, outcomes: Outcomes, details: dict[str, Any]) -> Metrics:
         """Figures that follow from the outcomes alone."""
-        return cls(outcomes.figures(), details, outcomes)
+        return cls(outcomes.metrics(), details, outcomes)
 
 
-class Opened(Interface):
-    """What a user names: an `OpenedBackbone`, or what another protocol `takes`."""
+class Evaluable(Interface):
+    """What a user names: an `LoadedBackbone`, or what another protocol `takes`."""
 
     @property
     def title(self) -> str: ...  # noqa: D102
@@ -84,7 +84,7 @@ class Protocol(ABC):
     allowed_pools: ClassVar[tuple[str, ...]] = POOLS
     keeps_model: ClassVar[bool] = False
     several_processes: ClassVar[bool] = False
-    takes: ClassVar[type] = OpenedBackbone
+    takes: ClassVar[type] = LoadedBackbone
     takes_a: ClassVar[str] = "backbone"
 
     pool: str = "both"
@@ -149,26 +149,26 @@ class Protocol(ABC):
         """What should be known before so many images are learned from; "" for nothing."""
         return ""
 
-    def remark(self, found: Findings, random: Findings | None) -> str:
+    def remark(self, found: Metrics, random: Metrics | None) -> str:
         """What should be known beside the figures; "" for nothing."""
         return ""
 
-    def subject(self, opened: Any, title: str, train: ImageSource, test: ImageSource, **work: Any) -> Evaluated:
-        """What `judge` is given.
+    def prepare(self, target: Any, title: str, train: ImageSource, test: ImageSource, **work: Any) -> Evaluated:
+        """What `evaluate` is given.
 
         Args:
-            opened: An instance of `takes`.
+            target: An instance of `takes`.
             title: "pre-trained", "untrained", or "random": the same at its random initialisation.
             train: Images to learn from.
             test: Images to be tested on.
-            work: `device`, `workers` and `unreadable`, as `Subject` takes them.
+            work: `device`, `workers` and `unreadable`, as `FrozenBackbone` takes them.
         """
-        backbone = opened.recipe.build() if title == "random" else opened.backbone
-        return Subject(title, backbone, opened.recipe, train, test, **work)
+        backbone = target.spec.build() if title == "random" else target.backbone
+        return FrozenBackbone(title, backbone, target.spec, train, test, **work)
 
     @abstractmethod
-    def judge(self, subject: Any) -> Findings:
-        """The metrics of one subject, as the method `subject` makes it."""
+    def evaluate(self, frozen: Any) -> Metrics:
+        """The metrics of one subject, as the method `prepare` makes it."""
 
     def heading(self, result: Result) -> str:
         """What stands above all results of one command; "" for nothing."""

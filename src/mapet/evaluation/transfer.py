@@ -13,7 +13,7 @@ from mapet.data.sources import SOURCES
 from mapet.errors import SettingsError, nearest
 from mapet.evaluation.evaluate import evaluate
 from mapet.evaluation.intervals import describe as describe_gain
-from mapet.evaluation.protocol import METRICS, Opened, Protocol, Result
+from mapet.evaluation.protocol import METRICS, Evaluable, Protocol, Result
 
 
 def transfer_locations(names: Sequence[str], root: str | Path | None, *, download: bool = False) -> dict[str, str]:
@@ -43,7 +43,7 @@ def transfer_locations(names: Sequence[str], root: str | Path | None, *, downloa
 
 
 def evaluate_transfer(
-    opened: Opened,
+    loaded: Evaluable,
     locations: dict[str, str],
     protocol: Protocol,
     *,
@@ -56,7 +56,7 @@ def evaluate_transfer(
     """Evaluates a backbone, or what else the protocol takes, on several data sets.
 
     Args:
-        opened: What the protocol takes.
+        loaded: What the protocol takes.
         locations: Name to location, as `transfer_locations` gives them.
         protocol: Table 5 uses the paper's linear probe (`linear:paper`).
         device: Where to compute.
@@ -70,7 +70,7 @@ def evaluate_transfer(
     """
     options: dict[str, Any] = {"device": device, "folder": folder, "workers": workers, "max_unreadable": max_unreadable}
     return {
-        name: evaluate(opened, location, [protocol], with_random=with_random, **options)[0] for name, location in locations.items()
+        name: evaluate(loaded, location, [protocol], with_random=with_random, **options)[0] for name, location in locations.items()
     }
 
 

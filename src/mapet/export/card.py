@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mapet.checkpoints.address import OpenedBackbone
+from mapet.checkpoints.address import LoadedBackbone
 from mapet.errors import CheckpointError
 from mapet.evaluation.kept import read_result, read_results
 from mapet.evaluation.protocol import Result
@@ -16,29 +16,29 @@ from mapet.runtime.run_directory import RunDirectory
 _MOST_CLASSES = 100
 
 
-def model_card(opened: OpenedBackbone, *, library: str, usage: str, notes: tuple[str, ...], difference: float | None) -> str:
+def model_card(loaded: LoadedBackbone, *, library: str, usage: str, notes: tuple[str, ...], difference: float | None) -> str:
     """The card in Markdown, with the Hub's header. Of paths only the last name is in it.
 
     Args:
-        opened: The backbone.
+        loaded: The backbone.
         library: That reads the export.
         usage: Lines of Python that load it.
         notes: What was changed in the export.
         difference: Of its outputs from the backbone's.
     """
-    backbone, recipe = opened.backbone, opened.recipe
+    backbone, spec = loaded.backbone, loaded.spec
     task = "image-classification" if backbone.num_classes else "image-feature-extraction"
-    height = recipe.image_size
+    height = spec.image_size
     sections = [
         f"---\nlibrary_name: {library}\npipeline_tag: {task}\ntags:\n- vision\n- mapet\n---",
-        f"# {_last_name(opened.title) if _own_result(opened) is None else Path(opened.title).resolve().parent.name}",
-        _what_it_is(opened),
+        f"# {_last_name(loaded.title) if _own_result(loaded) is None else Path(loaded.title).resolve().parent.name}",
+        _what_it_is(loaded),
         f"Images: {height} x {height} pixels (shorter side resized bicubic, centre cropped), values in [0, 1], normalised by mean "
-        f"{_numbers(recipe.mean)} and standard deviation {_numbers(recipe.std)}.",
+        f"{_numbers(spec.mean)} and standard deviation {_numbers(spec.std)}.",
         f"## Loading\n\nFOLDER is where these files lie.\n\n```python\n{usage}\n```",
-        *_pre_training(opened.run),
-        *_fine_tuning(opened),
-        *_evaluations(_results(opened)),
+        *_pre_training(loaded.run),
+        *_fine_tuning(loaded),
+        *_evaluations(_results(loaded)),
         _export(notes, difference),
         "## Licence\n\nNone is stated here. Before you publish these weights, add one that the images, the tokenizer and any "
         "weights that this model started from allow.",
@@ -46,16 +46,16 @@ def model_card(opened: OpenedBackbone, *, library: str, usage: str, notes: tuple
     return "\n\n".join(sections) + "\n"
 
 
-def _what_it_is(opened: OpenedBackbone) -> str:
-    backbone, recipe = opened.backbone, opened.recipe
+def _what_it_is(loaded: LoadedBackbone) -> str:
+    backbone, spec = loaded.backbone, loaded.spec
     count = sum(parameter.numel() for parameter in backbone.parameters())
     classes = f", with a classifier of {backbone.num_classes} classes" if backbone.num_classes else ""
-    origin = "It was pre-trained with mapet." if opened.run else ""
-    if opened.conversion:
-        origin = f"It was converted from a published checkpoint. {opened.conversion.summary()}"
-    if opened.untrained:
+    origin = "It was pre-trained with mapet." if loaded.run else ""
+    if loaded.conversion:
+        origin = f"It was converted from a published checkpoint. {loaded.conversion.summary()}"
+    if loaded.untrained:
         origin = "It is at its random initialisation: it has learned nothing."
-    kind = f"`{recipe.name}` of timm with {json.dumps(recipe.options)}"
+    kind = f"`{spec.name}` of timm with {json.dumps(spec.options)}"
     return f"A vision transformer of {count:,} parameters{classes}: {kind}. {origin}".rstrip()
 
 
@@ -86,9 +86,9 @@ def _pre_training(run: RunDirectory | None) -> Iterator[str]:
     yield "\n".join(["## Pre-training\n", "| | |", "|---|---|", *lines])
 
 
-def _fine_tuning(opened: OpenedBackbone) -> Iterator[str]:
+def _fine_tuning(loaded: LoadedBackbone) -> Iterator[str]:
     """What a fine-tuned model was trained for: protocol and images, if its result lies there, and the classes it tells apart."""
-    result = _own_result(opened)
+    result = _own_result(loaded)
     facts: dict[str, Any] = {}
     if result is not None:
         facts = {
@@ -99,9 +99,9 @@ def _fine_tuning(opened: OpenedBackbone) -> Iterator[str]:
             "Images learned from": f"{result.train_images:,}",
             "Images judged": f"{result.test_images:,}",
         }
-    if opened.classes:
-        shown = ", ".join(opened.classes[:_MOST_CLASSES])
-        left = len(opened.classes) - _MOST_CLASSES
+    if loaded.classes:
+        shown = ", ".join(loaded.classes[:_MOST_CLASSES])
+        left = len(loaded.classes) - _MOST_CLASSES
         facts["Classes, in the order of the outputs"] = f"{shown} and {left} more" if left > 0 else shown
     lines = [f"| {name} | {value} |" for name, value in facts.items() if value is not None]
     if lines:
@@ -115,10 +115,10 @@ def _start(result: Result) -> str | None:
     return _last_name(result.backbone) if result.backbone else None
 
 
-def _own_result(opened: OpenedBackbone) -> Result | None:
+def _own_result(loaded: LoadedBackbone) -> Result | None:
     """What a fine-tuning found of its model, which it keeps beside: STEM.json of STEM/model."""
-    model = Path(opened.title)
-    if opened.run is not None or not (model / "model.json").is_file():
+    model = Path(loaded.title)
+    if loaded.run is not None or not (model / "model.json").is_file():
         return None
     stem = model.resolve().parent
     try:
@@ -127,12 +127,12 @@ def _own_result(opened: OpenedBackbone) -> Result | None:
         return None
 
 
-def _results(opened: OpenedBackbone) -> list[Result]:
+def _results(loaded: LoadedBackbone) -> list[Result]:
     """Of the evaluations that are kept with the run, or of the fine-tuning that the model comes from."""
-    if opened.run is None:
-        result = _own_result(opened)
+    if loaded.run is None:
+        result = _own_result(loaded)
         return [] if result is None else [result]
-    return [*read_results(opened.run.evaluations)[0].values()]
+    return [*read_results(loaded.run.evaluations)[0].values()]
 
 
 def _evaluations(results: list[Result]) -> Iterator[str]:

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from mapet.checkpoints.address import OpenedBackbone
+from mapet.checkpoints.address import LoadedBackbone
 from mapet.compat import VisionTransformer
 from mapet.errors import FailedRunError, ModelError
 from mapet.export.card import model_card
@@ -45,7 +45,7 @@ class Written:
     notes: tuple[str, ...] = ()
 
 
-Writer = Callable[[OpenedBackbone, Path], Written]
+Writer = Callable[[LoadedBackbone, Path], Written]
 FORMATS: Registry[Writer] = Registry(
     "export format",
     {
@@ -58,11 +58,11 @@ FORMATS: Registry[Writer] = Registry(
 TOLERANCE = {"hf": 1e-4, "onnx": 1e-4}
 
 
-def export(opened: OpenedBackbone, form: str, folder: Path) -> Written:
-    """Writes `opened` into a new folder, with a model card.
+def export(loaded: LoadedBackbone, form: str, folder: Path) -> Written:
+    """Writes `loaded` into a new folder, with a model card.
 
     Args:
-        opened: The backbone.
+        loaded: The backbone.
         form: A name of `FORMATS`.
         folder: Made here; it must not exist yet or be empty.
 
@@ -76,10 +76,10 @@ def export(opened: OpenedBackbone, form: str, folder: Path) -> Written:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ModelError(f"{folder} is there already, and nothing is written over. Give --out a new folder, or remove that one.")
     with only_writer(folder), atomic_directory(folder) as partial:
-        written = FORMATS.create(form, opened, partial)
+        written = FORMATS.create(form, loaded, partial)
         _check(written, form)
         facts = {"library": written.library, "usage": written.usage, "notes": written.notes, "difference": written.difference}
-        (partial / "README.md").write_text(model_card(opened, **facts), encoding="utf-8")
+        (partial / "README.md").write_text(model_card(loaded, **facts), encoding="utf-8")
     return written
 
 

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from mapet.checkpoints.address import OpenedBackbone
+from mapet.checkpoints.address import LoadedBackbone
 from mapet.compat import Block, VisionTransformer
 from mapet.errors import ModelError
 from mapet.export.export import Written, largest_difference
@@ -38,7 +38,7 @@ class _Model(NamedTuple):
     notes: tuple[str, ...] = ()
 
 
-def write(opened: OpenedBackbone, folder: Path) -> Written:
+def write(loaded: LoadedBackbone, folder: Path) -> Written:
     """Writes config.json, model.safetensors and preprocessor_config.json, and loads them again through transformers.
 
     Raises:
@@ -47,30 +47,30 @@ def write(opened: OpenedBackbone, folder: Path) -> Written:
     """
     import transformers
 
-    backbone = opened.backbone
+    backbone = loaded.backbone
     _check(backbone)
     averaged = backbone.num_classes > 0 and backbone.global_pool == "avg"
     model = _beit(backbone) if averaged or not _is_plain(backbone) else _vit(backbone)
     config = getattr(transformers, f"{model.kind.partition('For')[0].removesuffix('Model')}Config")(**model.config)
     config.architectures = [model.kind]
-    if opened.classes:
-        config.id2label = dict(enumerate(opened.classes))
-        config.label2id = {name: index for index, name in enumerate(opened.classes)}
+    if loaded.classes:
+        config.id2label = dict(enumerate(loaded.classes))
+        config.label2id = {name: index for index, name in enumerate(loaded.classes)}
     config.save_pretrained(folder)
     write_tensors(folder / "model.safetensors", model.weights, {"format": "pt"})
-    write_json(folder / "preprocessor_config.json", _processor(opened))
+    write_json(folder / "preprocessor_config.json", _processor(loaded))
     options = {} if backbone.num_classes else {"add_pooling_layer": False}
     with _without_progress_bars():
         network = getattr(transformers, model.kind).from_pretrained(folder, **options).eval()
         processor = transformers.AutoImageProcessor.from_pretrained(folder)
-    check_preprocessing(opened.recipe, lambda picture: processor(picture, return_tensors="pt")["pixel_values"][0], floor)
+    check_preprocessing(loaded.spec, lambda picture: processor(picture, return_tensors="pt")["pixel_values"][0], floor)
     difference = largest_difference(backbone, _runner(network, classifies=backbone.num_classes > 0))
     arguments = "".join(f", {name}={value}" for name, value in options.items())
     usage = (
         f"from transformers import AutoImageProcessor, {model.kind}\n\n"
         f'processor = AutoImageProcessor.from_pretrained("FOLDER")\nmodel = {model.kind}.from_pretrained("FOLDER"{arguments})'
     )
-    return Written("transformers", usage, difference, (*model.notes, floor_note(opened.recipe)))
+    return Written("transformers", usage, difference, (*model.notes, floor_note(loaded.spec)))
 
 
 @contextmanager
@@ -214,22 +214,22 @@ def _below(prefix: str, weights: dict[str, Tensor]) -> dict[str, Tensor]:
     return {prefix + name: value for name, value in weights.items()}
 
 
-def _processor(opened: OpenedBackbone) -> dict[str, Any]:
+def _processor(loaded: LoadedBackbone) -> dict[str, Any]:
     """`EvaluationView` but for the rounding of odd margins, see `mapet.export.preprocessing`; normalised."""
-    size, recipe = opened.recipe.image_size, opened.recipe
+    size, spec = loaded.spec.image_size, loaded.spec
     return {
         "image_processor_type": "BitImageProcessor",
         "do_convert_rgb": True,
         "do_resize": True,
-        "size": {"shortest_edge": floor(size / recipe.crop_fraction)},
+        "size": {"shortest_edge": floor(size / spec.crop_fraction)},
         "resample": _BICUBIC,
         "do_center_crop": True,
         "crop_size": {"height": size, "width": size},
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,
-        "image_mean": list(recipe.mean),
-        "image_std": list(recipe.std),
+        "image_mean": list(spec.mean),
+        "image_std": list(spec.std),
     }
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mapet.checkpoints.address import OpenedBackbone
+from mapet.checkpoints.address import LoadedBackbone
 from mapet.errors import FailedRunError, ModelError, in_one_line
 from mapet.export.export import Outputs, Written, largest_difference, sample_images
 
@@ -18,7 +18,7 @@ OPSET = 18
 _NEEDED = ("onnx", "onnxscript")
 
 
-def write(opened: OpenedBackbone, folder: Path) -> Written:
+def write(loaded: LoadedBackbone, folder: Path) -> Written:
     """Writes model.onnx, and runs it with ONNX Runtime where that is installed.
 
     Raises:
@@ -28,9 +28,9 @@ def write(opened: OpenedBackbone, folder: Path) -> Written:
     missing = [name for name in _NEEDED if find_spec(name) is None]
     if missing:
         raise ModelError(f"Exporting to ONNX needs {' and '.join(missing)}, not installed here. Run: pip install 'mapet[onnx]'")
-    network = Outputs(opened.backbone).eval()
+    network = Outputs(loaded.backbone).eval()
     path = folder / "model.onnx"
-    _export(network, sample_images(opened.backbone, 3), path)
+    _export(network, sample_images(loaded.backbone, 3), path)
     usage = (
         "import onnxruntime\n\n"
         'session = onnxruntime.InferenceSession("FOLDER/model.onnx")\n'
@@ -39,7 +39,7 @@ def write(opened: OpenedBackbone, folder: Path) -> Written:
     if find_spec("onnxruntime") is None:
         note = "Its outputs were not compared: onnxruntime is not installed."
         return Written("onnx", usage, None, (note,))
-    return Written("onnx", usage, largest_difference(opened.backbone, lambda images: _run(path, images)))
+    return Written("onnx", usage, largest_difference(loaded.backbone, lambda images: _run(path, images)))
 
 
 def _export(network: Outputs, images: Tensor, path: Path) -> None:

@@ -17,27 +17,25 @@ from torch import Tensor
 
 from mapet.data.views import EvaluationView
 from mapet.errors import FailedRunError
-from mapet.models.spec import BackboneRecipe
+from mapet.models.spec import BackboneSpec
 from mapet.runtime.seeding import seeded_generator
 
 TOLERANCE = 3  # of 255: torchvision rounds a resized picture otherwise than Pillow
 
 
-def check_preprocessing(
-    recipe: BackboneRecipe, theirs: Callable[[Image.Image], Tensor], half: Callable[[float], int] = round
-) -> None:
+def check_preprocessing(spec: BackboneSpec, theirs: Callable[[Image.Image], Tensor], half: Callable[[float], int] = round) -> None:
     """Compares the pixels of pictures of odd and even sizes with those of `EvaluationView`.
 
     Args:
-        recipe: Of the backbone: image size, share that is seen, mean and standard deviation.
+        spec: Of the backbone: image size, share that is seen, mean and standard deviation.
         theirs: From a picture in mode RGB to what the model gets: (3, size, size), normalised.
         half: How half a margin becomes the place where the crop starts.
 
     Raises:
         FailedRunError: A picture comes out more than `TOLERANCE` levels of 255 away.
     """
-    view = EvaluationView(recipe.image_size, recipe.crop_fraction)
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (recipe.mean, recipe.std))
+    view = EvaluationView(spec.image_size, spec.crop_fraction)
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (spec.mean, spec.std))
     for picture in _pictures(view):
         resized = view.resized(picture)
         left, top = (half((side - view.size) / 2) for side in resized.size)
@@ -52,12 +50,12 @@ def check_preprocessing(
             )
 
 
-def floor_note(recipe: BackboneRecipe) -> str:
+def floor_note(spec: BackboneSpec) -> str:
     """The sentence on exports whose crop starts at floor(margin / 2)."""
-    side = EvaluationView(recipe.image_size, recipe.crop_fraction).shorter_side
+    side = EvaluationView(spec.image_size, spec.crop_fraction).shorter_side
     return (
         f"The image processor cuts the centre as transformers does. Where a side of the resized image (the shorter one has {side} "
-        f"pixels) is {recipe.image_size} plus 3, 7, 11, ... pixels long, its crop lies one pixel further left or above than in "
+        f"pixels) is {spec.image_size} plus 3, 7, 11, ... pixels long, its crop lies one pixel further left or above than in "
         "mapet's evaluations, as for an image of 640 x 427 at 224 pixels; all other images have the same crop. Resized values "
         f"differ by at most {TOLERANCE} of 255 levels. The timm export has mapet's crop for every size."
     )

@@ -4,26 +4,26 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mapet.checkpoints.address import CLASSES, OpenedBackbone
-from mapet.checkpoints.backbone_folder import load_backbone, save_backbone
+from mapet.checkpoints.address import CLASSES, LoadedBackbone
+from mapet.checkpoints.backbone_folder import read_backbone, save_backbone
 from mapet.export.export import Outputs, Written, largest_difference
 from mapet.runtime.files import write_json
 
 
-def write(opened: OpenedBackbone, folder: Path) -> Written:
+def write(loaded: LoadedBackbone, folder: Path) -> Written:
     """Writes weights.safetensors and model.json, and loads them again."""
-    recipe = opened.recipe
-    save_backbone(folder / "backbone", recipe, opened.backbone)
+    spec = loaded.spec
+    save_backbone(folder / "backbone", spec, loaded.backbone)
     for file in (folder / "backbone").iterdir():
         file.rename(folder / file.name)
     (folder / "backbone").rmdir()
-    if opened.classes:
-        write_json(folder / CLASSES, list(opened.classes))
-    again, _ = load_backbone(folder)
-    arguments = "".join(f", {name}={value!r}" for name, value in recipe.options.items())
+    if loaded.classes:
+        write_json(folder / CLASSES, list(loaded.classes))
+    again, _ = read_backbone(folder)
+    arguments = "".join(f", {name}={value!r}" for name, value in spec.options.items())
     usage = (
         "import timm\nfrom safetensors.torch import load_file\n\n"
-        f'model = timm.create_model("{recipe.name.partition(".")[0]}"{arguments})\n'
+        f'model = timm.create_model("{spec.name.partition(".")[0]}"{arguments})\n'
         'model.load_state_dict(load_file("FOLDER/weights.safetensors"))'
     )
-    return Written("timm", usage, largest_difference(opened.backbone, Outputs(again)))
+    return Written("timm", usage, largest_difference(loaded.backbone, Outputs(again)))

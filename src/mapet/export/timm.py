@@ -9,7 +9,7 @@ from typing import cast
 from PIL import Image
 from torch import Tensor
 
-from mapet.checkpoints.address import OpenedBackbone
+from mapet.checkpoints.address import LoadedBackbone
 from mapet.compat import VisionTransformer, create_transform, resolve_model_data_config, timm
 from mapet.export.export import Outputs, Written, largest_difference
 from mapet.export.preprocessing import check_preprocessing
@@ -24,23 +24,23 @@ import timm
 model = timm.create_model("local-dir:FOLDER", pretrained=True)  # "hf-hub:OWNER/NAME" once it is pushed"""
 
 
-def write(opened: OpenedBackbone, folder: Path) -> Written:
+def write(loaded: LoadedBackbone, folder: Path) -> Written:
     """Writes model.safetensors and config.json, and loads them again through `timm.create_model`, strictly.
 
     Raises:
         FailedRunError: timm's transform of images gives other pixels than `EvaluationView`.
     """
-    backbone, recipe = opened.backbone, opened.recipe
+    backbone, spec = loaded.backbone, loaded.spec
     write_tensors(folder / "model.safetensors", backbone.state_dict(), {"format": "pt"})
-    architecture = recipe.name.partition(".")[0]
+    architecture = spec.name.partition(".")[0]
     data = {
         "input_size": [3, *image_size(backbone)],
         "fixed_input_size": True,
         "interpolation": "bicubic",
-        "crop_pct": recipe.crop_fraction,
+        "crop_pct": spec.crop_fraction,
         "crop_mode": "center",
-        "mean": list(recipe.mean),
-        "std": list(recipe.std),
+        "mean": list(spec.mean),
+        "std": list(spec.std),
         "num_classes": backbone.num_classes,
         "pool_size": None,
         "first_conv": "patch_embed.proj",
@@ -51,13 +51,13 @@ def write(opened: OpenedBackbone, folder: Path) -> Written:
         "num_classes": backbone.num_classes,
         "num_features": backbone.num_features,
         "global_pool": backbone.global_pool,
-        "model_args": recipe.options,
+        "model_args": spec.options,
         "pretrained_cfg": data,
     }
-    labels = {"label_names": list(opened.classes)} if opened.classes else {}
+    labels = {"label_names": list(loaded.classes)} if loaded.classes else {}
     write_json(folder / "config.json", config | labels)
     again = cast(VisionTransformer, timm.create_model(f"local-dir:{folder}", pretrained=True)).eval()
     load_strictly(again, load_tensors(folder / "model.safetensors"))
     transform = create_transform(**resolve_model_data_config(again), is_training=False)
-    check_preprocessing(recipe, cast(Callable[[Image.Image], Tensor], transform))
+    check_preprocessing(spec, cast(Callable[[Image.Image], Tensor], transform))
     return Written("timm", _USAGE, largest_difference(backbone, Outputs(again)))

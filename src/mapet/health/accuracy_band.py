@@ -16,7 +16,7 @@ from mapet.token_store.keys import image_keys
 from mapet.token_store.read import TokenStore
 
 SAMPLED_IMAGES = 5_000
-USUAL = (0.5, 2.0)  # of a neighbour's accuracy; docs/vital_signs.md names the runs behind it
+EXPECTED_FACTORS = (0.5, 2.0)  # of a neighbour's accuracy; docs/vital_signs.md names the runs behind it
 _LEAKING = 0.9  # of the way from a neighbour's accuracy to 1
 
 
@@ -33,9 +33,9 @@ class AccuracyBand:
     neighbour: float
 
     @property
-    def usual(self) -> tuple[float, float]:
+    def expected_range(self) -> tuple[float, float]:
         """Where sound runs end."""
-        low, high = (factor * self.neighbour for factor in USUAL)
+        low, high = (factor * self.neighbour for factor in EXPECTED_FACTORS)
         return max(low, self.frequent), min(max(high, self.frequent), self.leaking)
 
     @property
@@ -43,18 +43,18 @@ class AccuracyBand:
         """Above it, targets are given away rather than predicted."""
         return self.neighbour + _LEAKING * (1 - self.neighbour)
 
-    def promise(self) -> str:
+    def expectation_message(self) -> str:
         """For the beginning of a run."""
         return (
             f"Token accuracy to expect: {self.frequent:.1%} is the most frequent token everywhere, {self.neighbour:.1%} the best "
-            f"guess from one neighbour; sound runs end at {_span(*self.usual)}."
+            f"guess from one neighbour; sound runs end at {_span(*self.expected_range)}."
         )
 
-    def verdict(self, accuracy: float) -> str:
+    def outcome_message(self, accuracy: float) -> str:
         """For the end of a run."""
-        low, high = self.usual
-        judged = "below it: short, or slow to learn" if accuracy < low else "above it" if accuracy > high else "within"
-        return f"Token accuracy at the end: {accuracy:.1%}; sound runs with such tokens end at {_span(low, high)} ({judged})."
+        low, high = self.expected_range
+        position = "below it: short, or slow to learn" if accuracy < low else "above it" if accuracy > high else "within"
+        return f"Token accuracy at the end: {accuracy:.1%}; sound runs with such tokens end at {_span(low, high)} ({position})."
 
 
 def band_of(grids: np.ndarray, vocab_size: int) -> AccuracyBand | None:
@@ -62,16 +62,16 @@ def band_of(grids: np.ndarray, vocab_size: int) -> AccuracyBand | None:
 
     Pairs are counted on every other image and guesses judged on those between, so that rare pairs do not flatter them.
     """
-    counted, judged = grids[::2], grids[1::2]
-    if not len(judged) or min(grids.shape[1:]) < 2:
+    counted, tested = grids[::2], grids[1::2]
+    if not len(tested) or min(grids.shape[1:]) < 2:
         return None
     frequent = int(np.bincount(counted.ravel(), minlength=vocab_size).argmax())
     shares = []
     for known, hidden in ((np.s_[:, :, :-1], np.s_[:, :, 1:]), (np.s_[:, :-1], np.s_[:, 1:])):
         for beside, here in ((known, hidden), (hidden, known)):
             guess = _best_guesses(counted[beside].ravel(), counted[here].ravel(), vocab_size, frequent)
-            shares.append(float((guess[judged[beside]] == judged[here]).mean()))
-    return AccuracyBand(float((judged == frequent).mean()), float(np.mean(shares)))
+            shares.append(float((guess[tested[beside]] == tested[here]).mean()))
+    return AccuracyBand(float((tested == frequent).mean()), float(np.mean(shares)))
 
 
 def stored_band(store: TokenStore, source: ImageSource) -> AccuracyBand | None:

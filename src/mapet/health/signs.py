@@ -26,7 +26,7 @@ from mapet.objectives.base import TokenObjective
 from mapet.runtime.progress import say
 
 STEPS_BETWEEN_UPDATES = 10
-STEPS_BETWEEN_LOOKS = 100
+STEPS_BETWEEN_EVALUATIONS = 100
 SHARE_OF_TIME = 0.01
 _COST_OF_AN_IMAGE = 0.7  # two forward passes without gradient, in training steps on one image
 
@@ -36,17 +36,17 @@ class VitalSigns(Monitor[PretrainContext]):
 
     Args:
         updates_every: Steps between two measurements of how far a step moves the weights, at least.
-        looks_every: Steps between two passes of the fixed images, at least.
+        evaluate_every: Steps between two passes of the fixed images, at least.
         share_of_time: Of the training, which these passes may cost.
     """
 
     def __init__(
         self,
         updates_every: int = STEPS_BETWEEN_UPDATES,
-        looks_every: int = STEPS_BETWEEN_LOOKS,
+        evaluate_every: int = STEPS_BETWEEN_EVALUATIONS,
         share_of_time: float = SHARE_OF_TIME,
     ) -> None:
-        self._updates_every, self._looks_every, self._share_of_time = updates_every, looks_every, share_of_time
+        self._updates_every, self._evaluate_every, self._share_of_time = updates_every, evaluate_every, share_of_time
 
     def begin(self, run: PretrainContext) -> None:
         """Counts the tokens; nothing is shown to the network yet."""
@@ -54,9 +54,9 @@ class VitalSigns(Monitor[PretrainContext]):
         settings, objective, store = run.settings, run.objective, run.tokens.store
         log_every = settings.mechanics.log_every
         self._updates_every = log_every * math.ceil(self._updates_every / log_every)
-        self._looks_every = log_every * math.ceil(self._looks_every / log_every)
-        per_look = _COST_OF_AN_IMAGE * min(SHOWN_IMAGES, len(run.source))
-        self._stretch = math.ceil(per_look / (self._share_of_time * self._looks_every * settings.training.batch_size))
+        self._evaluate_every = log_every * math.ceil(self._evaluate_every / log_every)
+        cost = _COST_OF_AN_IMAGE * min(SHOWN_IMAGES, len(run.source))
+        self._stretch = math.ceil(cost / (self._share_of_time * self._evaluate_every * settings.training.batch_size))
         self._meter = UpdateMeter(objective)
         self._shown: FixedBatch | None = None
         self._running, self._floor = None, None
@@ -68,7 +68,7 @@ class VitalSigns(Monitor[PretrainContext]):
             else:
                 self._running = RunningCounts(objective.num_patches, objective.vocab_size, run.device)
         if self._band is not None:
-            say(self._band.promise())
+            say(self._band.expectation_message())
         self._rules = Rules(RunFacts.of(run), run.directory.read_metrics())
 
     def before_step(self, step: int, batch: Any) -> None:
@@ -84,11 +84,11 @@ class VitalSigns(Monitor[PretrainContext]):
         norms = self._meter.read() if self._meter.pending else {}
         scalars |= {f"update/{group}": ratio for group, ratio in ratios_by_group(norms).items()}
         signs = None
-        if self._is_looked_at(point.step):
+        if self._is_evaluated(point.step):
             if self._running is not None:
                 self._floor = floor_of(self._running.read())
-            looked, signs = self._look()
-            scalars |= looked
+            measured, signs = self._evaluate_fixed_batch()
+            scalars |= measured
         floor = self._floor if is_token_loss(point.entry) else None
         if floor is not None:
             scalars["bits_gained"] = floor.bits_gained(point.entry["loss"])
@@ -115,18 +115,18 @@ class VitalSigns(Monitor[PretrainContext]):
     def _at_the_end(self, accuracy: float) -> dict[str, str | None]:
         """What the last accuracy means: words for the terminal, and a warning where it lies below the band."""
         assert self._band is not None
-        words = self._band.verdict(accuracy)
-        if accuracy < self._band.usual[0]:
+        words = self._band.outcome_message(accuracy)
+        if accuracy < self._band.expected_range[0]:
             return {"below_band": words}
         say(words)
         return {"below_band": None}
 
-    def _is_looked_at(self, step: int) -> bool:
+    def _is_evaluated(self, step: int) -> bool:
         """Twice early on, then as seldom as the batch size demands for it to cost at most one hundredth of the time."""
-        looks, rest = divmod(step, self._looks_every)
-        return not rest and (looks in (1, 2) or looks % self._stretch == 0)
+        evaluations, rest = divmod(step, self._evaluate_every)
+        return not rest and (evaluations in (1, 2) or evaluations % self._stretch == 0)
 
-    def _look(self) -> tuple[dict[str, float], TokenSigns | None]:
+    def _evaluate_fixed_batch(self) -> tuple[dict[str, float], TokenSigns | None]:
         """What the network makes of the fixed images."""
         run = self.run
         self._shown = self._shown or FixedBatch.load(run)

@@ -11,7 +11,7 @@ import torch
 from mapet.compat import VisionTransformer, resample_abs_pos_embed
 from mapet.models.backbone import blocks_of, grid_size
 from mapet.models.relative_positions import resize_relative_positions
-from mapet.models.spec import BackboneRecipe
+from mapet.models.spec import BackboneSpec
 from mapet.models.weights import load_strictly
 
 _RELATIVE = "relative_position_bias_table"
@@ -48,7 +48,7 @@ def at_image_size(backbone: VisionTransformer, side: int) -> VisionTransformer:
     return resized
 
 
-def with_own_tables(backbone: VisionTransformer, recipe: BackboneRecipe) -> tuple[VisionTransformer, BackboneRecipe]:
+def with_own_tables(backbone: VisionTransformer, spec: BackboneSpec) -> tuple[VisionTransformer, BackboneSpec]:
     """A Beit whose blocks share one table of relative positions, as one with a copy in every block (added to its own, if it has
     one); any other as it is.
 
@@ -56,17 +56,17 @@ def with_own_tables(backbone: VisionTransformer, recipe: BackboneRecipe) -> tupl
 
     Args:
         backbone: A ViT or a Beit of timm; left as it is.
-        recipe: How to build it.
+        spec: How to build it.
 
     Returns:
         The backbone, and how to build it.
     """
     weights = backbone.state_dict()
     if _SHARED not in weights:
-        return backbone, recipe
+        return backbone, spec
     table = weights.pop(_SHARED)
-    recipe = replace(recipe, options={**recipe.options, "use_shared_rel_pos_bias": False, "use_rel_pos_bias": True})
-    own = recipe.build()
+    spec = replace(spec, options={**spec.options, "use_shared_rel_pos_bias": False, "use_rel_pos_bias": True})
+    own = spec.build()
     names = [f"blocks.{number}.attn.{_RELATIVE}" for number, _ in enumerate(blocks_of(own))]
     load_strictly(own, {**weights, **{name: table + weights.get(name, 0.0) for name in names}})
-    return own.to(table.device).train(backbone.training), recipe
+    return own.to(table.device).train(backbone.training), spec

@@ -11,12 +11,12 @@ from pydantic import ConfigDict
 from mapet.compat import VisionTransformer
 from mapet.config.architecture import LARGEST_IMAGE, check_architecture
 from mapet.errors import ModelError
-from mapet.models.judged import create_judged
+from mapet.models.vit import create_vit
 from mapet.runtime.seeding import seeded_globally
 
 
 @dataclass(frozen=True)
-class BackboneRecipe:
+class BackboneSpec:
     """How to build a backbone and feed it.
 
     Args:
@@ -56,4 +56,4 @@ class BackboneRecipe:
     def build(self, **options: Any) -> VisionTransformer:
         """The backbone at its random initialisation, a function of `seed` alone."""
         with seeded_globally(self.seed, "backbone"):
-            return create_judged(self.name, **self.options, **options)
+            return create_vit(self.name, **self.options, **options)

@@ -28,38 +28,38 @@ from torch.utils.checkpoint import checkpoint
 from mapet.compat import Attention, Block
 
 
-def mapet_visibility(num_open: int, num_targets: int) -> Tensor:
+def mapet_visibility(prefix_length: int, num_targets: int) -> Tensor:
     """Who sees what in MaPeT; the open rows end with the mask tokens of the targets.
 
     A content at rank t sees the context, contents up to t and mask tokens after t; a query at rank t sees the context, contents
     before t and mask tokens from t on. Every row so sees exactly one of content and mask token of every target.
 
     Args:
-        num_open: Prefix tokens + context patches + mask tokens.
+        prefix_length: Prefix tokens + context patches + mask tokens.
         num_targets: T.
 
     Returns:
         (2T, num_open + T) bool, True = may attend; rows are contents then queries, columns open rows then contents.
     """
     contents, queries = _contents_up_to(num_targets), _contents_before(num_targets)
-    context = torch.ones(num_targets, num_open - num_targets, dtype=torch.bool)
+    context = torch.ones(num_targets, prefix_length - num_targets, dtype=torch.bool)
     return torch.cat([torch.cat([context, ~seen, seen], dim=1) for seen in (contents, queries)])
 
 
-def pim_visibility(num_open: int, num_targets: int) -> Tensor:
+def pim_visibility(prefix_length: int, num_targets: int) -> Tensor:
     """Who sees what in PIM: as MaPeT without mask tokens, so that early targets see less of the image.
 
     Returns:
         (2T, num_open + T) bool, True = may attend; rows are contents then queries, columns open rows then contents.
     """
-    context = torch.ones(num_targets, num_open, dtype=torch.bool)
+    context = torch.ones(num_targets, prefix_length, dtype=torch.bool)
     streams = (_contents_up_to(num_targets), _contents_before(num_targets))
     return torch.cat([torch.cat([context, seen], dim=1) for seen in streams])
 
 
 def two_stream(
     blocks: Iterable[Block],
-    open_rows: Tensor,
+    prefix: Tensor,
     contents: Tensor,
     queries: Tensor,
     visible: Tensor,
@@ -70,7 +70,7 @@ def two_stream(
 
     Args:
         blocks: The blocks of a timm VisionTransformer.
-        open_rows: (B, O, D) prefix, context and mask tokens; they attend to each other.
+        prefix: (B, O, D) prefix, context and mask tokens; they attend to each other.
         contents: (B, T, D) target patches in the order of the permutation.
         queries: (B, Q, D) one query for every target, or every one of the last Q, in the same order.
         visible: (T + Q, O + T) bool from `mapet_visibility` or `pim_visibility`, perhaps without the first queries.
@@ -79,23 +79,23 @@ def two_stream(
     Returns:
         (B, Q, D) outputs of the queries, before the final norm.
     """
-    rows = torch.cat([open_rows, contents, queries], dim=1)
-    num_open, num_queries = open_rows.shape[1], queries.shape[1]
+    rows = torch.cat([prefix, contents, queries], dim=1)
+    prefix_length, num_queries = prefix.shape[1], queries.shape[1]
     blocks = list(blocks)
     for block in blocks:
         run = getattr(block, "both_streams", None) or partial(run_block, block)  # a block may compute them in its own way
-        arguments = (rows, num_open, num_queries, visible, block is blocks[-1])
+        arguments = (rows, prefix_length, num_queries, visible, block is blocks[-1])
         rows = checkpoint(run, *arguments, use_reentrant=False) if checkpointing else run(*arguments)
     return rows
 
 
-def run_block(block: Block, rows: Tensor, num_open: int, num_queries: int, visible: Tensor, queries_only: bool) -> Tensor:
+def run_block(block: Block, rows: Tensor, prefix_length: int, num_queries: int, visible: Tensor, queries_only: bool) -> Tensor:
     """One block over both streams.
 
     Args:
         block: A timm block.
         rows: (B, O + T + Q, D) open rows, contents, queries.
-        num_open: O.
+        prefix_length: O.
         num_queries: Q.
         visible: (T + Q, O + T) bool.
         queries_only: Compute the outputs of the queries alone, as the last block does.
@@ -105,20 +105,20 @@ def run_block(block: Block, rows: Tensor, num_open: int, num_queries: int, visib
     """
     attn = cast(Attention, block.attn)
     attend = _attend_queries if queries_only else _attend_all
-    attended = attend(attn, block.norm1(rows), num_open, num_queries, visible)
+    attended = attend(attn, block.norm1(rows), prefix_length, num_queries, visible)
     rows = rows[:, -attended.shape[1] :] + block.drop_path1(block.ls1(attended))
     return rows + block.drop_path2(block.ls2(block.mlp(block.norm2(rows))))
 
 
-def _attend_all(attn: Attention, rows: Tensor, num_open: int, num_queries: int, visible: Tensor) -> Tensor:
+def _attend_all(attn: Attention, rows: Tensor, prefix_length: int, num_queries: int, visible: Tensor) -> Tensor:
     q = _project_queries(attn, rows)
     k, v = _project_keys_and_values(attn, rows[:, :-num_queries])
-    seen_by_all = _attention(attn, q[:, :, :num_open], k[:, :, :num_open], v[:, :, :num_open], None)
-    in_order = _attention(attn, q[:, :, num_open:], k, v, visible)
+    seen_by_all = _attention(attn, q[:, :, :prefix_length], k[:, :, :prefix_length], v[:, :, :prefix_length], None)
+    in_order = _attention(attn, q[:, :, prefix_length:], k, v, visible)
     return _leave_heads(attn, torch.cat([seen_by_all, in_order], dim=2))
 
 
-def _attend_queries(attn: Attention, rows: Tensor, num_open: int, num_queries: int, visible: Tensor) -> Tensor:
+def _attend_queries(attn: Attention, rows: Tensor, prefix_length: int, num_queries: int, visible: Tensor) -> Tensor:
     q = _project_queries(attn, rows[:, -num_queries:])
     k, v = _project_keys_and_values(attn, rows[:, :-num_queries])
     return _leave_heads(attn, _attention(attn, q, k, v, visible[-num_queries:]))

@@ -85,7 +85,7 @@ class Objective(nn.Module, ABC, Generic[Corruption]):
         return image_size(self.backbone)[0]
 
     @property
-    def encoded_rows(self) -> float:
+    def sequence_length(self) -> float:
         """Rows an image that pass the backbone's blocks, which is what most of its cost goes by."""
         return self.backbone.num_prefix_tokens + self.num_patches
 

@@ -28,7 +28,7 @@ from mapet.models.backbone import blocks_of, final_norm
 from mapet.models.weights import init_linears, load_strictly
 from mapet.objectives.base import ObjectiveOutput, token_loss
 from mapet.objectives.beit import BEiT, released_name
-from mapet.objectives.encoding import gather_rows, masked_rows, run_blocks
+from mapet.objectives.encoding import gather_rows, masked_sequence, run_blocks
 from mapet.objectives.masking import MaskCorruption
 
 
@@ -79,7 +79,7 @@ class BEiTv2(BEiT):
     def forward(self, batch: Batch, corruption: MaskCorruption, return_logits: bool = False) -> ObjectiveOutput:
         """Sum of both cross-entropies over all hidden patches; logits are the last block's, in raster order."""
         token_ids = self.check_tokens(batch)
-        rows = masked_rows(self.backbone, batch.images, corruption.mask, self.mask_token)
+        rows = masked_sequence(self.backbone, batch.images, corruption.mask, self.mask_token)
         blocks = [*blocks_of(self.backbone)]
         early = run_blocks(self.backbone, rows, blocks[: self.early_layers])
         last = run_blocks(self.backbone, early, blocks[self.early_layers :])

@@ -87,7 +87,7 @@ class CAE(MaskedTokenObjective[MaskCorruption]):
     positions: Tensor
 
     @property
-    def encoded_rows(self) -> float:
+    def sequence_length(self) -> float:
         """Visible patches for the prediction and, without gradient, the hidden ones for the alignment; prefix tokens twice."""
         return self.num_patches + 2 * self.backbone.num_prefix_tokens
 

@@ -35,11 +35,11 @@ def encode_masked(backbone: VisionTransformer, images: Tensor, mask: Tensor, mas
         mask: (B, N_p) bool, True = hidden.
         mask_token: (1, 1, D).
     """
-    rows = run_blocks(backbone, masked_rows(backbone, images, mask, mask_token))
+    rows = run_blocks(backbone, masked_sequence(backbone, images, mask, mask_token))
     return final_norm(backbone)(rows[:, backbone.num_prefix_tokens :])
 
 
-def masked_rows(backbone: VisionTransformer, images: Tensor, mask: Tensor, mask_token: Tensor) -> Tensor:
+def masked_sequence(backbone: VisionTransformer, images: Tensor, mask: Tensor, mask_token: Tensor) -> Tensor:
     """What enters the first block, (B, P + N_p, D): prefix tokens, and every patch or, where hidden, the mask token."""
     patches = embed_patches(backbone, images)
     patches = torch.where(mask.unsqueeze(-1), mask_token.to(patches.dtype), patches)

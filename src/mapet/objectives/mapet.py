@@ -75,21 +75,21 @@ class PermutedTokenObjective(MaskedTokenObjective[PermutationCorruption]):
         self.context = context
         last = self.num_targets if predict_last is None else predict_last
         self.num_predicted = count_of("predict_last", last, self.num_targets, 1, self.num_targets, "targets")
-        num_open = backbone.num_prefix_tokens + self.num_context + self.num_targets * self.mask_tokens_are_seen
-        self.check_first_query_sees(num_open)
-        contents, queries = type(self).visibility(num_open, self.num_targets).chunk(2)
+        prefix_length = backbone.num_prefix_tokens + self.num_context + self.num_targets * self.mask_tokens_are_seen
+        self.check_first_query_sees(prefix_length)
+        contents, queries = type(self).visibility(prefix_length, self.num_targets).chunk(2)
         self.register_buffer("visible", torch.cat([contents, queries[-self.num_predicted :]]), persistent=False)
         if context == "block":
             self._hide_blocks(1, torch.Generator(), "cpu")  # a grid without room for blocks is refused now
 
     @property
-    def encoded_rows(self) -> float:
+    def sequence_length(self) -> float:
         """Open rows and contents, and one query a predicted target."""
         return self.visible.shape[1] + self.num_predicted
 
-    def check_first_query_sees(self, num_open: int) -> None:
+    def check_first_query_sees(self, prefix_length: int) -> None:
         """Refuses a configuration in which the first query would see nothing at all."""
-        if num_open == 0 and self.num_predicted == self.num_targets:
+        if prefix_length == 0 and self.num_predicted == self.num_targets:
             raise ModelError(
                 f"{type(self).__name__} with num_context=0 on a backbone without a class token leaves the first target "
                 "nothing to be predicted from. Use num_context of at least 1."
@@ -114,12 +114,12 @@ class PermutedTokenObjective(MaskedTokenObjective[PermutationCorruption]):
         positions = patch_positions(self.backbone)
         patches = embed_patches(self.backbone, batch.images) + positions
         mask_tokens = gather_rows(self.mask_token + positions, targets)
-        open_rows = [prefix_tokens(self.backbone, len(patches)), gather_rows(patches, context)]
+        prefix = [prefix_tokens(self.backbone, len(patches)), gather_rows(patches, context)]
         if self.mask_tokens_are_seen:
-            open_rows.append(mask_tokens)
+            prefix.append(mask_tokens)
         queries = two_stream(
             blocks_of(self.backbone),
-            enter_blocks(self.backbone, torch.cat(open_rows, dim=1)),
+            enter_blocks(self.backbone, torch.cat(prefix, dim=1)),
             enter_blocks(self.backbone, gather_rows(patches, targets)),
             enter_blocks(self.backbone, mask_tokens[:, -self.num_predicted :]),
             self.visible,

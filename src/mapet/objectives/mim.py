@@ -14,7 +14,7 @@ import torch
 
 from mapet.data.batch import Batch
 from mapet.objectives.base import MaskedTokenObjective, ObjectiveOutput, token_loss
-from mapet.objectives.encoding import gather_rows, masked_rows, run_blocks
+from mapet.objectives.encoding import gather_rows, masked_sequence, run_blocks
 from mapet.objectives.masking import MaskCorruption, random_mask
 
 
@@ -32,7 +32,7 @@ class MIM(MaskedTokenObjective[MaskCorruption]):
     def forward(self, batch: Batch, corruption: MaskCorruption, return_logits: bool = False) -> ObjectiveOutput:
         """Cross-entropy of the tokens of all hidden patches; logits are in raster order."""
         token_ids = self.check_tokens(batch)
-        features = run_blocks(self.backbone, masked_rows(self.backbone, batch.images, corruption.mask, self.mask_token))
+        features = run_blocks(self.backbone, masked_sequence(self.backbone, batch.images, corruption.mask, self.mask_token))
         hidden, valid = corruption.hidden_patches()
         logits = self.predict(gather_rows(features[:, self.backbone.num_prefix_tokens :], hidden))
         return token_loss(logits, token_ids.gather(1, hidden), hidden, valid=valid, return_logits=return_logits)

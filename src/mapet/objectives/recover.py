@@ -88,7 +88,7 @@ class Recover(PixelObjective[Drawn]):
             self._fix_positions()
 
     @property
-    def encoded_rows(self) -> float:
+    def sequence_length(self) -> float:
         """Prefix tokens and the patches that are not masked."""
         return self.backbone.num_prefix_tokens + self.num_patches - self.num_masked
 

@@ -23,7 +23,7 @@ from mapet.engine.parallel import whole_state
 from mapet.errors import SettingsError, TokenizerError
 from mapet.health.signs import VitalSigns
 from mapet.models.backbone import grid_size, patch_size
-from mapet.models.spec import BackboneRecipe
+from mapet.models.spec import BackboneSpec
 from mapet.objectives import OBJECTIVES, create_objective
 from mapet.objectives.base import Objective
 from mapet.pretraining.record import RunRecord
@@ -90,8 +90,8 @@ def _pretrain(
     device: torch.device,
 ) -> None:
     """The work of `pretrain` in one of its processes, in a run directory that nobody else writes."""
-    recipe = backbone_recipe(settings)
-    backbone = recipe.build(drop_path_rate=settings.training.drop_path)
+    spec = backbone_spec(settings)
+    backbone = spec.build(drop_path_rate=settings.training.drop_path)
     objective = build_objective(settings, backbone)
     needs_tokens = "tokens" in objective.needs
     record = RunRecord(run, data, settings, tokenizer, tokens)
@@ -128,15 +128,15 @@ def _pretrain(
         say(unreadable.summary())
     weights = whole_state(objective.backbone)
     if processes.rank == 0:
-        save_backbone(run.backbone, recipe, weights)
+        save_backbone(run.backbone, spec, weights)
     barrier()
 
 
-def backbone_recipe(settings: PretrainSettings) -> BackboneRecipe:
+def backbone_spec(settings: PretrainSettings) -> BackboneSpec:
     """What it takes to build the backbone of a run again, before or after training."""
     options = {"img_size": settings.image_size, **settings.backbone.options}
     training = settings.training
-    return BackboneRecipe(settings.backbone.name, options, settings.image_size, training.mean, training.std, settings.seed)
+    return BackboneSpec(settings.backbone.name, options, settings.image_size, training.mean, training.std, settings.seed)
 
 
 def build_objective(settings: PretrainSettings, backbone: VisionTransformer) -> Objective:

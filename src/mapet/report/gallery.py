@@ -11,7 +11,7 @@ import numpy as np
 
 from mapet.report.drawing import ABSENT, BLUE, SOFT, VERMILION, WIDTH, Picture, canvas, short, slug
 from mapet.report.prediction import patch_pixels
-from mapet.tokenizers.judging.information import entropy
+from mapet.tokenizers.scoring.information import entropy
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

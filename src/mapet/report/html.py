@@ -17,7 +17,7 @@ from mapet.report.drawing import Picture, slug
 from mapet.report.masks import mask_figures
 from mapet.report.prediction import prediction_figure
 from mapet.report.probe_bars import probe_bars
-from mapet.report.probes import copies_words, verdict
+from mapet.report.probes import copies_words, summarise
 from mapet.report.reading import ReportedRun, flat, open_runs
 from mapet.report.segmentation import segmentation_figures
 from mapet.report.vitals import vital_figures, warning_texts
@@ -110,11 +110,11 @@ class _Report:
         return page.figures(shown)
 
     def _overview(self) -> str:
-        verdicts = [_verdict(run, len(self.runs) > 1) for run in self.runs]
+        summaries = [_summary(run, len(self.runs) > 1) for run in self.runs]
         facts = [_facts(run) for run in self.runs]
         columns = ["", *(run.title for run in self.runs)]
         damaged = [page.left_out(remark) for run in self.runs for remark in run.left_out]
-        return "".join([*verdicts, *damaged]) + page.table(columns, [[name, *(fact[name] for fact in facts)] for name in facts[0]])
+        return "".join([*summaries, *damaged]) + page.table(columns, [[name, *(fact[name] for fact in facts)] for name in facts[0]])
 
     def _probes(self) -> str:
         if any(run.results for run in self.runs):
@@ -159,11 +159,11 @@ def _title(runs: Sequence[ReportedRun]) -> str:
     return f"{objectives} pre-training on {data}" + (f": {len(runs)} runs" if len(runs) > 1 else "")
 
 
-def _verdict(run: ReportedRun, named: bool) -> str:
+def _summary(run: ReportedRun, named: bool) -> str:
     who = f"{run.title}: " if named else ""
     if not run.results:
         return page.text(f"{who}Not judged yet. {_how_to_evaluate(run)}", "verdict")
-    return page.text(who + verdict(run.results), "verdict")
+    return page.text(who + summarise(run.results), "verdict")
 
 
 def _how_to_evaluate(run: ReportedRun) -> str:

@@ -116,13 +116,13 @@ def in_raster_order(example: Visibility) -> Visibility:
 
 def _assemble(visible: np.ndarray, context: list[str], masks: list[str], targets: list[str]) -> Visibility:
     """Puts the rows of context and mask tokens above the objective's matrix, and tells keys of different kinds apart."""
-    num_open = len(context) + len(masks)
-    open_rows = np.tile(np.arange(visible.shape[1]) < num_open, (num_open, 1))
+    prefix_length = len(context) + len(masks)
+    prefix = np.tile(np.arange(visible.shape[1]) < prefix_length, (prefix_length, 1))
     kinds = np.repeat([1, 2, 3], [len(context), len(masks), len(targets)])
     columns = [Group("context", context), Group("mask tokens", masks), Group("target contents", targets)]
     columns = [group for group in columns if group.labels]
     queries = Group("queries", targets[2 * len(targets) - len(visible) :])  # of all targets, or of the last that are predicted
-    return Visibility(np.concatenate([open_rows, visible]) * kinds, [*columns, queries], columns)
+    return Visibility(np.concatenate([prefix, visible]) * kinds, [*columns, queries], columns)
 
 
 def _raster_groups(groups: list[Group]) -> tuple[list[Group], list[int]]:

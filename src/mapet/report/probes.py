@@ -42,7 +42,7 @@ def frequent_class(result: Result) -> float | None:
     return result.details.get("most_frequent_class", {}).get(result.metric, result.details.get("frequent_class"))
 
 
-def verdict(results: Sequence[Result]) -> str:
+def summarise(results: Sequence[Result]) -> str:
     """One sentence with figures: the first compared result of every protocol, on the data of the first of all."""
     results = [result for result in results if result.random_value is not None] or results
     first = results[0]

@@ -31,8 +31,8 @@ from mapet.report.sample import Sample, draw_sample
 from mapet.runtime.run_directory import RunDirectory
 from mapet.token_store.read import TokenStore
 from mapet.token_store.token_source import OnlineTokens, StoredTokens, TokenSource
-from mapet.tokenizers.judging import information
 from mapet.tokenizers.load import load_tokenizer
+from mapet.tokenizers.scoring import information
 
 _OBJECTIVES = {"mapet": "MaPeT", "pim": "PIM", "mim": "MIM"}
 
@@ -196,9 +196,9 @@ class ReportedRun:
     @cached_property
     def objective(self) -> Objective:
         """The objective in evaluation mode, as it was before training."""
-        from mapet.pretraining.pretrain import backbone_recipe, build_objective
+        from mapet.pretraining.pretrain import backbone_spec, build_objective
 
-        objective = build_objective(self.settings, backbone_recipe(self.settings).build())
+        objective = build_objective(self.settings, backbone_spec(self.settings).build())
         return objective.eval()
 
     def load_newest_checkpoint(self) -> int:

@@ -21,9 +21,9 @@ from mapet.report.gallery import Vocabulary, gallery, usage_figure, vocabulary_f
 from mapet.report.survival import survival_figure
 from mapet.runtime.files import atomic_directory, write_json, write_text
 from mapet.runtime.run_directory import describe_environment
-from mapet.tokenizers.judging.judge import Judged
-from mapet.tokenizers.judging.perturbations import PERTURBATIONS
-from mapet.tokenizers.judging.scorecard import Scorecard
+from mapet.tokenizers.scoring.perturbations import PERTURBATIONS
+from mapet.tokenizers.scoring.score import ScoredTokenizer
+from mapet.tokenizers.scoring.scorecard import Scorecard
 
 PAGE, FIGURES, CARD = "codebook.html", "codebook-figures", "scorecard.json"
 FORMAT = 1
@@ -64,11 +64,11 @@ class Shown:
         return [*drawn, usage_figure(vocabulary)]
 
 
-def write_scorecards(judged: Sequence[Judged], source: ImageSource, out: Path, *, shown: Shown, seed: int) -> Path:
+def write_scorecards(scored: Sequence[ScoredTokenizer], source: ImageSource, out: Path, *, shown: Shown, seed: int) -> Path:
     """Writes codebook.html, self-contained, its figures as PNG files beside it, and scorecard.json.
 
     Args:
-        judged: Tokenizers judged on the same images, in any order.
+        scored: Tokenizers judged on the same images, in any order.
         source: These images.
         out: A folder, new or with an older page.
         shown: Which codes the galleries show.
@@ -81,7 +81,7 @@ def write_scorecards(judged: Sequence[Judged], source: ImageSource, out: Path, *
         SettingsError: `shown` names a code that a tokenizer does not have.
         StorageError: The folder cannot be written.
     """
-    ranked = rank(judged)
+    ranked = rank(scored)
     for entry in ranked:
         shown.check(entry.card.vocab_size, entry.title)
     environment = describe_environment()
@@ -96,12 +96,12 @@ def write_scorecards(judged: Sequence[Judged], source: ImageSource, out: Path, *
     return out / PAGE
 
 
-def rank(judged: Iterable[Judged]) -> list[Judged]:
+def rank(scored: Iterable[ScoredTokenizer]) -> list[ScoredTokenizer]:
     """The tokenizer whose tokens keep most information comes first."""
-    return sorted(judged, key=lambda entry: (-entry.card.information, entry.title))
+    return sorted(scored, key=lambda entry: (-entry.card.information, entry.title))
 
 
-def table_rows(ranked: Sequence[Judged]) -> list[list[str]]:
+def table_rows(ranked: Sequence[ScoredTokenizer]) -> list[list[str]]:
     """What is measured, and its value for every tokenizer; what applies to none is left out."""
     columns = [_facts(entry.card) for entry in ranked]
     names = dict.fromkeys(name for column in columns for name in column)
@@ -144,7 +144,7 @@ def _percent(share: float) -> str:
     return f"{100 * share:.2g} %" if share < 0.0995 else f"{100 * share:.0f} %"
 
 
-def _vocabulary(entry: Judged, source: ImageSource, seed: int) -> Vocabulary:
+def _vocabulary(entry: ScoredTokenizer, source: ImageSource, seed: int) -> Vocabulary:
     view = FixedView(entry.tokenizer.image_size, entry.tokenizer.interpolation)
 
     @lru_cache(maxsize=64)
@@ -155,7 +155,7 @@ def _vocabulary(entry: Judged, source: ImageSource, seed: int) -> Vocabulary:
     return Vocabulary(entry.title, entry.ids, image, entry.usage, seed, "images drawn by the seed", counted)
 
 
-def _as_json(ranked: Sequence[Judged], source: ImageSource, seed: int, environment: dict[str, Any]) -> dict[str, Any]:
+def _as_json(ranked: Sequence[ScoredTokenizer], source: ImageSource, seed: int, environment: dict[str, Any]) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "data": source.location,
@@ -175,7 +175,7 @@ def _as_json(ranked: Sequence[Judged], source: ImageSource, seed: int, environme
 
 
 def _page(
-    ranked: Sequence[Judged],
+    ranked: Sequence[ScoredTokenizer],
     source: ImageSource,
     environment: dict[str, Any],
     comparison: list[Picture],
@@ -185,7 +185,7 @@ def _page(
     title = f"{f'{len(ranked)} tokenizers' if several else ranked[0].title} on {Path(source.location).name or source.location}"
     sections = [
         page.heading(title, 1),
-        page.text(_verdict(ranked), "verdict"),
+        page.text(_summary(ranked), "verdict"),
         page.table(["", *(entry.title for entry in ranked)], table_rows(ranked)),
         page.section("What survives", page.figures(comparison)),
         *(page.section(f"The codes of {entry.title}", page.figures(drawn)) for entry, drawn in zip(ranked, galleries, strict=True)),
@@ -195,7 +195,7 @@ def _page(
     return page.page(title, sections)
 
 
-def _verdict(ranked: Sequence[Judged]) -> str:
+def _summary(ranked: Sequence[ScoredTokenizer]) -> str:
     first = ranked[0].card
     clauses = [f"{entry.card.information:.2f} of {entry.card.entropy:.2f} bits in {entry.title}" for entry in ranked]
     return (

@@ -106,11 +106,11 @@ def _picture(run: ReportedRun, name: str) -> Picture:
 
 def _by_rank(run: ReportedRun) -> list[Picture]:
     """Accuracy by rank in the permutation at the first, the middle and the last look."""
-    looks = [entry for entry in run.metrics if "accuracy_by_rank/1" in entry]
-    if not looks:
+    evaluations = [entry for entry in run.metrics if "accuracy_by_rank/1" in entry]
+    if not evaluations:
         return []
-    shown = {entry["step"]: entry for entry in (looks[0], looks[len(looks) // 2], looks[-1])}
-    buckets = sorted((int(key.rpartition("/")[2]), key) for key in looks[-1] if key.startswith("accuracy_by_rank/"))
+    shown = {entry["step"]: entry for entry in (evaluations[0], evaluations[len(evaluations) // 2], evaluations[-1])}
+    buckets = sorted((int(key.rpartition("/")[2]), key) for key in evaluations[-1] if key.startswith("accuracy_by_rank/"))
     with canvas(2.6) as drawn:
         axes = drawn.figure.subplots()
         for color, (step, entry) in zip((SOFT, RUN_COLORS[1], RUN_COLORS[0]), shown.items(), strict=False):
@@ -120,7 +120,7 @@ def _by_rank(run: ReportedRun) -> list[Picture]:
         _finish(axes, "Accuracy by rank in the permutation (%)", "part of the targets, first to last")
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0f}")
         drawn.figure.legend(loc="outside lower left", ncols=3)
-    first, last = (100 * looks[-1][buckets[index][1]] for index in (0, -1))
+    first, last = (100 * evaluations[-1][buckets[index][1]] for index in (0, -1))
     return [
         drawn.picture(
             f"vital-rank-{slug(run.title)}",

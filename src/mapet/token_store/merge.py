@@ -65,13 +65,13 @@ class Coverage:
     """
 
     def __init__(self, wanted: Collection[str], store: TokenStore | None, parts: PartFolder) -> None:
-        self._parts, self._looked_at = parts, set()
+        self._parts, self._seen_parts = parts, set()
         self._missing = set(wanted) - held_keys(store, wanted)
 
     def is_complete(self) -> bool:
         """Looks at the parts that are new since the last time."""
-        for name in set(self._parts.names()) - self._looked_at:
-            self._looked_at.add(name)
+        for name in set(self._parts.names()) - self._seen_parts:
+            self._seen_parts.add(name)
             self._missing -= self._parts.covered(name)
         return not self._missing
 
@@ -140,16 +140,16 @@ def _blocks(space: TokenSpace, store: TokenStore | None, parts: PartFolder, keys
             wanted = keys[first : first + rows]
             ids, found = np.zeros((len(wanted), *space.row_shape), space.dtype), np.zeros(len(wanted), bool)
             if store is not None:
-                _take(ids, found, wanted, store.keys, store.ids)
+                _copy_rows(ids, found, wanted, store.keys, store.ids)
             for part in parts.read_all():
-                _take(ids, found, wanted, part.keys, part.ids)
+                _copy_rows(ids, found, wanted, part.keys, part.ids)
             if not found.all():
                 raise FailedRunError(_LOST_PART)
             yield ids
             bar.advance(len(wanted))
 
 
-def _take(ids: np.ndarray, found: np.ndarray, wanted: np.ndarray, keys: np.ndarray, tokens: np.ndarray) -> None:
+def _copy_rows(ids: np.ndarray, found: np.ndarray, wanted: np.ndarray, keys: np.ndarray, tokens: np.ndarray) -> None:
     """Copies the `tokens` of those `keys` that are `wanted`, which is sorted, to their rows in `ids`."""
     rows = np.minimum(np.searchsorted(wanted, keys), len(wanted) - 1)
     chosen = np.flatnonzero(wanted[rows] == keys)

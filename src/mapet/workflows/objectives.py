@@ -41,7 +41,7 @@ def table_of_objectives() -> Iterator[str]:
         objective = _create(name)
         cost = f"{TIMES_MIM[name]:.1f}" if name in TIMES_MIM else "-"
         needs = ", ".join(objective.needs) or "-"
-        yield f"{name:16} {needs:16} {objective.encoded_rows:5g} {cost:>5}  {objective.summary}"
+        yield f"{name:16} {needs:16} {objective.sequence_length:5g} {cost:>5}  {objective.summary}"
     yield "\nrows: of an image, in the backbone's blocks, by default (ViT-Tiny/16, 224 px)."
     yield f"cost: time of a forward and backward pass, relative to mim; {CONDITIONS}."
     yield "`mapet objectives NAME` explains one, and draws it with --out FIGURE.png."

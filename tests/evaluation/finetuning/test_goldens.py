@@ -15,9 +15,9 @@ from mapet.compat import VisionTransformer, timm
 from mapet.data.views import IMAGENET_MEAN, IMAGENET_STD
 from mapet.engine.optimizer import adamw, layer_groups
 from mapet.engine.schedule import cosine
-from mapet.evaluation.finetuning.classifier import classifier_recipe, init_head, transfer
+from mapet.evaluation.finetuning.classifier import classifier_spec, init_head, transfer
 from mapet.evaluation.finetuning.protocol import FineTune
-from mapet.models.spec import BackboneRecipe
+from mapet.models.spec import BackboneSpec
 from mapet.models.weights import load_strictly
 from tests.golden import load_golden, with_prefix
 
@@ -28,8 +28,8 @@ BEIT = "mim/beit_finetune_tiny_a"
 def classifier_of(config: dict[str, Any], settings: FineTune) -> VisionTransformer:
     names = ("patch_size", "embed_dim", "depth", "num_heads", "init_values")
     options = {name: config[name] for name in names} | {"num_classes": 0}
-    recipe = BackboneRecipe("vit_tiny_patch16_224", options, config["img_size"], IMAGENET_MEAN, IMAGENET_STD, seed=0)
-    return classifier_recipe(recipe, settings, config["num_classes"]).build()
+    spec = BackboneSpec("vit_tiny_patch16_224", options, config["img_size"], IMAGENET_MEAN, IMAGENET_STD, seed=0)
+    return classifier_spec(spec, settings, config["num_classes"]).build()
 
 
 @pytest.mark.parametrize("pool", POOLS)

@@ -14,7 +14,7 @@ from mapet.engine.optimizer import adamw, layer_groups
 from mapet.evaluation.finetuning.classifier import build_classifier
 from mapet.evaluation.finetuning.protocol import FineTune
 from mapet.evaluation.finetuning.step import FineTuneStep
-from tests.evaluation.finetuning.subjects import CPU, quick, tiny_subject
+from tests.evaluation.finetuning.tiny import CPU, quick, tiny_frozen
 from tests.tiny import assert_equal_weights, weights_of
 
 IMAGES = torch.randint(0, 256, (8, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -22,13 +22,13 @@ LABELS = torch.tensor([0, 1, 1, 0, 1, 0, 0, 1])
 
 
 def step_of(settings: FineTune) -> FineTuneStep:
-    model, recipe, _ = build_classifier(tiny_subject(), settings)
+    model, spec, _ = build_classifier(tiny_frozen(), settings)
     groups = layer_groups(model, 2, settings.layer_decay, settings.weight_decay)
-    return FineTuneStep(model.train(), adamw(groups, settings.betas, settings.eps), settings, recipe, CPU)
+    return FineTuneStep(model.train(), adamw(groups, settings.betas, settings.eps), settings, spec, CPU)
 
 
 def normalised(step: FineTuneStep, images: Tensor = IMAGES) -> Tensor:
-    return normalise(images, step.recipe.mean, step.recipe.std)
+    return normalise(images, step.spec.mean, step.spec.std)
 
 
 def test_plain_images_and_smoothed_labels() -> None:

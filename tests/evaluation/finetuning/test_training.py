@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import torch
 
-from mapet.checkpoints.address import OpenedBackbone
-from mapet.checkpoints.backbone_folder import load_backbone
+from mapet.checkpoints.address import LoadedBackbone
+from mapet.checkpoints.backbone_folder import read_backbone
 from mapet.data.augmentation import TrainingView
 from mapet.data.loader import ImageBatches, ViewRenderer
 from mapet.data.order import BatchItem
@@ -29,12 +29,12 @@ from mapet.errors import (
 from mapet.evaluation.evaluate import evaluate
 from mapet.evaluation.finetuning import training
 from mapet.evaluation.finetuning.classifier import build_classifier
-from mapet.evaluation.finetuning.judging import judge_models
+from mapet.evaluation.finetuning.evaluate import evaluate_models
 from mapet.evaluation.finetuning.training import FineTuning
 from mapet.evaluation.presets import protocol_of
-from mapet.evaluation.protocol import Findings
+from mapet.evaluation.protocol import Metrics
 from mapet.models.positions import with_own_tables
-from tests.evaluation.finetuning.subjects import CPU, EVERYTHING, OPTIONS, quick, tiny_recipe, tiny_subject
+from tests.evaluation.finetuning.tiny import CPU, EVERYTHING, OPTIONS, quick, tiny_frozen, tiny_spec
 from tests.tiny import LOCATION, assert_equal_weights, at_step, weights_of
 
 
@@ -47,10 +47,10 @@ def told(tuning: FineTuning) -> list[tuple[Any, ...]]:
 
 
 def test_it_learns_and_keeps_a_model_that_gives_the_same_figures(tmp_path: Path) -> None:
-    recipe = tiny_recipe()
-    opened = OpenedBackbone(recipe.build(), recipe, "tiny")
+    spec = tiny_spec()
+    target = LoadedBackbone(spec.build(), spec, "tiny")
     protocol = quick(epochs=6, ema=0.5)
-    (result,) = evaluate(opened, LOCATION, [protocol], device=CPU, folder=tmp_path)
+    (result,) = evaluate(target, LOCATION, [protocol], device=CPU, folder=tmp_path)
     assert result.random_figures is None, "expensive: only when asked for"
     assert result.value == result.figures["top1"] == result.details["top1_by_epoch"][-1][1] > 0.9
     assert result.details["steps"] == 30
@@ -62,10 +62,10 @@ def test_it_learns_and_keeps_a_model_that_gives_the_same_figures(tmp_path: Path)
     folder = tmp_path / protocol.stem(LOCATION)
     assert json.loads((folder / "classes.json").read_text()) == ["dark", "bright"]
     assert newest_checkpoint(folder / "checkpoints").step == 30
-    model, ema = load_backbone(folder / "model"), load_backbone(folder / "ema_model")
+    model, ema = read_backbone(folder / "model"), read_backbone(folder / "ema_model")
     assert model[1].options["num_classes"] == model[0].num_classes == 2
     assert not torch.equal(model[0].head.weight, ema[0].head.weight)
-    figures = judge_models({"": model[0], "ema_": ema[0]}, model[1], tiny_subject(), protocol).figures
+    figures = evaluate_models({"": model[0], "ema_": ema[0]}, model[1], tiny_frozen(), protocol).values
     assert figures == result.figures
     entries = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     losses = [entry["loss"] for entry in entries if "loss" in entry]
@@ -75,8 +75,8 @@ def test_it_learns_and_keeps_a_model_that_gives_the_same_figures(tmp_path: Path)
 def test_without_a_folder_nothing_is_kept_and_the_figures_are_the_same(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr("tempfile.tempdir", None)
-    kept = quick().judge(tiny_subject(tmp_path / "kept"))
-    assert quick().judge(tiny_subject()) == kept
+    kept = quick().evaluate(tiny_frozen(tmp_path / "kept"))
+    assert quick().evaluate(tiny_frozen()) == kept
     assert [path.name for path in tmp_path.iterdir()] == ["kept"]
 
 
@@ -87,7 +87,7 @@ def test_a_continued_fine_tuning_is_the_uninterrupted_one(tmp_path: Path, how: s
     def tuning(name: str) -> FineTuning:
         """Writes a checkpoint after every third step."""
         when, clock = LoopSettings(checkpoint_seconds=3), count().__next__
-        return FineTuning(tiny_subject(tmp_path / name), settings, tmp_path / name, when=when, clock=clock)
+        return FineTuning(tiny_frozen(tmp_path / name), settings, tmp_path / name, when=when, clock=clock)
 
     whole, stopped = tuning("whole"), tuning("stopped")
     figures = whole.train_and_evaluate()
@@ -120,13 +120,13 @@ def test_workers_and_looks_change_nothing(tmp_path: Path) -> None:
 
 
 def trained(folder: Path, settings: Any, workers: int) -> dict[str, torch.Tensor]:
-    tuning = FineTuning(tiny_subject(workers=workers), settings, folder)
+    tuning = FineTuning(tiny_frozen(workers=workers), settings, folder)
     tuning.train_and_evaluate()
     return weights_of(tuning.state)
 
 
 def test_the_average_of_the_weights_follows_every_step(tmp_path: Path) -> None:
-    tuning = FineTuning(tiny_subject(), quick(ema=0.8), tmp_path)
+    tuning = FineTuning(tiny_frozen(), quick(ema=0.8), tmp_path)
     expected, take = weights_of(tuning.model), tuning.training_step
 
     def taking(*arguments: Any) -> Any:
@@ -142,7 +142,7 @@ def test_the_average_of_the_weights_follows_every_step(tmp_path: Path) -> None:
 
 
 def test_every_epoch_draws_anew_and_every_seed_too() -> None:
-    source = tiny_subject().train
+    source = tiny_frozen().train
 
     def pixels(seed: int, epoch: int) -> torch.Tensor:
         return ImageBatches(source, ViewRenderer(TrainingView(16), seed))[BatchItem([4, 7], (epoch,))].images
@@ -153,16 +153,16 @@ def test_every_epoch_draws_anew_and_every_seed_too() -> None:
 
 
 def test_the_figure_is_that_of_the_last_look_not_of_the_best(tmp_path: Path, monkeypatch) -> None:
-    looks = iter([0.9, 0.4, 0.6])
-    monkeypatch.setattr(training, "judge_models", lambda *_: Findings({"top1": next(looks)}))
-    found = quick(epochs=3).judge(tiny_subject(tmp_path))
-    assert found.figures == {"top1": 0.6}
+    evaluations = iter([0.9, 0.4, 0.6])
+    monkeypatch.setattr(training, "evaluate_models", lambda *_: Metrics({"top1": next(evaluations)}))
+    found = quick(epochs=3).evaluate(tiny_frozen(tmp_path))
+    assert found.values == {"top1": 0.6}
     assert found.details["top1_by_epoch"] == [[1.0, 0.9], [2.0, 0.4], [3.0, 0.6]]
 
 
 def test_the_rate_rises_and_falls_step_by_step(tmp_path: Path) -> None:
     settings = quick(epochs=4, warmup_epochs=1, lr=1e-3, min_lr=1e-5, warmup_lr=1e-6)
-    tuning = FineTuning(tiny_subject(tmp_path), settings, tmp_path, when=LoopSettings(log_every=1))
+    tuning = FineTuning(tiny_frozen(tmp_path), settings, tmp_path, when=LoopSettings(log_every=1))
     tuning.train_and_evaluate()
     rates = [entry[2] for entry in told(tuning) if entry[2] is not None]
     warmup = [1e-6 + (1e-3 - 1e-6) * step / 5 for step in range(5)]
@@ -174,13 +174,13 @@ def test_the_rate_rises_and_falls_step_by_step(tmp_path: Path) -> None:
 
 
 def test_few_images_are_passed_over_more_often_with_a_longer_warmup(tmp_path: Path) -> None:
-    tuning = FineTuning(tiny_subject(), quick(min_steps=40, evaluate_every=1), tmp_path)
+    tuning = FineTuning(tiny_frozen(), quick(min_steps=40, evaluate_every=1), tmp_path)
     assert (tuning.total_steps, tuning.warmup_steps, tuning.evaluate_every) == (40, 10, 20)
-    assert FineTuning(tiny_subject(), quick(), tmp_path).total_steps == 10
+    assert FineTuning(tiny_frozen(), quick(), tmp_path).total_steps == 10
 
 
 def test_fewer_images_than_a_batch_are_one_batch(tmp_path: Path) -> None:
-    tuning = FineTuning(tiny_subject(), quick(batch_size=64, epochs=2), tmp_path)
+    tuning = FineTuning(tiny_frozen(), quick(batch_size=64, epochs=2), tmp_path)
     tuning.train_and_evaluate()
     assert tuning.total_steps == 2
     assert quick(batch_size=64, epochs=2).note(40) == "40 images are fewer than a batch of 64, and are one batch."
@@ -190,14 +190,14 @@ def test_fewer_images_than_a_batch_are_one_batch(tmp_path: Path) -> None:
 
 
 def test_from_scratch_nothing_of_the_backbone_is_used(tmp_path: Path, capsys) -> None:
-    recipe = tiny_recipe()
-    trained = tiny_subject(tmp_path / "trained", recipe=recipe)
+    spec = tiny_spec()
+    trained = tiny_frozen(tmp_path / "trained", spec=spec)
     with torch.no_grad():
         for parameter in trained.backbone.parameters():
             parameter.add_(1.0)
     settings = quick(scratch=True)
-    subjects = trained, tiny_subject(tmp_path / "random", recipe=recipe)
-    first, second = (FineTuning(subject, settings, tmp_path / str(number)) for number, subject in enumerate(subjects))
+    frozen_models = trained, tiny_frozen(tmp_path / "random", spec=spec)
+    first, second = (FineTuning(frozen, settings, tmp_path / str(number)) for number, frozen in enumerate(frozen_models))
     other = FineTuning(trained, quick(), tmp_path / "other")
     for tuning in (first, second, other):
         tuning.train_and_evaluate()
@@ -210,15 +210,15 @@ def test_from_scratch_nothing_of_the_backbone_is_used(tmp_path: Path, capsys) ->
 
 
 def test_a_checkpoint_of_another_backbone_is_refused(tmp_path: Path) -> None:
-    quick().judge(tiny_subject(tmp_path))
+    quick().evaluate(tiny_frozen(tmp_path))
     with pytest.raises(
         CheckpointError, match=r"another backbone, on other images or labels, or with other settings\. Give another --out"
     ):
-        quick().judge(tiny_subject(tmp_path, recipe=replace(tiny_recipe(), seed=6)))
+        quick().evaluate(tiny_frozen(tmp_path, spec=replace(tiny_spec(), seed=6)))
 
 
 def test_a_loss_that_is_not_finite_stops_before_anything_moves(tmp_path: Path) -> None:
-    tuning = FineTuning(tiny_subject(tmp_path), quick(), tmp_path)
+    tuning = FineTuning(tiny_frozen(tmp_path), quick(), tmp_path)
     with torch.no_grad():
         tuning.model.get_parameter("pos_embed")[0, 3] = math.nan
     before = weights_of(tuning.model.head)
@@ -230,55 +230,55 @@ def test_a_loss_that_is_not_finite_stops_before_anything_moves(tmp_path: Path) -
 
 
 def test_the_subject_stays_as_it_is(tmp_path: Path) -> None:
-    subject = tiny_subject(tmp_path)
-    before = weights_of(subject.backbone)
-    quick().judge(subject)
-    assert_equal_weights(before, weights_of(subject.backbone))
-    assert not any(parameter.requires_grad for parameter in subject.backbone.parameters())
+    frozen = tiny_frozen(tmp_path)
+    before = weights_of(frozen.backbone)
+    quick().evaluate(frozen)
+    assert_equal_weights(before, weights_of(frozen.backbone))
+    assert not any(parameter.requires_grad for parameter in frozen.backbone.parameters())
 
 
 def test_positions_are_resized_to_other_images(tmp_path: Path) -> None:
     from mapet.compat import timm
 
-    subject = tiny_subject(tmp_path)
+    frozen = tiny_frozen(tmp_path)
     settings = quick(image_size=24)
-    model, recipe, found = build_classifier(subject, settings)
-    expected = timm.layers.resample_abs_pos_embed(subject.backbone.pos_embed, [6, 6], [4, 4], num_prefix_tokens=1, antialias=False)
+    model, spec, found = build_classifier(frozen, settings)
+    expected = timm.layers.resample_abs_pos_embed(frozen.backbone.pos_embed, [6, 6], [4, 4], num_prefix_tokens=1, antialias=False)
     assert torch.equal(model.pos_embed, expected)
-    assert recipe.image_size == 24
+    assert spec.image_size == 24
     assert "pos_embed" in found.kept
-    settings.judge(subject)
-    saved, recipe = load_backbone(tmp_path / "model")
+    settings.evaluate(frozen)
+    saved, spec = read_backbone(tmp_path / "model")
     assert saved.pos_embed.shape == expected.shape
-    assert recipe.image_size == recipe.options["img_size"] == 24
-    assert subject.backbone.pos_embed.shape[1] == 17
+    assert spec.image_size == spec.options["img_size"] == 24
+    assert frozen.backbone.pos_embed.shape[1] == 17
     with pytest.raises(ModelError, match="image_size is 25; allowed: a multiple of the patch size 4"):
-        build_classifier(subject, quick(image_size=25))
+        build_classifier(frozen, quick(image_size=25))
 
 
 def test_the_class_token_keeps_its_norm(tmp_path: Path) -> None:
-    subject = tiny_subject()
+    frozen = tiny_frozen()
     with torch.no_grad():
-        subject.backbone.norm.weight.fill_(1.5)
-    model, _, found = build_classifier(subject, quick(pool="cls"))
+        frozen.backbone.norm.weight.fill_(1.5)
+    model, _, found = build_classifier(frozen, quick(pool="cls"))
     assert found.dropped == []
     assert found.new == ["head.weight", "head.bias"]
     assert model.norm.weight[0].item() == 1.5
     images = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        expected = model.head(subject.backbone.forward_features(images)[:, 0])
+        expected = model.head(frozen.backbone.forward_features(images)[:, 0])
         torch.testing.assert_close(model.eval()(images), expected)
-    headless = tiny_subject(recipe=tiny_recipe(class_token=False, global_pool="avg"))
+    headless = tiny_frozen(spec=tiny_spec(class_token=False, global_pool="avg"))
     with pytest.raises(SettingsError, match=r"no class token, so that pooling 'cls' is impossible\. Use 'mean'"):
         build_classifier(headless, quick(pool="cls"))
     assert build_classifier(headless, quick())[2].dropped == ["fc_norm.weight", "fc_norm.bias"]
 
 
 def test_a_head_that_came_along_is_replaced() -> None:
-    subject = tiny_subject(recipe=tiny_recipe(num_classes=7))
-    model, recipe, found = build_classifier(subject, quick())
+    frozen = tiny_frozen(spec=tiny_spec(num_classes=7))
+    model, spec, found = build_classifier(frozen, quick())
     assert found.dropped == ["norm.weight", "norm.bias", "head.weight", "head.bias"]
-    assert model.head.out_features == recipe.options["num_classes"] == 2
+    assert model.head.out_features == spec.options["num_classes"] == 2
 
 
 def test_a_beit_with_relative_positions_is_fine_tuned_too(tmp_path: Path) -> None:
@@ -286,34 +286,34 @@ def test_a_beit_with_relative_positions_is_fine_tuned_too(tmp_path: Path) -> Non
         "num_classes": 0,
         "use_rel_pos_bias": True,
     }
-    recipe = replace(tiny_recipe(), name="beit_base_patch16_224", options=options | {"use_abs_pos_emb": False})
-    subject = tiny_subject(tmp_path, recipe=recipe)
-    model, _, found = build_classifier(subject, quick(image_size=24))
+    spec = replace(tiny_spec(), name="beit_base_patch16_224", options=options | {"use_abs_pos_emb": False})
+    frozen = tiny_frozen(tmp_path, spec=spec)
+    model, _, found = build_classifier(frozen, quick(image_size=24))
     assert found.new == ["fc_norm.weight", "fc_norm.bias", "head.weight", "head.bias"]
     table = "blocks.1.attn.relative_position_bias_table"
     assert table in found.kept
     assert model.get_parameter(table).shape == (11 * 11 + 3, 2)
-    findings = quick(layer_decay=0.5).judge(subject)
-    saved, recipe = load_backbone(tmp_path / "model")
-    assert judge_models({"": saved}, recipe, subject, quick()).figures == findings.figures
-    class_token = build_classifier(subject, quick(pool="cls"))[2]
+    metrics = quick(layer_decay=0.5).evaluate(frozen)
+    saved, spec = read_backbone(tmp_path / "model")
+    assert evaluate_models({"": saved}, spec, frozen, quick()).values == metrics.values
+    class_token = build_classifier(frozen, quick(pool="cls"))[2]
     assert class_token.new == ["norm.weight", "norm.bias", "head.weight", "head.bias"]
 
 
 def test_blocks_that_shared_a_table_of_positions_get_one_each(tmp_path: Path) -> None:
     options = {name: value for name, value in OPTIONS.items() if name != "num_classes"}
     of_beit = {"num_classes": 0, "use_shared_rel_pos_bias": True, "use_rel_pos_bias": False, "use_abs_pos_emb": False}
-    subject = tiny_subject(tmp_path, recipe=replace(tiny_recipe(), name="beit_base_patch16_224", options=options | of_beit))
-    shared = subject.backbone.state_dict()["rel_pos_bias.relative_position_bias_table"]
+    frozen = tiny_frozen(tmp_path, spec=replace(tiny_spec(), name="beit_base_patch16_224", options=options | of_beit))
+    shared = frozen.backbone.state_dict()["rel_pos_bias.relative_position_bias_table"]
     torch.nn.init.normal_(shared)
-    backbone, _ = with_own_tables(subject.backbone, subject.recipe)
+    backbone, _ = with_own_tables(frozen.backbone, frozen.spec)
     images = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(backbone.forward_features(images), subject.backbone.forward_features(images))
-    model, _, found = build_classifier(subject, quick())
+    torch.testing.assert_close(backbone.forward_features(images), frozen.backbone.forward_features(images))
+    model, _, found = build_classifier(frozen, quick())
     tables = [model.get_parameter(f"blocks.{number}.attn.relative_position_bias_table") for number in range(2)]
     assert all(torch.equal(table, shared) for table in tables)
     assert not [name for name in found.dropped if "relative" in name]
-    quick(lr=1e-2).judge(subject)
-    learned, _ = load_backbone(tmp_path / "model")
+    quick(lr=1e-2).evaluate(frozen)
+    learned, _ = read_backbone(tmp_path / "model")
     first, second = (learned.get_parameter(f"blocks.{number}.attn.relative_position_bias_table") for number in range(2))
     assert not torch.equal(first, second)

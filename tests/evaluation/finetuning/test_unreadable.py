@@ -11,9 +11,9 @@ from mapet.data.batch import LoadedBatch
 from mapet.data.skipped import UnreadableImages
 from mapet.errors import DataError, SettingsError, UnreadableImageError
 from mapet.evaluation.finetuning.classifier import build_classifier
-from mapet.evaluation.finetuning.judging import judge_models
+from mapet.evaluation.finetuning.evaluate import evaluate_models
 from mapet.evaluation.finetuning.training import FineTuning
-from tests.evaluation.finetuning.subjects import quick, tiny_subject
+from tests.evaluation.finetuning.tiny import quick, tiny_frozen
 from tests.tiny import LOCATION, TinyImages, assert_equal_weights, weights_of
 
 
@@ -26,37 +26,37 @@ class Damaged(TinyImages):
 
 def test_unreadable_images_are_skipped_up_to_the_limit(tmp_path: Path) -> None:
     for limit in (2, 1):
-        subject = tiny_subject(limit=limit)
-        subject.train = Damaged(LOCATION, 40, seed=0)
-        tuning = FineTuning(subject, quick(mixup=0.8), tmp_path / str(limit))
+        frozen = tiny_frozen(limit=limit)
+        frozen.train = Damaged(LOCATION, 40, seed=0)
+        tuning = FineTuning(frozen, quick(mixup=0.8), tmp_path / str(limit))
         if limit == 2:
             tuning.run()
-            assert sorted(subject.unreadable.names) == ["tiny image 17", "tiny image 3"]
+            assert sorted(frozen.unreadable.names) == ["tiny image 17", "tiny image 3"]
         else:
             with pytest.raises(DataError, match="2 images cannot be read"):
                 tuning.run()
 
 
 def test_unreadable_test_images_count_for_nothing() -> None:
-    subject = tiny_subject()
-    subject.unreadable = UnreadableImages(2)
-    model, recipe, _ = build_classifier(subject, quick())
-    subject.test = Damaged(LOCATION, 20, seed=1)
-    assert 0 <= judge_models({"": model}, recipe, subject, quick()).figures["top1"] <= 1
-    assert len(subject.unreadable) == 2
+    frozen = tiny_frozen()
+    frozen.unreadable = UnreadableImages(2)
+    model, spec, _ = build_classifier(frozen, quick())
+    frozen.test = Damaged(LOCATION, 20, seed=1)
+    assert 0 <= evaluate_models({"": model}, spec, frozen, quick()).values["top1"] <= 1
+    assert len(frozen.unreadable) == 2
 
 
 def test_what_was_skipped_is_known_after_a_restart(tmp_path: Path) -> None:
     def tuning() -> FineTuning:
-        subject = tiny_subject(tmp_path, limit=2)
-        subject.train = Damaged(LOCATION, 40, seed=0)
-        return FineTuning(subject, quick(), tmp_path)
+        frozen = tiny_frozen(tmp_path, limit=2)
+        frozen.train = Damaged(LOCATION, 40, seed=0)
+        return FineTuning(frozen, quick(), tmp_path)
 
     tuning().run()
     again = tuning()
     assert again.first_step == again.total_steps
-    assert sorted(again.subject.unreadable.names) == ["tiny image 17", "tiny image 3"]
-    assert again.subject.unreadable.among(again.subject.train) == 2
+    assert sorted(again.frozen.unreadable.names) == ["tiny image 17", "tiny image 3"]
+    assert again.frozen.unreadable.among(again.frozen.train) == 2
 
 
 class Unreadable(TinyImages):
@@ -80,7 +80,7 @@ def test_r14_mixing_needs_pairs() -> None:
 
 def test_r14_a_batch_of_which_one_image_is_left_is_not_mixed(tmp_path: Path) -> None:
     """R14: and one of which none is left is no step."""
-    tuning = FineTuning(tiny_subject(), quick(mixup=0.8, smoothing=0.0), tmp_path)
+    tuning = FineTuning(tiny_frozen(), quick(mixup=0.8, smoothing=0.0), tmp_path)
     images = torch.zeros(1, 3, 16, 16, dtype=torch.uint8)
     inputs, targets = tuning.step.prepare(images, torch.tensor([1]), 0)
     assert (len(inputs), targets.tolist()) == (1, [[0.0, 1.0]])
@@ -93,10 +93,10 @@ def test_r14_a_batch_of_which_one_image_is_left_is_not_mixed(tmp_path: Path) -> 
 @pytest.mark.parametrize("readable", [(), (39,)])
 def test_r14_a_training_without_a_step_is_refused(tmp_path: Path, readable: tuple[int, ...]) -> None:
     """R14: where no batch holds an image."""
-    subject = tiny_subject(limit=40)
-    subject.train = Unreadable(LOCATION, 40, seed=0)
-    subject.train.readable = readable
-    tuning = FineTuning(subject, quick(), tmp_path)
+    frozen = tiny_frozen(limit=40)
+    frozen.train = Unreadable(LOCATION, 40, seed=0)
+    frozen.train.readable = readable
+    tuning = FineTuning(frozen, quick(), tmp_path)
     if readable:
         tuning.run()
     else:

@@ -12,7 +12,7 @@ from mapet.evaluation.probes import attentive as module
 from mapet.evaluation.probes.attentive import AttentiveHead, AttentiveProbe, Tokens, build_probe
 from mapet.evaluation.probes.representations import patch_tokens
 from mapet.runtime.seeding import seeded_globally
-from tests.evaluation.planted import tiny_subject
+from tests.evaluation.planted import tiny_frozen
 from tests.tiny import assert_equal_weights, weights_of
 
 QUICK = AttentiveProbe(epochs=3, min_steps=1, batch_size=16, lr=3e-3)
@@ -47,11 +47,11 @@ def test_scores_are_those_of_attention_written_out() -> None:
 
 
 def test_tokens_are_the_patches_behind_the_final_norm() -> None:
-    subject = tiny_subject()
+    frozen = tiny_frozen()
     images = torch.randint(256, (3, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    tokens = patch_tokens(subject)(images)
+    tokens = patch_tokens(frozen)(images)
     assert (tokens.shape, tokens.dtype) == ((3, 16, 24), torch.float16)
-    torch.testing.assert_close(tokens.float().mean(dim=1), subject.features(images)[0], rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(tokens.float().mean(dim=1), frozen.features(images)[0], rtol=1e-3, atol=1e-3)
 
 
 def test_one_patch_that_tells_the_class_is_found() -> None:
@@ -64,42 +64,42 @@ def test_one_patch_that_tells_the_class_is_found() -> None:
     tokens[:, :, 1] -= tokens[:, :, 1].mean(dim=1, keepdim=True)  # the mean of the patches tells nothing
 
     class Planted(Tokens):
-        def __init__(self, subject, source, part) -> None:
-            self._subject, self._kept = subject, (tokens.half(), labels)
+        def __init__(self, frozen, source, part) -> None:
+            self._frozen, self._kept = frozen, (tokens.half(), labels)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "Tokens", Planted)
-        found = AttentiveProbe(epochs=40, min_steps=1, batch_size=50, lr=3e-3).judge(tiny_subject())
-    assert found.figures["top1"] > 0.98
+        found = AttentiveProbe(epochs=40, min_steps=1, batch_size=50, lr=3e-3).evaluate(tiny_frozen())
+    assert found.values["top1"] > 0.98
 
 
 def test_a_cache_that_is_too_small_changes_nothing(monkeypatch) -> None:
-    cached, kept = tiny_subject(), QUICK.judge(tiny_subject())
+    cached, kept = tiny_frozen(), QUICK.evaluate(tiny_frozen())
     monkeypatch.setattr(module, "CACHE_BYTES", 0)
     assert Tokens(cached, cached.train, "training")._kept is None
-    assert QUICK.judge(cached) == kept
-    assert QUICK.judge(tiny_subject(workers=1)) == kept
+    assert QUICK.evaluate(cached) == kept
+    assert QUICK.evaluate(tiny_frozen(workers=1)) == kept
 
 
 def test_the_backbone_and_the_global_generator_stay_as_they_are() -> None:
-    subject = tiny_subject()
-    before, state = weights_of(subject.backbone), torch.get_rng_state()
-    QUICK.fit(subject)
-    assert_equal_weights(weights_of(subject.backbone), before)
+    frozen = tiny_frozen()
+    before, state = weights_of(frozen.backbone), torch.get_rng_state()
+    QUICK.fit(frozen)
+    assert_equal_weights(weights_of(frozen.backbone), before)
     assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_test_labels_change_nothing_that_is_trained() -> None:
-    one, other = tiny_subject(), tiny_subject()
+    one, other = tiny_frozen(), tiny_frozen()
     assert other.test.labels is not None
     other.test.labels = 1 - other.test.labels
     assert_equal_weights(weights_of(QUICK.fit(one)), weights_of(QUICK.fit(other)))
-    assert QUICK.judge(one).figures["top1"] == pytest.approx(1 - QUICK.judge(other).figures["top1"])
+    assert QUICK.evaluate(one).values["top1"] == pytest.approx(1 - QUICK.evaluate(other).values["top1"])
 
 
 def test_it_has_the_heads_of_the_backbone_and_starts_from_its_seed() -> None:
-    subject = tiny_subject()
-    one, again, other = (build_probe(subject, seed) for seed in (0, 0, 1))
+    frozen = tiny_frozen()
+    one, again, other = (build_probe(frozen, seed) for seed in (0, 0, 1))
     assert one.pool.num_heads == 2
     assert_equal_weights(weights_of(one), weights_of(again))
     assert not torch.equal(one.pool.latent, other.pool.latent)

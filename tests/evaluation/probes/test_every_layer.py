@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from mapet.compat import Beit, VisionTransformer
 from mapet.errors import SettingsError
+from mapet.evaluation.frozen_backbone import FeatureSet, FrozenBackbone
 from mapet.evaluation.probes.representations import block_outputs, every_layer, last_layer
-from mapet.evaluation.subject import FeatureSet, Subject
 from tests.golden import load_golden, with_prefix
 
 GOLDEN = "mim/beit_finetune_tiny_a"
@@ -48,10 +48,10 @@ def plain(config: dict[str, Any], weights: dict[str, Tensor]) -> VisionTransform
 
 def as_subject(model: nn.Module) -> SimpleNamespace:
     """Images of mean 0 and deviation 1, that nothing normalises."""
-    recipe = SimpleNamespace(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
-    subject = SimpleNamespace(backbone=model.requires_grad_(False), recipe=recipe, device=torch.device("cpu"))
-    subject.features = lambda images: Subject.features(subject, images)  # type: ignore[arg-type]
-    return subject
+    spec = SimpleNamespace(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+    frozen = SimpleNamespace(backbone=model.requires_grad_(False), spec=spec, device=torch.device("cpu"))
+    frozen.features = lambda images: FrozenBackbone.features(frozen, images)  # type: ignore[arg-type]
+    return frozen
 
 
 @pytest.mark.parametrize("name", ["cls_abs", "meanpool_abs", "meanpool_rel"])
@@ -71,30 +71,30 @@ def test_features_of_every_layer_are_those_of_the_published_code(name: str) -> N
 
 def test_pooling_of_layers_is_that_of_the_last_one() -> None:
     description, tensors = load_golden(GOLDEN)
-    subject = as_subject(plain(description["config"], with_prefix(tensors, "cls_abs.sd.")))
+    frozen = as_subject(plain(description["config"], with_prefix(tensors, "cls_abs.sd.")))
     images = tensors["in.images"]
-    both, mean, cls = (every_layer(subject, pool)(images) for pool in ("both", "mean", "cls"))  # type: ignore[arg-type]
+    both, mean, cls = (every_layer(frozen, pool)(images) for pool in ("both", "mean", "cls"))  # type: ignore[arg-type]
     assert torch.equal(both, torch.cat([cls, mean], dim=2))
-    norm = subject.backbone.norm
-    tokens = torch.cat([block_outputs(subject.backbone, images)[-1][part] for part in (1, 0)], dim=1)
+    norm = frozen.backbone.norm
+    tokens = torch.cat([block_outputs(frozen.backbone, images)[-1][part] for part in (1, 0)], dim=1)
     expected = FeatureSet(norm(tokens)[:, 1:].mean(1), norm(tokens)[:, 0], torch.empty(0)).pooled("both")
-    torch.testing.assert_close(last_layer(subject, "both")(images)[:, 0], expected)  # type: ignore[arg-type]
+    torch.testing.assert_close(last_layer(frozen, "both")(images)[:, 0], expected)  # type: ignore[arg-type]
 
 
 def test_register_tokens_are_no_class_token_and_no_patches() -> None:
     model = VisionTransformer(img_size=32, patch_size=16, embed_dim=12, depth=2, num_heads=3, num_classes=0, reg_tokens=3)
-    subject, images = as_subject(model.eval()), torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    frozen, images = as_subject(model.eval()), torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     patches, prefix = block_outputs(model, images)[1]
     assert (patches.shape, prefix.shape) == ((2, 4, 12), (2, 4, 12))
-    features = every_layer(subject, "both")(images)  # type: ignore[arg-type]
+    features = every_layer(frozen, "both")(images)  # type: ignore[arg-type]
     torch.testing.assert_close(features[:, 1], torch.cat([prefix[:, 0], patches.mean(dim=1)], dim=1))
 
 
 def test_without_class_token_there_is_only_the_mean() -> None:
     options = {"class_token": False, "global_pool": "avg", "num_classes": 0}
     model = VisionTransformer(img_size=32, patch_size=16, embed_dim=12, depth=2, num_heads=3, **options)
-    subject, images = as_subject(model.eval()), torch.randn(2, 3, 32, 32)
-    assert every_layer(subject, "mean")(images).shape == (2, 2, 12)  # type: ignore[arg-type]
-    assert torch.equal(every_layer(subject, "both")(images), every_layer(subject, "mean")(images))  # type: ignore[arg-type]
+    frozen, images = as_subject(model.eval()), torch.randn(2, 3, 32, 32)
+    assert every_layer(frozen, "mean")(images).shape == (2, 2, 12)  # type: ignore[arg-type]
+    assert torch.equal(every_layer(frozen, "both")(images), every_layer(frozen, "mean")(images))  # type: ignore[arg-type]
     with pytest.raises(SettingsError, match="no class token"):
-        every_layer(subject, "cls")(images)  # type: ignore[arg-type]
+        every_layer(frozen, "cls")(images)  # type: ignore[arg-type]

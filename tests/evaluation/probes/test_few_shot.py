@@ -11,7 +11,7 @@ from mapet.evaluation.presets import setting_names
 from mapet.evaluation.probes.few_shot import PENALTIES, FewShot, few_rows
 from mapet.evaluation.probes.logistic import standardised
 from mapet.evaluation.probes.logistic_regression import fit_logistic
-from tests.evaluation.planted import CLASSES, planted_subject
+from tests.evaluation.planted import CLASSES, planted_frozen
 
 
 @pytest.fixture
@@ -36,35 +36,35 @@ def test_draws_differ_and_come_back(labels: torch.Tensor) -> None:
 
 
 def test_the_figure_is_the_mean_over_draws_of_logistic_regressions() -> None:
-    subject = planted_subject(noise=0.7, train=400)
-    found = FewShot(share=0.05, draws=3, l2=0.03).judge(subject)
+    frozen = planted_frozen(noise=0.7, train=400)
+    found = FewShot(share=0.05, draws=3, l2=0.03).evaluate(frozen)
     tops = []
     for draw in range(3):
-        train, test = subject.train_features, subject.test_features
+        train, test = frozen.train_features, frozen.test_features
         rows = few_rows(train.labels, 0.05, 0, draw)
         features, others = standardised(train.mean, test.mean)
         answers = fit_logistic(features[rows], train.labels[rows], CLASSES, 0.03).scores(others).argmax(1)
         tops.append(float((answers == test.labels).double().mean()))
     assert len(set(tops)) > 1
     assert [entry["top1"] for entry in found.details["draws"]] == tops
-    assert found.figures["top1"] == pytest.approx(statistics.mean(tops))
+    assert found.values["top1"] == pytest.approx(statistics.mean(tops))
     assert found.details["deviation"]["top1"] == pytest.approx(statistics.stdev(tops))
     assert [entry["images"] for entry in found.details["draws"]] == [20] * 3
 
 
 def test_one_image_a_class_needs_no_held_out_part() -> None:
-    found = FewShot(share=1e-4, draws=2).judge(planted_subject(noise=0.1))
+    found = FewShot(share=1e-4, draws=2).evaluate(planted_frozen(noise=0.1))
     assert [entry["l2"] for entry in found.details["draws"]] == [0.1, 0.1]
     assert [entry["images"] for entry in found.details["draws"]] == [CLASSES] * 2
-    assert found.figures["top1"] > 0.9
+    assert found.values["top1"] > 0.9
 
 
 def test_penalties_are_chosen_within_the_few_images() -> None:
-    subject = planted_subject(noise=0.7, train=400)
-    found = FewShot(share=0.1, draws=2).judge(subject)
-    test = subject.test_features
-    subject.test_features = dataclasses.replace(test, labels=(test.labels + 1) % CLASSES)
-    again = FewShot(share=0.1, draws=2).judge(subject)
+    frozen = planted_frozen(noise=0.7, train=400)
+    found = FewShot(share=0.1, draws=2).evaluate(frozen)
+    test = frozen.test_features
+    frozen.test_features = dataclasses.replace(test, labels=(test.labels + 1) % CLASSES)
+    again = FewShot(share=0.1, draws=2).evaluate(frozen)
     for entry, other in zip(found.details["draws"], again.details["draws"], strict=True):
         assert entry["l2"] == other["l2"] in PENALTIES
         assert entry["held_out_top1"] == other["held_out_top1"]
@@ -72,7 +72,7 @@ def test_penalties_are_chosen_within_the_few_images() -> None:
 
 
 def test_one_draw_has_no_deviation() -> None:
-    assert FewShot(draws=1).judge(planted_subject()).details["deviation"] == {}
+    assert FewShot(draws=1).evaluate(planted_frozen()).details["deviation"] == {}
 
 
 @pytest.mark.parametrize("name", setting_names(FewShot))

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mapet.evaluation.probes import knn as module
 from mapet.evaluation.probes.knn import KNN, REPORTED, count_votes, nearest
-from tests.evaluation.planted import planted_subject
+from tests.evaluation.planted import planted_frozen
 
 CLASSES = 4
 
@@ -62,16 +62,16 @@ def test_a_low_temperature_overflows_nothing(features) -> None:
 
 
 def test_other_numbers_of_neighbours_are_in_the_details() -> None:
-    subject = planted_subject(noise=1.0)
-    found = KNN(neighbours=7).judge(subject)
+    frozen = planted_frozen(noise=1.0)
+    found = KNN(neighbours=7).evaluate(frozen)
     tops = found.details["top1_by_neighbours"]
     assert list(tops) == [str(count) for count in sorted({*REPORTED, 7}) if count <= 120]
-    assert tops["7"] == found.figures["top1"]
+    assert tops["7"] == found.values["top1"]
     for count, top in tops.items():
-        assert KNN(neighbours=int(count)).judge(subject).figures["top1"] == top
+        assert KNN(neighbours=int(count)).evaluate(frozen).values["top1"] == top
     assert len(set(tops.values())) > 1
 
 
 def test_more_neighbours_than_images_are_all_images() -> None:
-    subject = planted_subject(train=30)
-    assert KNN(neighbours=1000).judge(subject).figures == KNN(neighbours=30).judge(subject).figures
+    frozen = planted_frozen(train=30)
+    assert KNN(neighbours=1000).evaluate(frozen).values == KNN(neighbours=30).evaluate(frozen).values

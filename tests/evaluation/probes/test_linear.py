@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from mapet.errors import DataError, NonFiniteLossError, SettingsError
-from mapet.evaluation.held_out import hold_out_rows
 from mapet.evaluation.presets import protocol_of, setting_names
 from mapet.evaluation.probes.images import order_of
 from mapet.evaluation.probes.linear import LinearProbe
 from mapet.evaluation.probes.linear_fit import Normaliser
-from tests.evaluation.planted import CLASSES, planted_subject, without_test
+from mapet.evaluation.validation_split import hold_out_rows
+from tests.evaluation.planted import CLASSES, planted_frozen, without_test
 
 FAST: dict[str, Any] = {"epochs": 30, "min_steps": 1, "batch_size": 32, "lr": 0.05}
 SHORT: dict[str, Any] = FAST | {"epochs": 3}
@@ -22,9 +22,9 @@ SCALES = torch.logspace(-3, 3, 8)
 OTHER = {"both": "cls", "last": "every", "standardise": "none", "adamw": "lars", "step": "epoch", "held_out": "test"}
 
 
-def naive_probe(subject, protocol: LinearProbe, lr: float, weight_decay: float) -> tuple[np.ndarray, np.ndarray]:
+def naive_probe(frozen, protocol: LinearProbe, lr: float, weight_decay: float) -> tuple[np.ndarray, np.ndarray]:
     """Weight (D, C) and bias (C,) of a probe that a loop trains in float64, with AdamW written out."""
-    raw, labels = subject.train_features.mean.double().numpy(), subject.train_features.labels.numpy()
+    raw, labels = frozen.train_features.mean.double().numpy(), frozen.train_features.labels.numpy()
     features = (raw - raw.mean(0)) / raw.std(0, ddof=1)
     weight, bias = np.zeros((features.shape[1], CLASSES)), np.zeros(CLASSES)
     moments = [[np.zeros_like(value), np.zeros_like(value)] for value in (weight, bias)]
@@ -51,42 +51,44 @@ def weights_of(fitted, layer: int = 0, rate: int = 0) -> tuple[np.ndarray, np.nd
 
 @pytest.mark.parametrize("weight_decay", [0.0, 0.5])
 def test_the_cached_probe_is_that_of_a_loop_in_float64(weight_decay: float) -> None:
-    subject, protocol = planted_subject(scale=SCALES), LinearProbe(**SHORT, weight_decay=weight_decay)
-    weight, bias = naive_probe(subject, protocol, 0.05, weight_decay)
-    found = weights_of(protocol.fit(subject)[0])
+    frozen, protocol = planted_frozen(scale=SCALES), LinearProbe(**SHORT, weight_decay=weight_decay)
+    weight, bias = naive_probe(frozen, protocol, 0.05, weight_decay)
+    found = weights_of(protocol.fit(frozen)[0])
     np.testing.assert_allclose(found[0], weight, rtol=1e-3, atol=1e-5)
     np.testing.assert_allclose(found[1], bias, rtol=1e-3, atol=1e-5)
-    raw, test = subject.train_features.mean.double(), subject.test_features
+    raw, test = frozen.train_features.mean.double(), frozen.test_features
     scores = ((test.mean.double() - raw.mean(0)) / raw.std(0)).numpy() @ weight + bias
-    assert protocol.judge(subject).figures["top1"] == np.mean(scores.argmax(1) == test.labels.numpy())
+    assert protocol.evaluate(frozen).values["top1"] == np.mean(scores.argmax(1) == test.labels.numpy())
 
 
 def test_candidates_are_trained_as_if_each_were_alone() -> None:
-    subject, rates = planted_subject(), [(lr, decay) for lr in (1e-3, 0.1) for decay in (0.0, 0.3)]
+    frozen, rates = planted_frozen(), [(lr, decay) for lr in (1e-3, 0.1) for decay in (0.0, 0.3)]
     several = LinearProbe(**SHORT | {"lr": (1e-3, 0.1)}, weight_decay=(0.0, 0.3))
-    assert [dataclasses.astuple(rate) for rate in several.rates] == rates
-    fitted, _ = several.fit(subject)
+    assert [dataclasses.astuple(rate) for rate in several.candidates] == rates
+    fitted, _ = several.fit(frozen)
     for number, (lr, decay) in enumerate(rates):
-        weight, bias = naive_probe(subject, several, lr, decay)
+        weight, bias = naive_probe(frozen, several, lr, decay)
         np.testing.assert_allclose(weights_of(fitted, rate=number)[0], weight, rtol=1e-3, atol=1e-5)
         np.testing.assert_allclose(weights_of(fitted, rate=number)[1], bias, rtol=1e-3, atol=1e-5)
 
 
 def test_the_choice_is_made_on_images_that_were_not_learned_from() -> None:
-    subject, rates = planted_subject(noise=1.0, train=60), (1e-4, 3e-3, 0.1, 3.0)
+    frozen, rates = planted_frozen(noise=1.0, train=60), (1e-4, 3e-3, 0.1, 3.0)
     protocol = LinearProbe(**FAST | {"lr": rates, "batch_size": 1024}, held_out_share=0.3)
-    fitted, shares = protocol.fit(without_test(subject))
+    fitted, shares = protocol.fit(without_test(frozen))
     assert shares is not None
-    held_out = hold_out_rows(subject.train_features.labels, 0.3, 0)
-    labels = subject.train_features.labels
-    raw = subject.train_features.mean
-    subject.train_features = dataclasses.replace(subject.train_features, mean=raw[~held_out], labels=labels[~held_out])
+    validation_split = hold_out_rows(frozen.train_features.labels, 0.3, 0)
+    labels = frozen.train_features.labels
+    raw = frozen.train_features.mean
+    frozen.train_features = dataclasses.replace(
+        frozen.train_features, mean=raw[~validation_split], labels=labels[~validation_split]
+    )
     features = ((raw - raw.mean(0)) / raw.std(0)).double().numpy()
     expected = []
     for lr in rates:
-        weight, bias = whole_batch_probe(features[~held_out], labels[~held_out].numpy(), lr, 30)
-        answers = (features[held_out] @ weight + bias).argmax(1)
-        expected.append(np.mean(answers == labels[held_out].numpy()))
+        weight, bias = whole_batch_probe(features[~validation_split], labels[~validation_split].numpy(), lr, 30)
+        answers = (features[validation_split] @ weight + bias).argmax(1)
+        expected.append(np.mean(answers == labels[validation_split].numpy()))
     assert shares[0].tolist() == pytest.approx(expected)
     assert len(set(expected)) > 1
     assert expected[fitted.chosen[1]] == max(expected)
@@ -106,37 +108,37 @@ def whole_batch_probe(features: np.ndarray, labels: np.ndarray, lr: float, steps
 
 
 def test_what_is_judged_has_learned_from_all_training_images() -> None:
-    subject = planted_subject(noise=1.0)
-    fitted, _ = LinearProbe(**SHORT | {"lr": (1e-3, 0.1)}).fit(subject)
-    (alone, none) = LinearProbe(**SHORT | {"lr": fitted.heads.rates[fitted.chosen[1]].lr}).fit(subject)
+    frozen = planted_frozen(noise=1.0)
+    fitted, _ = LinearProbe(**SHORT | {"lr": (1e-3, 0.1)}).fit(frozen)
+    (alone, none) = LinearProbe(**SHORT | {"lr": fitted.heads.candidates[fitted.chosen[1]].lr}).fit(frozen)
     assert none is None
     np.testing.assert_allclose(weights_of(fitted, rate=fitted.chosen[1])[0], weights_of(alone)[0], rtol=1e-4, atol=1e-6)
 
 
 def test_test_labels_change_nothing_that_is_trained_or_chosen() -> None:
-    subject, protocol = planted_subject(noise=1.0), LinearProbe(**SHORT | {"lr": (1e-3, 0.1)})
-    honest, _ = protocol.fit(without_test(subject))
-    found = protocol.judge(subject).details
-    test = subject.test_features
-    subject.test_features = dataclasses.replace(test, labels=(test.labels + 1) % CLASSES)
-    after, _ = protocol.fit(subject)
+    frozen, protocol = planted_frozen(noise=1.0), LinearProbe(**SHORT | {"lr": (1e-3, 0.1)})
+    honest, _ = protocol.fit(without_test(frozen))
+    found = protocol.evaluate(frozen).details
+    test = frozen.test_features
+    frozen.test_features = dataclasses.replace(test, labels=(test.labels + 1) % CLASSES)
+    after, _ = protocol.fit(frozen)
     assert all(torch.equal(one, other) for one, other in zip(honest.heads.weights, after.heads.weights, strict=True))
-    again = protocol.judge(subject).details
+    again = protocol.evaluate(frozen).details
     assert found["chosen"] == again["chosen"]
-    held_out = [[entry["held_out_top1"] for entry in details["candidates"]] for details in (found, again)]
-    assert held_out[0] == held_out[1]
+    validation_split = [[entry["held_out_top1"] for entry in details["candidates"]] for details in (found, again)]
+    assert validation_split[0] == validation_split[1]
     assert [entry["test_top1"] for entry in found["candidates"]] != [entry["test_top1"] for entry in again["candidates"]]
 
 
 def test_the_published_way_takes_the_best_epoch_on_the_test_images() -> None:
-    subject = planted_subject(noise=1.0)
+    frozen = planted_frozen(noise=1.0)
     protocol = LinearProbe(**FAST | {"lr": (1e-3, 0.3), "epochs": 8}, choose="test")
     seen = []
-    test = subject.test_features
-    protocol.fit(subject, lambda epoch, fitted: seen.append(fitted.judge(test.mean[:, None], test.labels)[0].clone()))
-    found = protocol.judge(subject)
+    test = frozen.test_features
+    protocol.fit(frozen, lambda epoch, fitted: seen.append(fitted.evaluate(test.mean[:, None], test.labels)[0].clone()))
+    found = protocol.evaluate(frozen)
     assert len(seen) == 8
-    assert found.figures["top1"] == float(torch.stack(seen).max())
+    assert found.values["top1"] == float(torch.stack(seen).max())
     best = int(torch.stack(seen).flatten(1).max(dim=1).values.argmax())
     assert found.details["chosen"]["epoch"] == best + 1
     assert found.details["chosen_on"] == "test"
@@ -146,19 +148,19 @@ def test_the_published_way_takes_the_best_epoch_on_the_test_images() -> None:
 
 @pytest.mark.parametrize("normalise", ["standardise", "batch_norm"])
 def test_separable_features_are_learned_whatever_their_scale(normalise: str) -> None:
-    subject = planted_subject(noise=0.1, scale=SCALES * (1e3 if normalise == "batch_norm" else 1))  # BatchNorm adds an eps
-    assert LinearProbe(**FAST, normalise=normalise).judge(subject).figures["top1"] == 1.0
+    frozen = planted_frozen(noise=0.1, scale=SCALES * (1e3 if normalise == "batch_norm" else 1))  # BatchNorm adds an eps
+    assert LinearProbe(**FAST, normalise=normalise).evaluate(frozen).values["top1"] == 1.0
 
 
 def test_random_labels_are_not() -> None:
     probe = LinearProbe(**FAST | {"batch_size": 250})
-    accuracy = probe.judge(planted_subject(noise=1e6, train=1000, test=1000)).figures["top1"]
+    accuracy = probe.evaluate(planted_frozen(noise=1e6, train=1000, test=1000)).values["top1"]
     assert accuracy == pytest.approx(0.25, abs=0.06)
 
 
 def test_the_same_seed_gives_the_same_figure() -> None:
-    subject = planted_subject(noise=1.0)
-    one, other, third = (LinearProbe(**SHORT, init_std=0.01, seed=seed).fit(subject)[0] for seed in (0, 0, 1))
+    frozen = planted_frozen(noise=1.0)
+    one, other, third = (LinearProbe(**SHORT, init_std=0.01, seed=seed).fit(frozen)[0] for seed in (0, 0, 1))
     assert np.array_equal(weights_of(one)[0], weights_of(other)[0])
     assert not np.array_equal(weights_of(one)[0], weights_of(third)[0])
 
@@ -167,7 +169,7 @@ def test_few_images_are_passed_over_more_often(monkeypatch) -> None:
     seen = []
     step = torch.optim.AdamW.step
     monkeypatch.setattr(torch.optim.AdamW, "step", lambda self: (seen.append(1), step(self)))
-    LinearProbe(epochs=1, min_steps=17, batch_size=1024).judge(planted_subject())
+    LinearProbe(epochs=1, min_steps=17, batch_size=1024).evaluate(planted_frozen())
     assert len(seen) == 17
     note = LinearProbe(epochs=1, min_steps=17, batch_size=120).note(120)
     assert note == "17 epochs in place of 1, to take at least 17 steps (min_steps)."
@@ -176,13 +178,13 @@ def test_few_images_are_passed_over_more_often(monkeypatch) -> None:
 
 @pytest.mark.parametrize("value", [0.0, 5.0, 1234.567])
 def test_a_constant_feature_divides_nothing_by_zero(value: float) -> None:
-    subject = planted_subject(noise=0.1)
-    for part in (subject.train_features, subject.test_features):
+    frozen = planted_frozen(noise=0.1)
+    for part in (frozen.train_features, frozen.test_features):
         part.mean[:, 7] = value
-    fitted, _ = LinearProbe(**FAST).fit(subject)
-    normalised = fitted.normaliser(subject.train_features.mean[:, None])
+    fitted, _ = LinearProbe(**FAST).fit(frozen)
+    normalised = fitted.normaliser(frozen.train_features.mean[:, None])
     assert normalised[:, 0, 7].abs().max() < 1e-2
-    assert LinearProbe(**FAST).judge(subject).figures["top1"] == 1.0
+    assert LinearProbe(**FAST).evaluate(frozen).values["top1"] == 1.0
 
 
 def test_batch_norm_has_no_parameters_and_follows_the_batches() -> None:
@@ -194,15 +196,15 @@ def test_batch_norm_has_no_parameters_and_follows_the_batches() -> None:
 
 
 def test_a_probe_that_diverged_is_never_chosen_and_never_judged() -> None:
-    subject = planted_subject(scale=1e4)
+    frozen = planted_frozen(scale=1e4)
     settings = SHORT | {"normalise": "none"}
-    fitted, shares = LinearProbe(**settings | {"lr": (1e37, 1e-6)}).fit(subject)
+    fitted, shares = LinearProbe(**settings | {"lr": (1e37, 1e-6)}).fit(frozen)
     assert shares is not None
     assert fitted.chosen == (0, 1)
     with pytest.raises(NonFiniteLossError, match=r"diverged with lr=1e\+37. Give a lower one"):
-        LinearProbe(**settings | {"lr": 1e37}).judge(subject)
+        LinearProbe(**settings | {"lr": 1e37}).evaluate(frozen)
     with pytest.raises(NonFiniteLossError, match="no learning rate that was tried is low enough"):
-        LinearProbe(**settings | {"lr": (1e37, 2e37)}).judge(subject)
+        LinearProbe(**settings | {"lr": (1e37, 2e37)}).evaluate(frozen)
 
 
 def test_the_schedule_moves_by_step_or_by_epoch(monkeypatch) -> None:
@@ -210,22 +212,22 @@ def test_the_schedule_moves_by_step_or_by_epoch(monkeypatch) -> None:
     step = torch.optim.AdamW.step
     monkeypatch.setattr(torch.optim.AdamW, "step", lambda self: (rates.append(self.param_groups[0]["lr"]), step(self)))
     settings = FAST | {"epochs": 4, "batch_size": 60, "lr": 1.0}
-    LinearProbe(**settings).fit(planted_subject())
+    LinearProbe(**settings).fit(planted_frozen())
     assert rates == pytest.approx([(1 + math.cos(math.pi * step / 8)) / 2 for step in range(8)])
     rates.clear()
-    LinearProbe(**settings, schedule="epoch").fit(planted_subject())
+    LinearProbe(**settings, schedule="epoch").fit(planted_frozen())
     assert rates == pytest.approx([(1 + math.cos(math.pi * epoch / 4)) / 2 for epoch in range(4) for _ in range(2)])
     rates.clear()
-    LinearProbe(**settings, warmup_epochs=1).fit(planted_subject())
+    LinearProbe(**settings, warmup_epochs=1).fit(planted_frozen())
     assert rates == pytest.approx([0, 0.5, *((1 + math.cos(math.pi * step / 6)) / 2 for step in range(6))])
 
 
 def test_every_class_gives_its_share_and_keeps_an_image() -> None:
     labels = torch.tensor([0] * 40 + [1] * 21 + [2])[torch.randperm(62, generator=torch.Generator().manual_seed(0))]
-    held_out = hold_out_rows(labels, 0.1, seed=0)
-    assert torch.bincount(labels[held_out], minlength=3).tolist() == [4, 2, 0]
-    assert torch.equal(held_out, hold_out_rows(labels, 0.1, seed=0))
-    assert not torch.equal(held_out, hold_out_rows(labels, 0.1, seed=1))
+    validation_split = hold_out_rows(labels, 0.1, seed=0)
+    assert torch.bincount(labels[validation_split], minlength=3).tolist() == [4, 2, 0]
+    assert torch.equal(validation_split, hold_out_rows(labels, 0.1, seed=0))
+    assert not torch.equal(validation_split, hold_out_rows(labels, 0.1, seed=1))
     few = torch.tensor([0, 0, 1, 1, 2])
     assert torch.bincount(few[hold_out_rows(few, 0.1, seed=0)], minlength=3).tolist() == [1, 1, 0]
     assert torch.bincount(few[hold_out_rows(few, 0.99, seed=0)], minlength=3).tolist() == [1, 1, 0]
@@ -241,8 +243,8 @@ def test_the_hash_changes_with_every_setting(name: str) -> None:
 
 
 def test_one_rate_in_a_list_is_that_rate() -> None:
-    subject = planted_subject()
-    assert LinearProbe(**SHORT | {"lr": (0.05,)}).judge(subject) == LinearProbe(**SHORT).judge(subject)
+    frozen = planted_frozen()
+    assert LinearProbe(**SHORT | {"lr": (0.05,)}).evaluate(frozen) == LinearProbe(**SHORT).evaluate(frozen)
 
 
 @pytest.mark.parametrize(

@@ -11,16 +11,16 @@ from scipy.special import logsumexp
 from sklearn.linear_model import LogisticRegression
 
 from mapet.errors import SettingsError
-from mapet.evaluation.held_out import hold_out_rows
 from mapet.evaluation.presets import protocol_of, setting_names
 from mapet.evaluation.probes.logistic import LogisticProbe, choose_penalty, standardised, warn_unless_converged
 from mapet.evaluation.probes.logistic_regression import fit_logistic, fit_path
-from tests.evaluation.planted import CLASSES, planted_subject
+from mapet.evaluation.validation_split import hold_out_rows
+from tests.evaluation.planted import CLASSES, planted_frozen
 
 
 def problem(noise: float = 1.0, train: int = 90) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    subject = planted_subject(noise=noise, train=train)
-    return *standardised(subject.train_features.mean, subject.test_features.mean), subject.train_features.labels  # type: ignore[return-value]
+    frozen = planted_frozen(noise=noise, train=train)
+    return *standardised(frozen.train_features.mean, frozen.test_features.mean), frozen.train_features.labels  # type: ignore[return-value]
 
 
 def reference(features: np.ndarray, labels: np.ndarray, l2: float) -> tuple[np.ndarray, np.ndarray, float]:
@@ -103,8 +103,8 @@ def test_standardised_is_by_the_training_part_alone() -> None:
     train, test = torch.randn(50, 3, generator=generator) * 7 + 2, torch.randn(20, 3, generator=generator)
     train[:, 2] = test[:, 2] = 1234.567
     ours, theirs = standardised(train, test)
-    learned, judged = train[:, :2].double().numpy(), test[:, :2].double().numpy()
-    np.testing.assert_allclose(theirs[:, :2].numpy(), (judged - learned.mean(0)) / learned.std(0))
+    learned, evaluated = train[:, :2].double().numpy(), test[:, :2].double().numpy()
+    np.testing.assert_allclose(theirs[:, :2].numpy(), (evaluated - learned.mean(0)) / learned.std(0))
     assert theirs[:, 2].abs().max() < 1e-6
     torch.testing.assert_close(ours[:, :2].std(dim=0, correction=0), torch.ones(2, dtype=torch.float64))
 
@@ -113,36 +113,36 @@ def test_the_penalty_is_chosen_on_a_held_out_part() -> None:
     features, _, labels = problem(noise=1.5, train=60)
     penalties = (1e-6, 1e-2, 1e-1, 100.0)
     l2, found = choose_penalty(features, labels, CLASSES, penalties, 0.3, seed=0)
-    held_out = hold_out_rows(labels, 0.3, seed=0).numpy()
+    validation_split = hold_out_rows(labels, 0.3, seed=0).numpy()
     shares = {}
     for penalty in penalties:
-        weight, bias, _ = reference(features.numpy()[~held_out], labels.numpy()[~held_out], penalty)
-        answers = (features.numpy()[held_out] @ weight + bias).argmax(1)
-        shares[f"{penalty:g}"] = float(np.mean(answers == labels.numpy()[held_out]))
+        weight, bias, _ = reference(features.numpy()[~validation_split], labels.numpy()[~validation_split], penalty)
+        answers = (features.numpy()[validation_split] @ weight + bias).argmax(1)
+        shares[f"{penalty:g}"] = float(np.mean(answers == labels.numpy()[validation_split]))
     assert found == {"held_out_top1": pytest.approx(shares)}
     assert len(set(shares.values())) > 1
     assert shares[f"{l2:g}"] == max(shares.values())
 
 
 def test_the_figure_is_that_of_the_chosen_penalty_on_all_images() -> None:
-    subject = planted_subject(noise=1.0)
-    found = LogisticProbe().judge(subject)
-    features, others = standardised(subject.train_features.mean, subject.test_features.mean)
-    weight, bias, _ = reference(features.numpy(), subject.train_features.labels.numpy(), found.details["l2"])
+    frozen = planted_frozen(noise=1.0)
+    found = LogisticProbe().evaluate(frozen)
+    features, others = standardised(frozen.train_features.mean, frozen.test_features.mean)
+    weight, bias, _ = reference(features.numpy(), frozen.train_features.labels.numpy(), found.details["l2"])
     answers = (others.numpy() @ weight + bias).argmax(1)
-    assert found.figures["top1"] == np.mean(answers == subject.test_features.labels.numpy())
+    assert found.values["top1"] == np.mean(answers == frozen.test_features.labels.numpy())
     assert found.details["converged"] is True
-    assert LogisticProbe(l2=found.details["l2"]).judge(subject).figures == found.figures
+    assert LogisticProbe(l2=found.details["l2"]).evaluate(frozen).values == found.values
 
 
 def test_test_labels_choose_nothing() -> None:
-    subject = planted_subject(noise=1.0)
-    found = LogisticProbe().judge(subject)
-    test = subject.test_features
-    subject.test_features = dataclasses.replace(test, labels=(test.labels + 1) % CLASSES)
-    again = LogisticProbe().judge(subject)
+    frozen = planted_frozen(noise=1.0)
+    found = LogisticProbe().evaluate(frozen)
+    test = frozen.test_features
+    frozen.test_features = dataclasses.replace(test, labels=(test.labels + 1) % CLASSES)
+    again = LogisticProbe().evaluate(frozen)
     assert found.details == again.details
-    assert found.figures != again.figures
+    assert found.values != again.values
 
 
 @pytest.mark.parametrize("name", setting_names(LogisticProbe))

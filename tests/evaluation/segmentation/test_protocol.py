@@ -9,24 +9,24 @@ import pytest
 import torch
 from PIL import Image
 
-from mapet.checkpoints.address import OpenedBackbone
+from mapet.checkpoints.address import LoadedBackbone
 from mapet.errors import SettingsError
 from mapet.evaluation.evaluate import evaluate
 from mapet.evaluation.presets import presets_of, protocol_of
 from mapet.evaluation.segmentation.overlays import LINE, WIDTH, class_color, overlay
 from mapet.evaluation.segmentation.protocol import Segment
 from tests.evaluation.segmentation.pictures import write_folder
-from tests.evaluation.segmentation.test_training import RECIPE, SMALL
+from tests.evaluation.segmentation.test_training import SMALL, SPEC
 
 
 def test_bright_and_dark_squares_are_found(tmp_path: Path) -> None:
     pictures = write_folder(tmp_path / "pictures", train=12, test=4)
-    opened = OpenedBackbone(RECIPE.build(), RECIPE, "tiny")
+    target = LoadedBackbone(SPEC.build(), SPEC, "tiny")
     protocol = Segment(
         **{**SMALL, "steps": 60, "batch_size": 6, "lr": 5e-3, "warmup_steps": 5, "layer_decay": 1.0, "drop_path": 0.0}
     )
     out = tmp_path / "out"
-    (result,) = evaluate(opened, str(pictures), [protocol], device=torch.device("cpu"), folder=out)
+    (result,) = evaluate(target, str(pictures), [protocol], device=torch.device("cpu"), folder=out)
     constant = result.details["most_frequent_class"]
     assert f"'ground' everywhere  {100 * constant['miou']:.1f} %   protocol" in result.line()
     assert constant["name"] == "ground"
@@ -42,12 +42,12 @@ def test_bright_and_dark_squares_are_found(tmp_path: Path) -> None:
 
 
 def test_the_backbone_is_judged_as_it_was_given(folder: Path, tmp_path: Path) -> None:
-    backbone = RECIPE.build()
+    backbone = SPEC.build()
     before = {name: value.clone() for name, value in backbone.state_dict().items()}
     protocol = Segment(**SMALL)
-    opened, device = OpenedBackbone(backbone, RECIPE, "tiny"), torch.device("cpu")
+    target, device = LoadedBackbone(backbone, SPEC, "tiny"), torch.device("cpu")
     first, again = (
-        evaluate(opened, str(folder), [protocol], device=device, folder=tmp_path / name)[0] for name in ("one", "another")
+        evaluate(target, str(folder), [protocol], device=device, folder=tmp_path / name)[0] for name in ("one", "another")
     )
     assert first.figures == again.figures
     assert all(torch.equal(value, before[name]) for name, value in backbone.state_dict().items())

@@ -16,17 +16,17 @@ from mapet.data.skipped import UnreadableImages
 from mapet.data.views import IMAGENET_MEAN, IMAGENET_STD, normalise
 from mapet.engine.loop import LoopSettings
 from mapet.errors import CheckpointError, DataError, InterruptedRunError, NonFiniteLossError
+from mapet.evaluation.frozen_backbone import FrozenBackbone
 from mapet.evaluation.segmentation.augment import Augmentation, MaskedRenderer
 from mapet.evaluation.segmentation.loss import pixel_loss
 from mapet.evaluation.segmentation.protocol import Segment
 from mapet.evaluation.segmentation.training import SegmentationTraining
-from mapet.evaluation.subject import Subject
-from mapet.models.spec import BackboneRecipe
+from mapet.models.spec import BackboneSpec
 from tests.evaluation.segmentation.pictures import write_pair
 from tests.tiny import StopAfter
 
 OPTIONS = {"img_size": 16, "patch_size": 8, "embed_dim": 16, "depth": 4, "num_heads": 2, "num_classes": 0}
-RECIPE = BackboneRecipe("vit_tiny_patch16_224", OPTIONS, 16, IMAGENET_MEAN, IMAGENET_STD, seed=0)
+SPEC = BackboneSpec("vit_tiny_patch16_224", OPTIONS, 16, IMAGENET_MEAN, IMAGENET_STD, seed=0)
 SMALL = {
     "steps": 6, "batch_size": 3, "lr": 2e-3, "warmup_steps": 1, "drop_path": 0.2, "crop": 32, "stride": 21, "scale": (128, 32),
     "channels": 8, "aux_channels": 8,
@@ -37,12 +37,12 @@ def training_in(
     folder: Path, pictures: Path, kept: bool = True, seed: int = 0, unreadable: int = 0, loop: Any = None, **settings
 ) -> SegmentationTraining:
     train, test = open_segmentation(str(pictures))
-    recipe = BackboneRecipe(RECIPE.name, RECIPE.options, 16, RECIPE.mean, RECIPE.std, seed)
-    subject = Subject(
-        "tiny", recipe.build(), recipe, train, test, device=torch.device("cpu"), workers=0, unreadable=UnreadableImages(unreadable)
+    spec = BackboneSpec(SPEC.name, SPEC.options, 16, SPEC.mean, SPEC.std, seed)
+    frozen = FrozenBackbone(
+        "tiny", spec.build(), spec, train, test, device=torch.device("cpu"), workers=0, unreadable=UnreadableImages(unreadable)
     )
-    subject.folder = folder if kept else None
-    return SegmentationTraining(subject, train, Segment(**{**SMALL, **settings}), folder, **(loop or {}))
+    frozen.folder = folder if kept else None
+    return SegmentationTraining(frozen, train, Segment(**{**SMALL, **settings}), folder, **(loop or {}))
 
 
 def test_an_interrupted_training_goes_on_exactly(tmp_path: Path, folder: Path) -> None:
@@ -166,7 +166,7 @@ def test_an_unreadable_image_is_refused_or_skipped(tmp_path: Path, folder: Path)
         training_in(tmp_path / "strict", folder).run()
     lenient = training_in(tmp_path / "lenient", folder, unreadable=1)
     lenient.run()
-    assert lenient.subject.unreadable.names == [str(path)]
+    assert lenient.frozen.unreadable.names == [str(path)]
 
 
 def test_one_image_is_too_few(tmp_path: Path) -> None:
@@ -179,16 +179,16 @@ def test_one_image_is_too_few(tmp_path: Path) -> None:
 
 def test_blocks_of_a_beit_learn_tables_of_their_own(tmp_path: Path, folder: Path) -> None:
     options = {**OPTIONS, "use_shared_rel_pos_bias": True, "use_rel_pos_bias": False, "use_abs_pos_emb": False}
-    recipe = BackboneRecipe("beit_base_patch16_224", options, 16, RECIPE.mean, RECIPE.std, seed=0)
+    spec = BackboneSpec("beit_base_patch16_224", options, 16, SPEC.mean, SPEC.std, seed=0)
     train, test = open_segmentation(str(folder))
     parts = {"device": torch.device("cpu"), "workers": 0, "unreadable": UnreadableImages()}
-    subject = Subject("beit", recipe.build(), recipe, train, test, **parts)
-    subject.folder = tmp_path / "out"
-    model = SegmentationTraining(subject, train, Segment(**{**SMALL, "steps": 2}), tmp_path / "out").trained_model()
+    frozen = FrozenBackbone("beit", spec.build(), spec, train, test, **parts)
+    frozen.folder = tmp_path / "out"
+    model = SegmentationTraining(frozen, train, Segment(**{**SMALL, "steps": 2}), tmp_path / "out").trained_model()
     first, last = (model.get_parameter(f"backbone.blocks.{n}.attn.relative_position_bias_table") for n in (0, 3))
     assert first.shape == (7 * 7 + 3, 2)
     assert not torch.equal(first, last)
-    assert SegmentationTraining(subject, train, Segment(**{**SMALL, "steps": 2}), tmp_path / "out").first_step == 2
+    assert SegmentationTraining(frozen, train, Segment(**{**SMALL, "steps": 2}), tmp_path / "out").first_step == 2
 
 
 def test_bf16_ends_with_the_logits(tmp_path: Path, folder: Path) -> None:

@@ -27,8 +27,8 @@ def test_stored_points_are_those_in_the_file(stored):
     assert torch.equal(points.read(slice(990, 2000)), values[990:])
     assert points.read(slice(5, 5)).shape == (0, 7)
     chosen = torch.tensor([0, 3, 998, 999])
-    assert torch.equal(points.take(chosen), values[chosen])
-    assert points.take(chosen[:0]).shape == (0, 7)
+    assert torch.equal(points.gather_rows(chosen), values[chosen])
+    assert points.gather_rows(chosen[:0]).shape == (0, 7)
 
 
 def test_blocks_are_all_points_in_order(stored, monkeypatch):

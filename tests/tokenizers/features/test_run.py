@@ -11,7 +11,7 @@ from mapet.tokenizers.feature_kmeans import FeatureKMeans
 from mapet.tokenizers.features.base import create_features
 from mapet.tokenizers.fit_settings import preset_settings
 from mapet.tokenizers.load import load_tokenizer
-from tests.checkpoints.runs import RECIPE, save_run
+from tests.checkpoints.runs import SPEC, save_run
 
 
 @pytest.fixture
@@ -24,8 +24,8 @@ def images(count: int = 2, size: int = 32) -> torch.Tensor:
 
 
 def expected(batch: torch.Tensor, layer: int = -1) -> torch.Tensor:
-    normalised = (batch - torch.tensor(RECIPE.mean).view(3, 1, 1)) / torch.tensor(RECIPE.std).view(3, 1, 1)
-    maps = RECIPE.build().eval().forward_intermediates(normalised, indices=[layer], norm=True, intermediates_only=True)
+    normalised = (batch - torch.tensor(SPEC.mean).view(3, 1, 1)) / torch.tensor(SPEC.std).view(3, 1, 1)
+    maps = SPEC.build().eval().forward_intermediates(normalised, indices=[layer], norm=True, intermediates_only=True)
     return maps[0].permute(0, 2, 3, 1)
 
 

@@ -86,7 +86,7 @@ def test_codebook_over_three_steps(golden, model):
         targets, count = patches(tensors, target)
         output = model(tensors[images], targets)
         total = (output.commitment + output.reconstruction).detach() / count
-        model.move(output, step)
+        model.update_codebook(output, step)
         assert near(total, tensors[f"train{step}.total_loss"]), step
         assert near(model.tokenizer.codebook, tensors[f"train{step}.codebook_after"]), step
         # The published statistic of use: a moving average of what is counted here.
@@ -107,7 +107,7 @@ def test_start_of_the_codebook(golden, model):
     output = model(tensors["kmeans.images"], torch.ones(*tensors["kmeans.images"].shape[:1], 4, 4, golden[0]["config"]["out_dim"]))
     assert torch.equal(output.ids, tensors["kmeans.tokens"].flatten())
     assert near(output.commitment / len(samples), tensors["kmeans.quant_loss"])
-    model.move(output, 0)
+    model.update_codebook(output, 0)
     assert near(model.tokenizer.codebook, tensors["kmeans.codebook_after_first_forward"])
 
 

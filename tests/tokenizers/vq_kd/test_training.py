@@ -17,7 +17,7 @@ from mapet.data.skipped import UnreadableImages
 from mapet.engine.callbacks import LogPoint
 from mapet.engine.checkpoint import newest_checkpoint
 from mapet.errors import CheckpointError, InterruptedRunError, ModelError, NonFiniteLossError, SettingsError, TokenizerError
-from mapet.models.spec import BackboneRecipe
+from mapet.models.spec import BackboneSpec
 from mapet.runtime.run_directory import RunDirectory
 from mapet.runtime.tensors import write_tensors
 from mapet.tokenizers.load import load_tokenizer
@@ -113,7 +113,7 @@ def test_the_teacher_sees_the_same_crops_at_its_own_size(tmp_path):
 
 
 def test_a_run_of_our_own_as_teacher_may_be_deleted(tmp_path):
-    recipe = BackboneRecipe("vit_tiny_patch16_224", {**ENCODER, "img_size": 16}, 16, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), seed=1)
+    recipe = BackboneSpec("vit_tiny_patch16_224", {**ENCODER, "img_size": 16}, 16, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), seed=1)
     save_backbone(RunDirectory(tmp_path / "run").backbone, recipe, recipe.build())
     settings = replace(SETTINGS, teacher=f"run:{tmp_path / 'run'}", teacher_options={})
     train(tmp_path / "whole", settings)
@@ -225,7 +225,7 @@ def test_a_loss_that_is_not_finite_moves_nothing(tmp_path):
     forward, moved = vq_kd_step.Distillation.forward, []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(vq_kd_step.Distillation, "forward", lambda *inputs: poisoned(forward(*inputs)))
-        patch.setattr(vq_kd_step.Distillation, "move", lambda *_: moved.append(1))
+        patch.setattr(vq_kd_step.Distillation, "update_codebook", lambda *_: moved.append(1))
         with pytest.raises(
             NonFiniteLossError,
             match=r"at step 3 of the VQ-KD training\. The optimizer did not move.*batch: \w{32}",

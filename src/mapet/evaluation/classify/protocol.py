@@ -16,15 +16,15 @@ from mapet.data.batch import LoadedBatch
 from mapet.data.locations import open_location
 from mapet.data.source import ImageSource, subset
 from mapet.data.sources import SOURCES, only_folder, open_source
-from mapet.data.splits import by_split, held_out_part, part_named
+from mapet.data.splits import by_split, part_named, validation_part
 from mapet.data.tree import entries
 from mapet.data.views import normalise
 from mapet.errors import DataError, FailedRunError, SettingsError, nearest
 from mapet.evaluation.classify.classes import head_numbers
+from mapet.evaluation.frozen_backbone import ImageReader
 from mapet.evaluation.intervals import share_interval
 from mapet.evaluation.outcomes import Outcomes, classified
-from mapet.evaluation.protocol import Findings, Protocol, Result
-from mapet.evaluation.subject import ImageReader
+from mapet.evaluation.protocol import Metrics, Protocol, Result
 from mapet.runtime.device import autocast
 from mapet.runtime.progress import format_seconds, say
 
@@ -32,7 +32,7 @@ _PRECISIONS = ("fp32", "bf16")
 _Channels = tuple[float, float, float]
 
 
-class ClassifierSubject(ImageReader):
+class FrozenClassifier(ImageReader):
     """A classifier and the images that it is tested on; nothing is learned from others.
 
     Args:
@@ -122,20 +122,20 @@ class Classify(Protocol):
         """Classes of the test images."""
         return len(np.unique(test.labels)) if test.labels is not None else 0
 
-    def subject(self, opened: Classifier, title: str, train: ImageSource, test: ImageSource, **work: Any) -> ClassifierSubject:
+    def prepare(self, target: Classifier, title: str, train: ImageSource, test: ImageSource, **work: Any) -> FrozenClassifier:
         """The classifier and its images."""
-        return ClassifierSubject(opened, train, test, **work)
+        return FrozenClassifier(target, train, test, **work)
 
-    def judge(self, subject: ClassifierSubject) -> Findings:
+    def evaluate(self, frozen: FrozenClassifier) -> Metrics:
         """Tests the classifier on every image that can be read.
 
         Raises:
             DataError: No image can be read.
             FailedRunError: A score is not a number.
         """
-        classifier, preprocessing = subject.classifier, self.changed(subject.classifier.preprocessing)
-        loaded = subject.load(subject.test, ValidationView(preprocessing), "test", self.batch_size)
-        parts = [subject.outcomes(batch, preprocessing, self.precision) for batch in loaded if batch.keys]
+        classifier, preprocessing = frozen.classifier, self.changed(frozen.classifier.preprocessing)
+        loaded = frozen.load(frozen.test, ValidationView(preprocessing), "test", self.batch_size)
+        parts = [frozen.outcomes(batch, preprocessing, self.precision) for batch in loaded if batch.keys]
         if not parts:
             raise DataError("None of the images could be read, so that there is nothing to judge by.")
         values = {name: torch.cat([part.values[name] for part in parts]) for name in ("top1", "top5")}
@@ -148,7 +148,7 @@ class Classify(Protocol):
             "preprocessing": preprocessing.describe(),
             "intervals": {name: share_interval(value) for name, value in values.items()},
         }
-        return Findings.of(Outcomes(values, labels), details)
+        return Metrics.of(Outcomes(values, labels), details)
 
     def facts(self, result: Result) -> dict[str, Any]:
         """A result as `mapet validate --json` writes it."""
@@ -188,7 +188,7 @@ def validation_images(location: str) -> ImageSource:
     if (source := _split_folder(address)) is None:
         parts = None if address.place in SOURCES else open_location(location)
         if parts and (len(parts) > 1 or address.split is not None):
-            source = held_out_part(parts, address.split, address.place)
+            source = validation_part(parts, address.split, address.place)
         else:
             source = next(iter(parts.values())) if parts else open_source(location, "test")
     if (only := only_folder(source)) is not None:

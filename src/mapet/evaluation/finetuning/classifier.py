@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from mapet.compat import VisionTransformer
 from mapet.errors import ModelError, SettingsError
 from mapet.evaluation.finetuning.settings import FineTuneSettings
-from mapet.evaluation.subject import Subject
+from mapet.evaluation.frozen_backbone import FrozenBackbone
 from mapet.models.positions import at_image_size, with_own_tables
-from mapet.models.spec import BackboneRecipe
+from mapet.models.spec import BackboneSpec
 from mapet.models.weights import load_strictly
 from mapet.runtime.seeding import seeded_generator
 
@@ -67,40 +67,40 @@ def transfer(weights: Mapping[str, Tensor], model: nn.Module) -> Transfer:
     return Transfer([*kept], dropped, [name for name in own if name not in kept])
 
 
-def build_classifier(subject: Subject, settings: FineTuneSettings) -> tuple[nn.Module, BackboneRecipe, Transfer]:
+def build_classifier(frozen: FrozenBackbone, settings: FineTuneSettings) -> tuple[nn.Module, BackboneSpec, Transfer]:
     """The model to train, its recipe with head and pooling, and what it has of the subject's backbone.
 
     Raises:
         SettingsError: The backbone has no class token, and pooling is to be by it.
         ModelError: timm cannot build the model.
     """
-    if settings.pool == "cls" and subject.backbone.cls_token is None:
+    if settings.pool == "cls" and frozen.backbone.cls_token is None:
         raise SettingsError("This backbone has no class token, so that pooling 'cls' is impossible. Use 'mean'.")
-    start = subject.recipe.build() if settings.scratch else subject.backbone
-    backbone, recipe = with_own_tables(start, subject.recipe)
+    start = frozen.spec.build() if settings.scratch else frozen.backbone
+    backbone, spec = with_own_tables(start, frozen.spec)
     backbone = _resized(backbone, settings.image_size)
-    recipe = classifier_recipe(recipe, settings, subject.num_classes, isinstance(backbone, VisionTransformer))
-    model = replace(recipe, options=recipe.options | {"drop_path_rate": settings.drop_path}).build()
+    spec = classifier_spec(spec, settings, frozen.num_classes, isinstance(backbone, VisionTransformer))
+    model = replace(spec, options=spec.options | {"drop_path_rate": settings.drop_path}).build()
     found = transfer(backbone.state_dict(), model)
     init_head(cast(nn.Linear, model.head), settings)
     if settings.scratch:
         found = Transfer([], [], [*model.state_dict()])
-    return model.to(subject.device), recipe, found
+    return model.to(frozen.device), spec, found
 
 
-def classifier_recipe(recipe: BackboneRecipe, settings: FineTuneSettings, num_classes: int, plain: bool = True) -> BackboneRecipe:
+def classifier_spec(spec: BackboneSpec, settings: FineTuneSettings, num_classes: int, plain: bool = True) -> BackboneSpec:
     """The recipe of a backbone, with head and pooling.
 
     Args:
-        recipe: Of the backbone.
+        spec: Of the backbone.
         settings: Of the fine-tuning.
         num_classes: Outputs of the head.
         plain: A plain ViT, not timm's Beit, which has another name for where the norm stands.
     """
-    size = settings.image_size or recipe.image_size
+    size = settings.image_size or spec.image_size
     norm = {"fc_norm" if plain else "use_fc_norm": settings.pool == "mean"}
     changes: dict[str, Any] = {"num_classes": num_classes, "global_pool": _GLOBAL_POOL[settings.pool], "img_size": size, **norm}
-    return replace(recipe, options=recipe.options | changes, image_size=size, crop_fraction=settings.crop_fraction)
+    return replace(spec, options=spec.options | changes, image_size=size, crop_fraction=settings.crop_fraction)
 
 
 def init_head(head: nn.Linear, settings: FineTuneSettings) -> None:

@@ -12,7 +12,7 @@ from mapet.data.augmentation import seeded_everywhere
 from mapet.data.views import normalise
 from mapet.engine.parallel import GlobalRows
 from mapet.evaluation.finetuning.settings import FineTuneSettings
-from mapet.models.spec import BackboneRecipe
+from mapet.models.spec import BackboneSpec
 from mapet.runtime.processes import gather_rows
 
 
@@ -23,12 +23,12 @@ class TrainingInputs:
 
     Args:
         settings: Of the fine-tuning.
-        recipe: Of the model: its normalisation and number of classes.
+        spec: Of the model: its normalisation and number of classes.
         device: Where the images are.
     """
 
-    def __init__(self, settings: FineTuneSettings, recipe: BackboneRecipe, device: torch.device) -> None:
-        self._settings, self._recipe = settings, recipe
+    def __init__(self, settings: FineTuneSettings, spec: BackboneSpec, device: torch.device) -> None:
+        self._settings, self._recipe = settings, spec
         self._erase = RandomErasing(settings.erasing, mode="pixel", device=str(device))
         self._mixup = Mixup(
             mixup_alpha=settings.mixup,
@@ -36,7 +36,7 @@ class TrainingInputs:
             prob=settings.mix_prob,
             switch_prob=settings.mix_switch,
             label_smoothing=settings.smoothing,
-            num_classes=recipe.options["num_classes"],
+            num_classes=spec.options["num_classes"],
         )
 
     def __call__(self, images: Tensor, labels: Tensor, step: int, rows: GlobalRows) -> tuple[Tensor, Tensor, GlobalRows]:

@@ -19,9 +19,9 @@ from mapet.data.source import ImageSource
 from mapet.evaluation.classes import check_complete
 from mapet.evaluation.finetuning.settings import FineTuneSettings
 from mapet.evaluation.finetuning.training import FineTuning
-from mapet.evaluation.protocol import Findings
-from mapet.evaluation.subject import Subject
-from mapet.evaluation.supervised.length import note_if_longer
+from mapet.evaluation.frozen_backbone import FrozenBackbone
+from mapet.evaluation.protocol import Metrics
+from mapet.evaluation.supervised.length import describe_extended_schedule
 from mapet.runtime.files import write_json
 
 
@@ -42,28 +42,28 @@ class FineTune(FineTuneSettings):
 
     def note(self, train_images: int) -> str:
         """Says so where few images are passed more often."""
-        return note_if_longer(train_images, self.batch_size, self.epochs, self.min_steps)
+        return describe_extended_schedule(train_images, self.batch_size, self.epochs, self.min_steps)
 
-    def judge(self, subject: Subject) -> Findings:
+    def evaluate(self, frozen: FrozenBackbone) -> Metrics:
         """Accuracies of the model at its last step; with an average of the weights also those of the average, named ema_*."""
-        kept = nullcontext(subject.folder) if subject.folder else tempfile.TemporaryDirectory(prefix="mapet-finetune-")
+        kept = nullcontext(frozen.folder) if frozen.folder else tempfile.TemporaryDirectory(prefix="mapet-finetune-")
         with kept as folder:
-            tuning = FineTuning(subject, self, Path(folder))
-            found = tuning.train_and_evaluate()
-            if subject.folder and tuning.is_first_process:
-                save_models(tuning, subject.folder)
-            looks = [entry for entry in tuning.run_directory.read_metrics() if "test_top1" in entry]
+            tuning = FineTuning(frozen, self, Path(folder))
+            metrics = tuning.train_and_evaluate()
+            if frozen.folder and tuning.is_first_process:
+                save_models(tuning, frozen.folder)
+            evaluations = [entry for entry in tuning.run_directory.read_metrics() if "test_top1" in entry]
         details = {
             "steps": tuning.total_steps,
             "weights": {"kept": len(tuning.transfer.kept), "dropped": tuning.transfer.dropped, "new": tuning.transfer.new},
-            "top1_by_epoch": [[entry["epoch"], entry["test_top1"]] for entry in looks],
+            "top1_by_epoch": [[entry["epoch"], entry["test_top1"]] for entry in evaluations],
         }
-        return replace(found, details=details)
+        return replace(metrics, details=details)
 
 
 def save_models(tuning: FineTuning, folder: Path) -> None:
     """Writes model/ (and ema_model/) and the names of its classes, in the order of its outputs."""
     for prefix, model in tuning.models.items():
-        save_backbone(folder / f"{prefix}model", tuning.recipe, model)  # type: ignore[arg-type]
-    names = tuning.subject.train.classes or [str(number) for number in range(tuning.subject.num_classes)]
+        save_backbone(folder / f"{prefix}model", tuning.spec, model)  # type: ignore[arg-type]
+    names = tuning.frozen.train.classes or [str(number) for number in range(tuning.frozen.num_classes)]
     write_json(folder / "classes.json", [*names])

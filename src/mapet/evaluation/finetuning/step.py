@@ -10,7 +10,7 @@ from mapet.engine.parallel import DataParallel, GlobalRows, place_drop_paths, su
 from mapet.engine.step import GuardedStep, StepSums
 from mapet.evaluation.finetuning.inputs import TrainingInputs
 from mapet.evaluation.finetuning.settings import FineTuneSettings
-from mapet.models.spec import BackboneRecipe
+from mapet.models.spec import BackboneSpec
 from mapet.runtime.device import autocast
 from mapet.runtime.processes import Processes
 from mapet.runtime.seeding import derive_seed
@@ -25,7 +25,7 @@ class FineTuneStep(GuardedStep):
         model: Trained in place, in training mode.
         optimizer: Fused; its groups have an `lr_scale`.
         settings: Of the fine-tuning.
-        recipe: Of the model: its normalisation and number of classes.
+        spec: Of the model: its normalisation and number of classes.
         device: Where model and batches are.
         processes: This process among all.
     """
@@ -35,14 +35,14 @@ class FineTuneStep(GuardedStep):
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
         settings: FineTuneSettings,
-        recipe: BackboneRecipe,
+        spec: BackboneSpec,
         device: torch.device,
         processes: Processes | None = None,
     ) -> None:
         super().__init__(optimizer, device)
-        self.model, self.settings, self.recipe = model, settings, recipe
+        self.model, self.settings, self.spec = model, settings, spec
         self._processes = processes or Processes()
-        self._inputs = TrainingInputs(settings, recipe, device)
+        self._inputs = TrainingInputs(settings, spec, device)
         self._parallel = DataParallel(model, self._processes)
         self._place = place_drop_paths(model)
 

@@ -22,11 +22,11 @@ from mapet.engine.parallel import GlobalRows
 from mapet.engine.schedule import cosine
 from mapet.engine.step import StepSums
 from mapet.evaluation.finetuning.classifier import build_classifier
-from mapet.evaluation.finetuning.judging import judge_models
+from mapet.evaluation.finetuning.evaluate import evaluate_models
 from mapet.evaluation.finetuning.settings import FineTuneSettings
 from mapet.evaluation.finetuning.step import FineTuneStep
-from mapet.evaluation.protocol import Findings
-from mapet.evaluation.subject import Subject
+from mapet.evaluation.frozen_backbone import FrozenBackbone
+from mapet.evaluation.protocol import Metrics
 from mapet.evaluation.supervised.training import SupervisedTraining
 from mapet.models.weights import fingerprint
 from mapet.runtime.progress import say
@@ -39,7 +39,7 @@ class FineTuning(SupervisedTraining):
     """Trains a classifier on the subject's images.
 
     Args:
-        subject: The backbone, which stays as it is, and the images.
+        frozen: The backbone, which stays as it is, and the images.
         settings: Of the fine-tuning.
         folder: For metrics.jsonl and TensorBoard's events, and for checkpoints if the subject has a folder.
         loop: Of `Training`: `when`, `stop`, `clock`.
@@ -48,17 +48,17 @@ class FineTuning(SupervisedTraining):
     remedy = "A lower lr (--set lr=...), a longer warm-up (--set warmup_epochs=...) or --set clip_norm=1 usually helps."
     step: FineTuneStep
 
-    def __init__(self, subject: Subject, settings: FineTuneSettings, folder: Path, **loop: Any) -> None:
-        super().__init__(subject, folder, "training from scratch" if settings.scratch else "fine-tuning", **loop)
+    def __init__(self, frozen: FrozenBackbone, settings: FineTuneSettings, folder: Path, **loop: Any) -> None:
+        super().__init__(frozen, folder, "training from scratch" if settings.scratch else "fine-tuning", **loop)
         self.settings, self.uses_backbone = settings, not settings.scratch
-        self.model, self.recipe, self.transfer = build_classifier(subject, settings)
+        self.model, self.spec, self.transfer = build_classifier(frozen, settings)
         self.ema = None if settings.ema is None else ModelEmaV3(self.model, decay=settings.ema)
-        depth = len([*subject.backbone.blocks.children()])
+        depth = len([*frozen.backbone.blocks.children()])
         groups = layer_groups(self.model, depth, settings.layer_decay, settings.weight_decay)
         optimizer = adamw(groups, settings.betas, settings.eps)
-        self.step = FineTuneStep(self.model, optimizer, settings, self.recipe, subject.device, self.processes)
-        self.batch_size = self.check_share(min(settings.batch_size, len(subject.train)))
-        self.steps_per_epoch = len(subject.train) // self.batch_size
+        self.step = FineTuneStep(self.model, optimizer, settings, self.spec, frozen.device, self.processes)
+        self.batch_size = self.check_share(min(settings.batch_size, len(frozen.train)))
+        self.steps_per_epoch = len(frozen.train) // self.batch_size
         self.total_steps = max(1, round(settings.epochs * self.steps_per_epoch), settings.min_steps)
         self.warmup_steps = round(self.total_steps * settings.warmup_epochs / settings.epochs)
         self.evaluate_every = max(1, round(self.total_steps * settings.evaluate_every / settings.epochs))
@@ -71,7 +71,7 @@ class FineTuning(SupervisedTraining):
         """Prefix of the figures to what is judged."""
         return {"": self.model} if self.ema is None else {"": self.model, EMA: self.ema.module}
 
-    def train_and_evaluate(self) -> Findings:
+    def train_and_evaluate(self) -> Metrics:
         """Takes all steps that are left; returns the metrics of the last, those of an average of the weights named ema_*.
 
         Raises:
@@ -79,7 +79,7 @@ class FineTuning(SupervisedTraining):
             InterruptedRunError: SIGINT or SIGTERM came; a checkpoint was written if there is a folder.
         """
         say(self.transfer.line())
-        self._last: Findings | None = None
+        self._last: Metrics | None = None
         self.run()
         if self._last is None:
             self.evaluate()
@@ -92,8 +92,8 @@ class FineTuning(SupervisedTraining):
 
     def evaluate(self) -> dict[str, float]:
         """Accuracies on the test images, of the weights as they are now."""
-        self._last = judge_models(self.models, self.recipe, self.subject, self.settings)
-        return self._last.figures
+        self._last = evaluate_models(self.models, self.spec, self.frozen, self.settings)
+        return self._last.values
 
     def learning_rate(self, step: int) -> float:
         """Warm-up and cosine."""
@@ -105,7 +105,7 @@ class FineTuning(SupervisedTraining):
         rows = GlobalRows.of(len(batch.images), self.processes)
         if not rows.total:
             return None
-        device = self.subject.device
+        device = self.frozen.device
         images, labels = batch.images, cast(Tensor, batch.labels)
         sums = self.step(images.to(device, non_blocking=True), labels.to(device, non_blocking=True), step, lr, rows)
         if self.ema is not None:
@@ -114,28 +114,28 @@ class FineTuning(SupervisedTraining):
 
     def batches(self) -> Iterable[LoadedBatch]:
         """The batches of every step that is left."""
-        settings, subject = self.settings, self.subject
+        settings, frozen = self.settings, self.frozen
         view = TrainingView(
-            self.recipe.image_size,
+            self.spec.image_size,
             settings.rand_augment,
             settings.color_jitter,
             settings.crop_scale,
             settings.flip,
             settings.interpolation,
-            self.recipe.mean,
+            self.spec.mean,
         )
-        steps = step_batches(len(subject.train), self.batch_size, settings.seed, self.first_step, self.total_steps)
-        return subject.augmented(view, steps, settings.seed)
+        steps = step_batches(len(frozen.train), self.batch_size, settings.seed, self.first_step, self.total_steps)
+        return frozen.augmented(view, steps, settings.seed)
 
     def _identity(self) -> str:
         """Names everything that the weights depend on: settings, initial weights, images and labels."""
-        train, recipe = self.subject.train, self.subject.recipe
+        train, spec = self.frozen.train, self.frozen.spec
         keys = image_keys(train)
-        self.subject.keys["training"].record_all(keys)
+        self.frozen.keys["training"].record_all(keys)
         content = "".join(keys).encode() + cast(Any, train.labels).tobytes()
         facts = {
             "settings": self.settings.describe(),
             "images": hashlib.sha256(content).hexdigest(),
-            "normalisation": [*recipe.mean, *recipe.std],
+            "normalisation": [*spec.mean, *spec.std],
         }
         return fingerprint(self.model, facts)[:16]

@@ -22,20 +22,20 @@ from mapet.data.loader import ViewRenderer, make_loader
 from mapet.data.order import BatchItem, sequential_batches, shared
 from mapet.data.source import ImageSource
 from mapet.data.views import FixedView
+from mapet.evaluation.frozen_backbone import FrozenBackbone
 from mapet.evaluation.outcomes import classified
 from mapet.evaluation.probes.images import order_of
 from mapet.evaluation.probes.linear_heads import cosine
 from mapet.evaluation.probes.representations import describe_all, described_in_all, patch_tokens
-from mapet.evaluation.protocol import Findings, Protocol
-from mapet.evaluation.subject import Subject
-from mapet.evaluation.supervised.length import note_if_longer
+from mapet.evaluation.protocol import Metrics, Protocol
+from mapet.evaluation.supervised.length import describe_extended_schedule
 from mapet.models.backbone import num_heads
 from mapet.runtime.progress import progress
 from mapet.runtime.rank import this_process
 from mapet.runtime.seeding import seeded_globally
 
 CACHE_BYTES = 4 * 2**30
-_JUDGED = 256
+_BATCH_SIZE = 256
 _Count = Annotated[int, Field(ge=1)]
 
 
@@ -72,27 +72,27 @@ class AttentiveProbe(Protocol):
 
     def note(self, train_images: int) -> str:
         """Says so where few images are passed more often."""
-        return note_if_longer(train_images, self.batch_size, self.epochs, self.min_steps, self.warmup_epochs)
+        return describe_extended_schedule(train_images, self.batch_size, self.epochs, self.min_steps, self.warmup_epochs)
 
-    def judge(self, subject: Subject) -> Findings:
+    def evaluate(self, frozen: FrozenBackbone) -> Metrics:
         """Accuracies of the trained probe."""
-        probe = self.fit(subject)
-        test = Tokens(subject, subject.test, "test")
+        probe = self.fit(frozen)
+        test = Tokens(frozen, frozen.test, "test")
         scores, labels = zip(*((probe(tokens), labels) for tokens, labels in test.in_order()), strict=True)
         outcomes = classified(torch.cat(scores), torch.cat(labels))
-        return Findings.of(outcomes, {"parameters": sum(parameter.numel() for parameter in probe.parameters())})
+        return Metrics.of(outcomes, {"parameters": sum(parameter.numel() for parameter in probe.parameters())})
 
-    def fit(self, subject: Subject) -> nn.Module:
+    def fit(self, frozen: FrozenBackbone) -> nn.Module:
         """Trains the probe; the backbone stays as it is."""
-        images = Tokens(subject, subject.train, "training")
+        images = Tokens(frozen, frozen.train, "training")
         per_epoch = max(1, len(images) // self.batch_size)
         epochs = max(self.epochs, -(-self.min_steps // per_epoch))
-        probe = build_probe(subject, self.seed)
+        probe = build_probe(frozen, self.seed)
         matrices, vectors = ([p for p in probe.parameters() if (p.ndim > 1) == wanted] for wanted in (True, False))
         optimizer = torch.optim.AdamW(
             [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}], weight_decay=self.weight_decay
         )
-        with progress(f"Attentive probe, {subject.title}", epochs * per_epoch) as bar:
+        with progress(f"Attentive probe, {frozen.title}", epochs * per_epoch) as bar:
             for step, (tokens, labels) in enumerate(images.batches(self.batch_size, epochs, self.seed)):
                 for group in optimizer.param_groups:
                     group["lr"] = self.lr * cosine(step, epochs * per_epoch, min(self.warmup_epochs, epochs / 2) * per_epoch)
@@ -125,30 +125,30 @@ class AttentiveHead(nn.Module):
         return self.classifier(self.pool(self.normaliser(tokens.float().flatten(0, 1)).view(tokens.shape)))
 
 
-def build_probe(subject: Subject, seed: int) -> AttentiveHead:
+def build_probe(frozen: FrozenBackbone, seed: int) -> AttentiveHead:
     """The probe at its start, with as many heads as the backbone has."""
-    backbone = subject.backbone
+    backbone = frozen.backbone
     with seeded_globally(seed, "attentive probe"):
-        return AttentiveHead(backbone.embed_dim, num_heads(backbone), subject.num_classes).to(subject.device)
+        return AttentiveHead(backbone.embed_dim, num_heads(backbone), frozen.num_classes).to(frozen.device)
 
 
 class Tokens:
     """Patch tokens of images, in float16: kept where `CACHE_BYTES` allow, and computed again in every epoch otherwise.
 
     Args:
-        subject: The backbone.
+        frozen: The backbone.
         source: Labelled images.
         part: What to call them.
     """
 
-    def __init__(self, subject: Subject, source: ImageSource, part: str) -> None:
-        self._subject, self._source = subject, source
-        self._view = FixedView(subject.recipe.image_size)
-        self._describe = patch_tokens(subject)
+    def __init__(self, frozen: FrozenBackbone, source: ImageSource, part: str) -> None:
+        self._frozen, self._source = frozen, source
+        self._view = FixedView(frozen.spec.image_size)
+        self._describe = patch_tokens(frozen)
         tokens = self._describe(torch.zeros(1, 3, self._view.size, self._view.size, dtype=torch.uint8))
         self._kept = None
         if len(source) * tokens.numel() * tokens.element_size() <= CACHE_BYTES:
-            self._kept = describe_all(subject, source, self._view, self._describe, part)
+            self._kept = describe_all(frozen, source, self._view, self._describe, part)
 
     def __len__(self) -> int:
         return len(self._source if self._kept is None else self._kept[1])
@@ -159,19 +159,19 @@ class Tokens:
 
     def in_order(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Tokens (B, N_p, D) and labels (B,) of every image once."""
-        return self._load(sequential_batches(len(self), _JUDGED))
+        return self._load(sequential_batches(len(self), _BATCH_SIZE))
 
     def _load(self, batches: Iterable[BatchItem]) -> Iterator[tuple[Tensor, Tensor]]:
-        subject = self._subject
+        frozen = self._frozen
         if self._kept is not None:
             tokens, labels = self._kept
             for item in batches:
-                chosen = torch.tensor(item.indices, device=subject.device)
+                chosen = torch.tensor(item.indices, device=frozen.device)
                 yield tokens[chosen], labels[chosen]
             return
         own = shared(batches, this_process())
-        for loaded in make_loader(self._source, ViewRenderer(self._view), own, subject.workers):
-            tokens, labels, _ = described_in_all(subject, self._source, loaded, self._describe)
+        for loaded in make_loader(self._source, ViewRenderer(self._view), own, frozen.workers):
+            tokens, labels, _ = described_in_all(frozen, self._source, loaded, self._describe)
             if len(labels):  # else nothing of the batch could be read
                 yield tokens, labels
-        subject.share_records()
+        frozen.share_records()

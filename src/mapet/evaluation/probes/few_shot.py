@@ -16,12 +16,12 @@ from pydantic import Field
 from torch import Tensor
 
 from mapet.errors import DataError
-from mapet.evaluation.held_out import candidates, draw_rows, rows_by_class
+from mapet.evaluation.frozen_backbone import FrozenBackbone
 from mapet.evaluation.outcomes import Outcomes, classified
 from mapet.evaluation.probes.logistic import choose_penalty, facts_of, standardised, warn_unless_converged
 from mapet.evaluation.probes.logistic_regression import fit_path
-from mapet.evaluation.protocol import Findings, Protocol
-from mapet.evaluation.subject import Subject
+from mapet.evaluation.protocol import Metrics, Protocol
+from mapet.evaluation.validation_split import draw_rows, rows_by_class, values_of
 from mapet.runtime.progress import progress
 
 _Positive = Annotated[float, Field(gt=0)]
@@ -52,33 +52,33 @@ class FewShot(Protocol):
     held_out_share: Annotated[float, Field(gt=0, lt=1)] = 0.2
     seed: int = 0
 
-    def judge(self, subject: Subject) -> Findings:
+    def evaluate(self, frozen: FrozenBackbone) -> Metrics:
         """Mean accuracies over the draws; in the details each draw, and the deviation over them."""
         found: list[tuple[Outcomes, dict[str, Any]]] = []
-        with progress(f"Few-shot ({100 * self.share:g} %), {subject.title}", self.draws) as bar:
+        with progress(f"Few-shot ({100 * self.share:g} %), {frozen.title}", self.draws) as bar:
             for draw in range(self.draws):
-                found.append(self._one_draw(subject, draw))
+                found.append(self._one_draw(frozen, draw))
                 bar.advance()
-        draws = [outcomes.figures() for outcomes, _ in found]
-        figures = {name: statistics.mean(entry[name] for entry in draws) for name in draws[0]}
+        draws = [outcomes.metrics() for outcomes, _ in found]
+        metrics = {name: statistics.mean(entry[name] for entry in draws) for name in draws[0]}
         spread = {name: statistics.stdev(entry[name] for entry in draws) for name in draws[0]} if self.draws > 1 else {}
         details = {"deviation": spread, "draws": [{**entry, **facts} for entry, (_, facts) in zip(draws, found, strict=True)]}
-        return Findings(figures, details, _mean([outcomes for outcomes, _ in found]))
+        return Metrics(metrics, details, _mean([outcomes for outcomes, _ in found]))
 
-    def _one_draw(self, subject: Subject, draw: int) -> tuple[Outcomes, dict[str, Any]]:
-        train, test = subject.train_features, subject.test_features
+    def _one_draw(self, frozen: FrozenBackbone, draw: int) -> tuple[Outcomes, dict[str, Any]]:
+        train, test = frozen.train_features, frozen.test_features
         rows = few_rows(train.labels, self.share, self.seed, draw)
         labels = train.labels[rows]
         features, others = standardised(train.pooled(self.pool), test.pooled(self.pool))
         features = features[rows]
-        l2, chosen = self._penalty(features, labels, subject.num_classes, draw)
-        model = fit_path(features, labels, subject.num_classes, (l2,))[l2]
-        warn_unless_converged(model, subject.title)
+        l2, chosen = self._penalty(features, labels, frozen.num_classes, draw)
+        model = fit_path(features, labels, frozen.num_classes, (l2,))[l2]
+        warn_unless_converged(model, frozen.title)
         facts = {"images": len(rows), "l2": l2, **chosen, **facts_of(model)}
         return classified(model.scores(others), test.labels), facts
 
     def _penalty(self, features: Tensor, labels: Tensor, num_classes: int, draw: int) -> tuple[float, dict[str, Any]]:
-        penalties = candidates(self.l2)
+        penalties = values_of(self.l2)
         try:
             return choose_penalty(features, labels, num_classes, penalties, self.held_out_share, self.seed + draw)
         except DataError:

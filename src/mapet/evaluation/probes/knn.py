@@ -15,9 +15,9 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from mapet.evaluation.frozen_backbone import POOLS, FrozenBackbone
 from mapet.evaluation.outcomes import Outcomes, classified
-from mapet.evaluation.protocol import Findings, Protocol
-from mapet.evaluation.subject import POOLS, Subject
+from mapet.evaluation.protocol import Metrics, Protocol
 from mapet.runtime.processes import gather_rows
 from mapet.runtime.rank import this_process
 
@@ -42,28 +42,27 @@ class KNN(Protocol):
     neighbours: Annotated[int, Field(ge=1)] = 20
     temperature: Annotated[float, Field(gt=0)] = 0.07
 
-    def judge(self, subject: Subject) -> Findings:
+    def evaluate(self, frozen: FrozenBackbone) -> Metrics:
         """Accuracies of the vote; in the details top-1 for other numbers of neighbours and for other pools, which cost little."""
         counts = sorted({*REPORTED, self.neighbours})
-        found = self._vote(subject, self.pool, counts)
-        others = {str(count): found[count].figures()["top1"] for count in counts if count <= len(subject.train_features.labels)}
+        found = self._vote(frozen, self.pool, counts)
+        others = {str(count): found[count].metrics()["top1"] for count in counts if count <= len(frozen.train_features.labels)}
         details: dict[str, Any] = {"top1_by_neighbours": others}
-        if subject.test_features.cls.shape[1]:
-            by_pool = {pool: found if pool == self.pool else self._vote(subject, pool, [self.neighbours]) for pool in POOLS}
-            details["top1_by_pool"] = {pool: votes[self.neighbours].figures()["top1"] for pool, votes in by_pool.items()}
-        return Findings.of(found[self.neighbours], details)
+        if frozen.test_features.cls.shape[1]:
+            by_pool = {pool: found if pool == self.pool else self._vote(frozen, pool, [self.neighbours]) for pool in POOLS}
+            details["top1_by_pool"] = {pool: votes[self.neighbours].metrics()["top1"] for pool, votes in by_pool.items()}
+        return Metrics.of(found[self.neighbours], details)
 
-    def _vote(self, subject: Subject, pool: str, counts: list[int]) -> dict[int, Outcomes]:
+    def _vote(self, frozen: FrozenBackbone, pool: str, counts: list[int]) -> dict[int, Outcomes]:
         """What so many neighbours find."""
-        train, test = subject.train_features, subject.test_features
+        train, test = frozen.train_features, frozen.test_features
         similarities, labels = nearest(train.pooled(pool), train.labels, test.pooled(pool), counts[-1])
         votes = {
-            count: count_votes(similarities[:, :count], labels[:, :count], subject.num_classes, self.temperature)
-            for count in counts
+            count: count_votes(similarities[:, :count], labels[:, :count], frozen.num_classes, self.temperature) for count in counts
         }
         return {count: classified(some, test.labels) for count, some in votes.items()}
 
-    def remark(self, found: Findings, random: Findings | None) -> str:
+    def remark(self, found: Metrics, random: Metrics | None) -> str:
         """Says so where the figure depends much on the pool."""
         by_pool = found.details.get("top1_by_pool", {})
         gains = by_pool if random is None else {pool: by_pool[pool] - random.details["top1_by_pool"][pool] for pool in by_pool}

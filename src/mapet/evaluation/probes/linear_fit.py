@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from mapet.errors import NonFiniteLossError
+from mapet.evaluation.frozen_backbone import FrozenBackbone
 from mapet.evaluation.probes.images import ProbeImages
 from mapet.evaluation.probes.linear_heads import LinearHeads, cosine, train_heads
 from mapet.evaluation.probes.linear_settings import LinearSettings
-from mapet.evaluation.subject import Subject
 from mapet.runtime.progress import progress
 
 _BATCH_NORM_EPS = 1e-6
@@ -61,7 +61,7 @@ class FittedProbe:
 
     def choose(self, number: int) -> None:
         """Takes a candidate by its place in the flattened (L, R)."""
-        self.chosen = divmod(number, len(self.heads.rates))
+        self.chosen = divmod(number, len(self.heads.candidates))
 
     def scores(self, features: Tensor) -> Tensor:
         """Scores (n, C) of the chosen candidate for features (n, L, F).
@@ -71,29 +71,31 @@ class FittedProbe:
         """
         scores = self.heads.scores_of(self._normalised(features), *self.chosen)
         if not scores.isfinite().all():
-            rate = self.heads.rates[self.chosen[1]]
-            raise NonFiniteLossError(f"The linear probe diverged with lr={rate.lr:g}. Give a lower one, or several to choose from.")
+            candidate = self.heads.candidates[self.chosen[1]]
+            raise NonFiniteLossError(
+                f"The linear probe diverged with lr={candidate.lr:g}. Give a lower one, or several to choose from."
+            )
         return scores
 
-    def judge(self, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def evaluate(self, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Share of right answers and mean cross-entropy of every candidate, (L, R) each."""
-        return self.heads.judge(self._normalised(features), labels)
+        return self.heads.evaluate(self._normalised(features), labels)
 
-    def describe(self, layer: int, rate: int) -> dict[str, Any]:
+    def describe(self, layer: int, candidate: int) -> dict[str, Any]:
         """A candidate: its block, counted from 1, where there are several; learning rate, weight decay."""
         of_block = {"block": layer + 1} if self.heads.layers > 1 else {}
-        return {**of_block, **asdict(self.heads.rates[rate])}
+        return {**of_block, **asdict(self.heads.candidates[candidate])}
 
-    def describe_all(self, features: Tensor, labels: Tensor, held_out: Tensor | None) -> dict[str, Any]:
+    def describe_all(self, features: Tensor, labels: Tensor, validation_split: Tensor | None) -> dict[str, Any]:
         """Every candidate with its share of right answers on held-out and on test images, where there is more than one."""
-        right = self.judge(features, labels)[0]
+        right = self.evaluate(features, labels)[0]
         candidates = [
             {
-                **self.describe(layer, rate),
-                **({} if held_out is None else {"held_out_top1": float(held_out[layer, rate])}),
-                "test_top1": float(right[layer, rate]),
+                **self.describe(layer, candidate),
+                **({} if validation_split is None else {"held_out_top1": float(validation_split[layer, candidate])}),
+                "test_top1": float(right[layer, candidate]),
             }
-            for layer, rate in torch.cartesian_prod(*map(torch.arange, right.shape)).tolist()
+            for layer, candidate in torch.cartesian_prod(*map(torch.arange, right.shape)).tolist()
         ]
         return {"candidates": candidates} if len(candidates) > 1 else {}
 
@@ -106,7 +108,7 @@ class FittedProbe:
 def train(
     protocol: LinearSettings,
     images: ProbeImages,
-    subject: Subject,
+    frozen: FrozenBackbone,
     after_epoch: Callable[[int, FittedProbe], None] | None = None,
 ) -> tuple[FittedProbe, FittedProbe | None]:
     """All candidates, trained on all images; and their twins, trained on what is not held out, where something is.
@@ -114,7 +116,7 @@ def train(
     Args:
         protocol: The settings.
         images: What to learn from.
-        subject: For the number of classes, the device and the title.
+        frozen: For the number of classes, the device and the title.
         after_epoch: Called with the epochs done and the first of both.
     """
     per_epoch = len(images.labels) // min(protocol.batch_size, len(images.labels))
@@ -123,9 +125,9 @@ def train(
     stream = iter(images.batches(protocol.batch_size, epochs, protocol.seed))
     first = next(stream)
     layers, features = first[0].shape[1:]
-    normaliser = _normaliser(protocol, images, layers, features).to(subject.device)
-    sizes = (layers, features, subject.num_classes, protocol.init_std, protocol.seed)
-    heads = [LinearHeads(protocol.rates, *sizes).to(subject.device) for _ in range(1 if images.held_out is None else 2)]
+    normaliser = _normaliser(protocol, images, layers, features).to(frozen.device)
+    sizes = (layers, features, frozen.num_classes, protocol.init_std, protocol.seed)
+    heads = [LinearHeads(protocol.candidates, *sizes).to(frozen.device) for _ in range(1 if images.validation_split is None else 2)]
     fitted = [FittedProbe(normaliser, entry) for entry in heads]
 
     def batches() -> Iterator[tuple[Tensor, Tensor, list[Tensor | None]]]:
@@ -137,7 +139,7 @@ def train(
         position = step if protocol.schedule == "step" else step // per_epoch * per_epoch
         return cosine(position, steps, protocol.warmup_epochs * per_epoch)
 
-    with progress(f"Linear probe, {subject.title}", steps) as bar:
+    with progress(f"Linear probe, {frozen.title}", steps) as bar:
 
         def after_step(done: int) -> None:
             bar.advance()
@@ -157,7 +159,7 @@ def choose(fitted: FittedProbe, twin: FittedProbe, images: ProbeImages) -> tuple
     Raises:
         NonFiniteLossError: The cross-entropy of no candidate is finite.
     """
-    right, losses = twin.judge(*images.held_out_part())
+    right, losses = twin.evaluate(*images.validation_part())
     if not losses.isfinite().any():
         raise NonFiniteLossError("Every linear probe diverged: no learning rate that was tried is low enough. Give lower ones.")
     order = sorted(range(right.numel()), key=lambda number: (-float(right.flatten()[number]), float(losses.flatten()[number])))

@@ -23,7 +23,7 @@ OPTIMIZERS = (_ADAMW, _LARS)
 
 
 @dataclass(frozen=True)
-class Rate:
+class Candidate:
     """How a layer is trained.
 
     Args:
@@ -39,7 +39,7 @@ class LinearHeads(nn.Module):
     """R x L linear layers to C classes: R ways of training, each on the features of L layers of the backbone.
 
     Args:
-        rates: The R ways of training.
+        candidates: The R ways of training.
         layers: L.
         features: D.
         classes: C.
@@ -47,18 +47,18 @@ class LinearHeads(nn.Module):
         seed: Of that draw; all R start alike.
     """
 
-    def __init__(self, rates: list[Rate], layers: int, features: int, classes: int, init_std: float, seed: int) -> None:
+    def __init__(self, candidates: list[Candidate], layers: int, features: int, classes: int, init_std: float, seed: int) -> None:
         super().__init__()
         start = init_std * torch.randn(layers, features, classes, generator=seeded_generator(seed, "linear heads"))
-        self.rates, self.layers, self.classes = rates, layers, classes
-        self.weights = nn.ParameterList(nn.Parameter(start.clone()) for _ in rates)
-        self.biases = nn.ParameterList(nn.Parameter(torch.zeros(layers, 1, classes)) for _ in rates)
+        self.candidates, self.layers, self.classes = candidates, layers, classes
+        self.weights = nn.ParameterList(nn.Parameter(start.clone()) for _ in candidates)
+        self.biases = nn.ParameterList(nn.Parameter(torch.zeros(layers, 1, classes)) for _ in candidates)
 
     def forward(self, features: Tensor) -> Tensor:
         """Scores (B, L, R, C) of features (B, L, D)."""
         weight, bias = torch.cat([*self.weights], dim=2), torch.cat([*self.biases], dim=2)
         scores = torch.baddbmm(bias, features.transpose(0, 1), weight)
-        return scores.unflatten(2, (len(self.rates), self.classes)).transpose(0, 1)
+        return scores.unflatten(2, (len(self.candidates), self.classes)).transpose(0, 1)
 
     def loss(self, features: Tensor, labels: Tensor, counted: Tensor | None = None) -> Tensor:
         """Cross-entropy, a mean over images and a sum over the R x L layers.
@@ -75,9 +75,9 @@ class LinearHeads(nn.Module):
     def optimizer(self, kind: str) -> torch.optim.Optimizer:
         """AdamW, or LARS as in CAE's linear evaluation (momentum 0.9, trust 0.001, not on biases)."""
         groups = []
-        for rate, weight, bias in zip(self.rates, self.weights, self.biases, strict=True):
-            groups.append({"params": [weight], "lr": rate.lr, "peak": rate.lr, "weight_decay": rate.weight_decay})
-            groups.append({"params": [bias], "lr": rate.lr, "peak": rate.lr, "weight_decay": 0.0})
+        for candidate, weight, bias in zip(self.candidates, self.weights, self.biases, strict=True):
+            groups.append({"params": [weight], "lr": candidate.lr, "peak": candidate.lr, "weight_decay": candidate.weight_decay})
+            groups.append({"params": [bias], "lr": candidate.lr, "peak": candidate.lr, "weight_decay": 0.0})
         if kind == _ADAMW:
             return torch.optim.AdamW(groups, fused=True)
         for group in groups[::2]:
@@ -85,14 +85,14 @@ class LinearHeads(nn.Module):
         return Lars(groups, momentum=0.9, trust_coeff=0.001)  # pyright: ignore[reportArgumentType]
 
     @torch.no_grad()
-    def judge(self, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def evaluate(self, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Share of right answers and mean cross-entropy, (L, R) float64 each; a layer whose scores are not finite is never right.
 
         Args:
             features: (n, L, D).
             labels: (n,) int64.
         """
-        right = torch.zeros(self.layers, len(self.rates), dtype=torch.float64)
+        right = torch.zeros(self.layers, len(self.candidates), dtype=torch.float64)
         losses = torch.zeros_like(right)
         for rows, answers in zip(features.split(_CHUNK), labels.split(_CHUNK), strict=True):
             scores = self(rows)
@@ -103,9 +103,9 @@ class LinearHeads(nn.Module):
         return right / len(labels), losses / len(labels)
 
     @torch.no_grad()
-    def scores_of(self, features: Tensor, layer: int, rate: int) -> Tensor:
+    def scores_of(self, features: Tensor, layer: int, candidate: int) -> Tensor:
         """Scores (n, C) of one of the layers for features (n, L, D)."""
-        return features[:, layer] @ self.weights[rate][layer] + self.biases[rate][layer]
+        return features[:, layer] @ self.weights[candidate][layer] + self.biases[candidate][layer]
 
 
 def train_heads(

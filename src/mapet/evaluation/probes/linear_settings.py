@@ -9,10 +9,10 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from mapet.errors import SettingsError
-from mapet.evaluation.held_out import candidates
-from mapet.evaluation.probes.linear_heads import Rate
+from mapet.evaluation.probes.linear_heads import Candidate
 from mapet.evaluation.protocol import Protocol
-from mapet.evaluation.supervised.length import note_if_longer
+from mapet.evaluation.supervised.length import describe_extended_schedule
+from mapet.evaluation.validation_split import values_of
 
 _Count = Annotated[int, Field(ge=1)]
 _NotNegative = Annotated[float, Field(ge=0)]
@@ -77,9 +77,9 @@ class LinearSettings(Protocol):
             raise SettingsError("batch_norm compares the images of a batch, and batch_size is 1; allowed with it: 2 or more.")
 
     @property
-    def rates(self) -> list[Rate]:
+    def candidates(self) -> list[Candidate]:
         """All pairs of a learning rate and a weight decay."""
-        return [Rate(*pair) for pair in product(candidates(self.lr), candidates(self.weight_decay))]
+        return [Candidate(*pair) for pair in product(values_of(self.lr), values_of(self.weight_decay))]
 
     @property
     def with_random(self) -> bool:
@@ -88,4 +88,4 @@ class LinearSettings(Protocol):
 
     def note(self, train_images: int) -> str:
         """Says so where few images are passed more often."""
-        return note_if_longer(train_images, self.batch_size, self.epochs, self.min_steps, self.warmup_epochs)
+        return describe_extended_schedule(train_images, self.batch_size, self.epochs, self.min_steps, self.warmup_epochs)

@@ -13,11 +13,11 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from mapet.evaluation.held_out import candidates, hold_out_rows
+from mapet.evaluation.frozen_backbone import FrozenBackbone
 from mapet.evaluation.outcomes import classified
 from mapet.evaluation.probes.logistic_regression import LogisticModel, fit_path
-from mapet.evaluation.protocol import Findings, Protocol
-from mapet.evaluation.subject import Subject
+from mapet.evaluation.protocol import Metrics, Protocol
+from mapet.evaluation.validation_split import hold_out_rows, values_of
 from mapet.runtime.progress import progress, say
 
 _Positive = Annotated[float, Field(gt=0)]
@@ -42,18 +42,18 @@ class LogisticProbe(Protocol):
     held_out_share: Annotated[float, Field(gt=0, lt=1)] = 0.1
     seed: int = 0
 
-    def judge(self, subject: Subject) -> Findings:
+    def evaluate(self, frozen: FrozenBackbone) -> Metrics:
         """Accuracies of the solution; in the details the penalties and how well each did."""
-        train, test = subject.train_features, subject.test_features
+        train, test = frozen.train_features, frozen.test_features
         features, others = standardised(train.pooled(self.pool), test.pooled(self.pool))
-        penalties = candidates(self.l2)
-        with progress(f"Logistic regression, {subject.title}", 2) as bar:
-            l2, found = choose_penalty(features, train.labels, subject.num_classes, penalties, self.held_out_share, self.seed)
+        penalties = values_of(self.l2)
+        with progress(f"Logistic regression, {frozen.title}", 2) as bar:
+            l2, found = choose_penalty(features, train.labels, frozen.num_classes, penalties, self.held_out_share, self.seed)
             bar.advance()
-            model = fit_path(features, train.labels, subject.num_classes, tuple(p for p in penalties if p >= l2))[l2]
+            model = fit_path(features, train.labels, frozen.num_classes, tuple(p for p in penalties if p >= l2))[l2]
             bar.advance()
-        warn_unless_converged(model, subject.title)
-        return Findings.of(classified(model.scores(others), test.labels), {"l2": l2, **facts_of(model), **found})
+        warn_unless_converged(model, frozen.title)
+        return Metrics.of(classified(model.scores(others), test.labels), {"l2": l2, **facts_of(model), **found})
 
 
 def choose_penalty(
@@ -77,9 +77,9 @@ def choose_penalty(
     """
     if len(penalties) == 1:
         return penalties[0], {}
-    held_out = hold_out_rows(labels, share, seed)
-    models = fit_path(features[~held_out], labels[~held_out], num_classes, penalties)
-    right = {l2: _share_right(model, features[held_out], labels[held_out]) for l2, model in models.items()}
+    validation_split = hold_out_rows(labels, share, seed)
+    models = fit_path(features[~validation_split], labels[~validation_split], num_classes, penalties)
+    right = {l2: _share_right(model, features[validation_split], labels[validation_split]) for l2, model in models.items()}
     return max(right, key=lambda l2: right[l2]), {"held_out_top1": {f"{l2:g}": share for l2, share in right.items()}}
 
 

@@ -12,7 +12,7 @@ from mapet.compat import VisionTransformer
 from mapet.data.batch import LoadedBatch
 from mapet.data.source import ImageSource
 from mapet.data.views import EvaluationView, FixedView, View, normalise
-from mapet.evaluation.subject import FeatureSet, Subject, as_all_have_it, refuse_non_finite
+from mapet.evaluation.frozen_backbone import FeatureSet, FrozenBackbone, as_all_have_it, refuse_non_finite
 from mapet.models.backbone import normed_tokens
 from mapet.runtime.processes import errors_in_all, gather_rows
 
@@ -24,11 +24,11 @@ def evaluation_view(size: int, crop_fraction: float) -> View:
     return FixedView(size) if crop_fraction == 1 else EvaluationView(size, crop_fraction)
 
 
-def describe_all(subject: Subject, source: ImageSource, view: View, describe: Describe, part: str) -> tuple[Tensor, Tensor]:
+def describe_all(frozen: FrozenBackbone, source: ImageSource, view: View, describe: Describe, part: str) -> tuple[Tensor, Tensor]:
     """What `describe` says about every readable image of `source`, in its order.
 
     Args:
-        subject: For its workers, its device and its count of unreadable images.
+        frozen: For its workers, its device and its count of unreadable images.
         source: Labelled images.
         view: How they are seen.
         describe: From uint8 images (B, 3, H, W) to (B, ...).
@@ -43,18 +43,18 @@ def describe_all(subject: Subject, source: ImageSource, view: View, describe: De
 
     def described(loaded: LoadedBatch) -> tuple[Tensor, Tensor]:
         found = describe(loaded.images)
-        refuse_non_finite(subject, source, loaded, found)
+        refuse_non_finite(frozen, source, loaded, found)
         return found, cast(Tensor, loaded.labels)
 
-    found, labels = subject.compute(subject.load(source, view, part), described)
-    return found, labels.to(subject.device)
+    found, labels = frozen.compute(frozen.load(source, view, part), described)
+    return found, labels.to(frozen.device)
 
 
-def described_in_all(subject: Subject, source: ImageSource, loaded: LoadedBatch, describe: Describe) -> list[Tensor]:
+def described_in_all(frozen: FrozenBackbone, source: ImageSource, loaded: LoadedBatch, describe: Describe) -> list[Tensor]:
     """What `describe` says about one batch of `source`, of which every process has a share.
 
     Args:
-        subject: For its device and its count of unreadable images.
+        frozen: For its device and its count of unreadable images.
         source: Labelled images.
         loaded: The images of this process.
         describe: From uint8 images (b, 3, H, W) to (b, ...).
@@ -67,26 +67,26 @@ def described_in_all(subject: Subject, source: ImageSource, loaded: LoadedBatch,
         DataError: More images are unreadable than may be skipped.
         ModelError: Something of it is not finite, in any process.
     """
-    subject.unreadable.record_in_all(loaded.unreadable)
+    frozen.unreadable.record_in_all(loaded.unreadable)
     with errors_in_all():
         described = describe(loaded.images)
-        refuse_non_finite(subject, source, loaded, described)
-    subject.record_keys(source, loaded)
-    facts = (cast(Tensor, loaded.labels).to(subject.device), loaded.indices.to(subject.device))
+        refuse_non_finite(frozen, source, loaded, described)
+    frozen.record_keys(source, loaded)
+    facts = (cast(Tensor, loaded.labels).to(frozen.device), loaded.indices.to(frozen.device))
     return [gather_rows(each) for each in (as_all_have_it(described).clone(), *facts)]
 
 
-def last_layer(subject: Subject, pool: str) -> Describe:
+def last_layer(frozen: FrozenBackbone, pool: str) -> Describe:
     """Describes images by the pooled tokens behind the final norm, (B, 1, F)."""
 
     def describe(images: Tensor) -> Tensor:
-        mean, cls = subject.features(images)
+        mean, cls = frozen.features(images)
         return FeatureSet(mean, cls, cls.new_empty(0)).pooled(pool)[:, None]
 
     return describe
 
 
-def every_layer(subject: Subject, pool: str) -> Describe:
+def every_layer(frozen: FrozenBackbone, pool: str) -> Describe:
     """Describes images by the pooled raw outputs of all L blocks, without final norm, (B, L, F).
 
     Source: BEiT's linear evaluation (mim.md, section 5), which takes class token and mean of the patches side by side ("both").
@@ -96,15 +96,15 @@ def every_layer(subject: Subject, pool: str) -> Describe:
     def describe(images: Tensor) -> Tensor:
         layers = [
             FeatureSet(patches.mean(dim=1).float(), prefix[:, :has_class].flatten(1).float(), prefix).pooled(pool)
-            for patches, prefix in block_outputs(subject.backbone, _input(subject, images))
+            for patches, prefix in block_outputs(frozen.backbone, _input(frozen, images))
         ]
         return torch.stack(layers, dim=1)
 
-    has_class = int(subject.backbone.cls_token is not None)
+    has_class = int(frozen.backbone.cls_token is not None)
     return describe
 
 
-def patch_tokens(subject: Subject) -> Describe:
+def patch_tokens(frozen: FrozenBackbone) -> Describe:
     """Describes images by their patch tokens behind the final norm, (B, N_p, D), rounded to half precision, cached or not.
 
     Numbers beyond the range of half precision stay as they are; a batch that has any is float32, and all others are float16.
@@ -112,8 +112,8 @@ def patch_tokens(subject: Subject) -> Describe:
 
     @torch.inference_mode()
     def describe(images: Tensor) -> Tensor:
-        backbone = subject.backbone
-        return rounded_to_half(normed_tokens(backbone, _input(subject, images))[:, backbone.num_prefix_tokens :])
+        backbone = frozen.backbone
+        return rounded_to_half(normed_tokens(backbone, _input(frozen, images))[:, backbone.num_prefix_tokens :])
 
     return describe
 
@@ -136,5 +136,5 @@ def block_outputs(backbone: VisionTransformer, images: Tensor) -> list[tuple[Ten
     return [output if isinstance(output, tuple) else (output, output[:, :0]) for output in outputs]  # type: ignore[misc]
 
 
-def _input(subject: Subject, images: Tensor) -> Tensor:
-    return normalise(images.to(subject.device, non_blocking=True), subject.recipe.mean, subject.recipe.std)
+def _input(frozen: FrozenBackbone, images: Tensor) -> Tensor:
+    return normalise(images.to(frozen.device, non_blocking=True), frozen.spec.mean, frozen.spec.std)

@@ -79,7 +79,7 @@ class Scores:
     iou: list[float | None]
 
     @property
-    def figures(self) -> dict[str, float]:
+    def metrics(self) -> dict[str, float]:
         """All but the list."""
         return {"miou": self.miou, "pixel_accuracy": self.pixel_accuracy, "mean_class_accuracy": self.mean_class_accuracy}
 

@@ -17,13 +17,13 @@ from typing import Any, ClassVar, cast
 from mapet.data.masked import MaskedImages, open_segmentation
 from mapet.data.skipped import UnreadableImages
 from mapet.data.source import ImageSource
+from mapet.evaluation.frozen_backbone import FrozenBackbone
 from mapet.evaluation.outcomes import Outcomes
-from mapet.evaluation.protocol import Findings
-from mapet.evaluation.segmentation.judging import judge_model
+from mapet.evaluation.protocol import Metrics
+from mapet.evaluation.segmentation.evaluate import evaluate_model
 from mapet.evaluation.segmentation.miou import Scores, constant_scores
 from mapet.evaluation.segmentation.settings import SegmentSettings
 from mapet.evaluation.segmentation.training import SegmentationTraining
-from mapet.evaluation.subject import Subject
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,28 +49,28 @@ class Segment(SegmentSettings):
         """Classes of the class list that are not ignored."""
         return len(cast(MaskedImages, train).class_names)
 
-    def judge(self, subject: Subject) -> Findings:
+    def evaluate(self, frozen: FrozenBackbone) -> Metrics:
         """mIoU, pixel accuracy and mean class accuracy on the test images after the last step.
 
         Details: IoU and test pixels of every class, what predicting the most frequent one would give, the blocks that were used,
         the last loss, and where the overlays are, beside the result.
         """
-        train, test = cast(MaskedImages, subject.train), cast(MaskedImages, subject.test)
-        kept = nullcontext(subject.folder) if subject.folder else tempfile.TemporaryDirectory(prefix="mapet-segment-")
+        train, test = cast(MaskedImages, frozen.train), cast(MaskedImages, frozen.test)
+        kept = nullcontext(frozen.folder) if frozen.folder else tempfile.TemporaryDirectory(prefix="mapet-segment-")
         with kept as folder:
-            subject.keys["training"].record_all(train.keys)
-            training = SegmentationTraining(subject, train, self, Path(folder))
+            frozen.keys["training"].record_all(train.keys)
+            training = SegmentationTraining(frozen, train, self, Path(folder))
             model = training.trained_model()
             overlays = Path(folder) / "overlays"
-            scores, outcomes = judge_model(model, subject, test, self, overlays if subject.folder else None)
+            scores, outcomes = evaluate_model(model, frozen, test, self, overlays if frozen.folder else None)
             log = training.run_directory.read_metrics()
         details = {
-            **_details(_readable(train, subject.unreadable), test, scores, outcomes),
+            **_details(_readable(train, frozen.unreadable), test, scores, outcomes),
             "blocks": model.blocks,
             "last_loss": log[-1]["loss"] if log else None,
-            "overlays": f"{subject.folder.name}/overlays" if subject.folder else None,
+            "overlays": f"{frozen.folder.name}/overlays" if frozen.folder else None,
         }
-        return Findings(scores.figures, details, outcomes)
+        return Metrics(scores.metrics, details, outcomes)
 
 
 def _readable(images: MaskedImages, unreadable: UnreadableImages) -> MaskedImages:

@@ -13,7 +13,7 @@ from mapet.engine.whole_batch import place_whole_batch
 from mapet.evaluation.segmentation.loss import at_size, pixel_count, pixel_loss_sum
 from mapet.evaluation.segmentation.model import UperNet
 from mapet.evaluation.segmentation.settings import SegmentSettings
-from mapet.models.spec import BackboneRecipe
+from mapet.models.spec import BackboneSpec
 from mapet.runtime.device import autocast
 from mapet.runtime.processes import Processes
 from mapet.runtime.seeding import derive_seed
@@ -26,7 +26,7 @@ class SegmentationStep(GuardedStep):
         model: Trained in place.
         optimizer: Fused; its groups have an `lr_scale`.
         settings: Of the training.
-        recipe: For the normalisation.
+        spec: For the normalisation.
         device: Where model and batches are.
         processes: This process among all.
     """
@@ -36,12 +36,12 @@ class SegmentationStep(GuardedStep):
         model: UperNet,
         optimizer: torch.optim.Optimizer,
         settings: SegmentSettings,
-        recipe: BackboneRecipe,
+        spec: BackboneSpec,
         device: torch.device,
         processes: Processes | None = None,
     ) -> None:
         super().__init__(optimizer, device)
-        self.model, self.settings, self.recipe = model, settings, recipe
+        self.model, self.settings, self.spec = model, settings, spec
         self._processes = processes or Processes()
         self._place = place_whole_batch(model, self._processes)
         # the backbone's last norm, and blocks above the last that is used, take no part in the loss
@@ -63,7 +63,7 @@ class SegmentationStep(GuardedStep):
         self._place.rows = rows or GlobalRows.of(len(images), self._processes)
         torch.manual_seed(derive_seed(self.settings.seed, "drop path", step))
         classes = labels.long()
-        inputs = normalise(images, self.recipe.mean, self.recipe.std).masked_fill((classes == PADDED)[:, None], 0.0)
+        inputs = normalise(images, self.spec.mean, self.spec.std).masked_fill((classes == PADDED)[:, None], 0.0)
         with autocast(self.device, self.settings.precision):
             logits, aux_logits = self._parallel(inputs)
         loss = pixel_loss_sum(logits.float(), classes)

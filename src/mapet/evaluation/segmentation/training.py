@@ -18,11 +18,11 @@ from mapet.engine.parallel import GlobalRows
 from mapet.engine.schedule import linear
 from mapet.engine.step import StepSums
 from mapet.errors import DataError
+from mapet.evaluation.frozen_backbone import FrozenBackbone
 from mapet.evaluation.segmentation.augment import Augmentation, MaskedRenderer
 from mapet.evaluation.segmentation.model import UperNet, at_crop_size, blocks_of_depth, check_blocks
 from mapet.evaluation.segmentation.settings import SegmentSettings
 from mapet.evaluation.segmentation.step import SegmentationStep
-from mapet.evaluation.subject import Subject
 from mapet.evaluation.supervised.training import SupervisedTraining
 from mapet.models.backbone import blocks_of
 from mapet.models.positions import with_own_tables
@@ -35,7 +35,7 @@ class SegmentationTraining(SupervisedTraining):
     """Trains UperNet on the subject's images, starting from a copy of its backbone.
 
     Args:
-        subject: The backbone, which stays as it is, and the images.
+        frozen: The backbone, which stays as it is, and the images.
         images: The images to train on.
         settings: Of the training.
         folder: For metrics.jsonl and TensorBoard's events, and for checkpoints if the subject has a folder.
@@ -51,8 +51,8 @@ class SegmentationTraining(SupervisedTraining):
     model: UperNet
     step: SegmentationStep
 
-    def __init__(self, subject: Subject, images: MaskedImages, settings: SegmentSettings, folder: Path, **loop: Any) -> None:
-        super().__init__(subject, folder, "segmentation", **loop)
+    def __init__(self, frozen: FrozenBackbone, images: MaskedImages, settings: SegmentSettings, folder: Path, **loop: Any) -> None:
+        super().__init__(frozen, folder, "segmentation", **loop)
         self.images, self.settings = images, settings
         self.batch_size = min(settings.batch_size, len(images))
         if self.batch_size < 2:
@@ -60,12 +60,10 @@ class SegmentationTraining(SupervisedTraining):
         self.check_share(self.batch_size)
         self.total_steps, self.steps_per_epoch = settings.steps, self._step_batches(0, 0).steps_per_epoch
         self.identity = self.agreed(self._identity())
-        self.model = self.state = build_model(subject, settings, len(images.class_names))
-        depth = len([*blocks_of(subject.backbone)])
+        self.model = self.state = build_model(frozen, settings, len(images.class_names))
+        depth = len([*blocks_of(frozen.backbone)])
         groups = layer_groups(self.model, depth, settings.layer_decay, settings.weight_decay)
-        self.step = SegmentationStep(
-            self.model, adamw(groups, (0.9, 0.999)), settings, subject.recipe, subject.device, self.processes
-        )
+        self.step = SegmentationStep(self.model, adamw(groups, (0.9, 0.999)), settings, frozen.spec, frozen.device, self.processes)
         self.first_step = self.resume()
 
     def trained_model(self) -> UperNet:
@@ -88,37 +86,37 @@ class SegmentationTraining(SupervisedTraining):
         rows = GlobalRows.of(len(batch.images), self.processes)
         if not any_process(bool((masks >= 0).any())) or rows.total < 2:
             return None
-        device = self.subject.device
+        device = self.frozen.device
         images, labels = (tensor.to(device, non_blocking=True) for tensor in (batch.images, masks))
         return self.step(images, labels, step, lr, rows), rows.total
 
     def batches(self) -> Iterable[LoadedBatch]:
         """The crops of every step that is left."""
-        settings, subject = self.settings, self.subject
+        settings, frozen = self.settings, self.frozen
         augment = Augmentation(settings.crop, settings.scale, settings.ratio, settings.max_class_share)
         steps = self._step_batches(self.first_step, settings.steps)
         renderer = MaskedRenderer(self.images, augment, settings.seed)
-        return make_loader(self.images, renderer, shared(steps.items(), self.processes), subject.workers, subject.device)
+        return make_loader(self.images, renderer, shared(steps.items(), self.processes), frozen.workers, frozen.device)
 
     def _step_batches(self, first: int, last: int) -> StepBatches:
         return step_batches(len(self.images), self.batch_size, self.settings.seed, first, last)
 
     def _identity(self) -> str:
         """Names everything that the weights depend on: settings, the backbone's weights, images and masks."""
-        normalisation = [*self.subject.recipe.mean, *self.subject.recipe.std]
+        normalisation = [*self.frozen.spec.mean, *self.frozen.spec.std]
         facts = {"settings": self.settings.describe(), "images": self.images.digest, "normalisation": normalisation}
-        if with_own_tables(self.subject.backbone, self.subject.recipe)[0] is not self.subject.backbone:
+        if with_own_tables(self.frozen.backbone, self.frozen.spec)[0] is not self.frozen.backbone:
             facts["tables"] = "own"
-        return fingerprint(self.subject.backbone, json.loads(json.dumps(facts)))[:16]
+        return fingerprint(self.frozen.backbone, json.loads(json.dumps(facts)))[:16]
 
 
-def build_model(subject: Subject, settings: SegmentSettings, num_classes: int) -> UperNet:
+def build_model(frozen: FrozenBackbone, settings: SegmentSettings, num_classes: int) -> UperNet:
     """UperNet on a copy of the subject's backbone, resized to the crop, on its device; new weights are a function of the seed."""
-    depth = len([*blocks_of(subject.backbone)])
+    depth = len([*blocks_of(frozen.backbone)])
     blocks = check_blocks(settings.blocks, depth) if settings.blocks is not None else blocks_of_depth(depth)
-    backbone, _ = with_own_tables(subject.backbone, subject.recipe)
+    backbone, _ = with_own_tables(frozen.backbone, frozen.spec)
     backbone = at_crop_size(backbone, settings.crop, settings.drop_path)
     channels = settings.channels or backbone.embed_dim
     with seeded_globally(settings.seed, "segmentation heads"):
         model = UperNet(backbone, num_classes, blocks, channels, settings.aux_channels, settings.dropout)
-    return model.to(subject.device)
+    return model.to(frozen.device)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 
-def note_if_longer(images: int, batch_size: int, epochs: float, min_steps: int, warmup_epochs: float = 0) -> str:
+def describe_extended_schedule(images: int, batch_size: int, epochs: float, min_steps: int, warmup_epochs: float = 0) -> str:
     """What is not as the settings have it; "" for nothing.
 
     With few images, the size of a batch, and the epochs for as many steps as `min_steps` demands; a warm-up that does not end.

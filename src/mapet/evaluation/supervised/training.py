@@ -9,7 +9,7 @@ from mapet.data.batch import LoadedBatch
 from mapet.engine.checkpoint import Checkpoint
 from mapet.engine.loop import LoopSettings, Training
 from mapet.errors import SettingsError
-from mapet.evaluation.subject import Subject
+from mapet.evaluation.frozen_backbone import FrozenBackbone
 from mapet.runtime.processes import require_agreement
 from mapet.runtime.rank import this_process
 from mapet.runtime.run_directory import RunDirectory
@@ -19,7 +19,7 @@ class SupervisedTraining(Training[LoadedBatch]):
     """Base of all trainings on labels.
 
     Args:
-        subject: The backbone, which stays as it is, and the images.
+        frozen: The backbone, which stays as it is, and the images.
         folder: For metrics.jsonl and TensorBoard's events, and for checkpoints if the subject has a folder.
         loop: Of `Training`: `when`, `stop`, `clock`.
 
@@ -31,10 +31,10 @@ class SupervisedTraining(Training[LoadedBatch]):
 
     uses_backbone: bool = True
 
-    def __init__(self, subject: Subject, folder: Path, name: str, **loop: Any) -> None:
-        when = loop.pop("when", LoopSettings(keeps_checkpoints=subject.folder is not None))
-        super().__init__(RunDirectory(folder), subject.device, subject.unreadable, when, processes=this_process(), **loop)
-        self.subject, self.name, self.title = subject, name, f"{name.capitalize()}, {subject.title}"
+    def __init__(self, frozen: FrozenBackbone, folder: Path, name: str, **loop: Any) -> None:
+        when = loop.pop("when", LoopSettings(keeps_checkpoints=frozen.folder is not None))
+        super().__init__(RunDirectory(folder), frozen.device, frozen.unreadable, when, processes=this_process(), **loop)
+        self.frozen, self.name, self.title = frozen, name, f"{name.capitalize()}, {frozen.title}"
 
     def check_share(self, batch_size: int) -> int:
         """The images of a batch, at least one for every process.
@@ -61,7 +61,7 @@ class SupervisedTraining(Training[LoadedBatch]):
             ModelError: The backbone's features are not finite.
         """
         if self.uses_backbone and self.first_step == 0:
-            self.subject.check_finite()
+            self.frozen.check_finite()
         super().run()
 
     def other_training(self, checkpoint: Checkpoint) -> str:

@@ -19,7 +19,7 @@ from mapet.data.source import KEY_LENGTH, ImageSource, sample_keys, subset, with
 from mapet.data.views import FixedView
 from mapet.errors import DataError, TokenizerError, TokenStoreError
 from mapet.evaluation.copies import KeyedImages
-from mapet.evaluation.subject import Evaluated
+from mapet.evaluation.frozen_backbone import Evaluated
 from mapet.runtime.json_files import read_json
 from mapet.runtime.run_directory import RunDirectory
 from mapet.token_store.encode import encode
@@ -53,7 +53,7 @@ class TokenSplit:
 
 
 @dataclass
-class TokenSubject(Evaluated):
+class LabelledTokens(Evaluated):
     """The tokens that a protocol learns from and is tested on.
 
     Args:

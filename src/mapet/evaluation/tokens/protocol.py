@@ -20,9 +20,9 @@ from mapet.engine.optimizer import decay_groups
 from mapet.engine.schedule import cosine
 from mapet.errors import NonFiniteLossError, SettingsError, nearest
 from mapet.evaluation.outcomes import classified
-from mapet.evaluation.protocol import METRICS, Findings, Protocol, Result
-from mapet.evaluation.supervised.length import note_if_longer
-from mapet.evaluation.tokens.data import TokenMaker, TokenSplit, TokenSubject
+from mapet.evaluation.protocol import METRICS, Metrics, Protocol, Result
+from mapet.evaluation.supervised.length import describe_extended_schedule
+from mapet.evaluation.tokens.data import LabelledTokens, TokenMaker, TokenSplit
 from mapet.evaluation.tokens.heads import HEADS, TokenMLP, count_parameters, init_head, is_finite, token_vit
 from mapet.runtime.device import autocast
 from mapet.runtime.progress import progress
@@ -86,28 +86,28 @@ class TokenClassification(Protocol):
                 f"batch_size = {self.batch_size}, epochs = {self.epochs}, lr = {self.lr}: allowed are 1 or more, and above 0."
             )
 
-    def subject(self, opened: TokenMaker, title: str, train: ImageSource, test: ImageSource, **work: Any) -> TokenSubject:
+    def prepare(self, target: TokenMaker, title: str, train: ImageSource, test: ImageSource, **work: Any) -> LabelledTokens:
         """The tokens of both parts."""
-        splits = opened.split(train, "training", **work), opened.split(test, "test", **work)
-        return TokenSubject(opened.title, *splits, opened.facts, self.count_classes(train, test), work["device"])
+        splits = target.split(train, "training", **work), target.split(test, "test", **work)
+        return LabelledTokens(target.title, *splits, target.facts, self.count_classes(train, test), work["device"])
 
-    def judge(self, subject: TokenSubject) -> Findings:
+    def evaluate(self, frozen: LabelledTokens) -> Metrics:
         """Trains a head on the tokens of the training images and tests it on those of the test images.
 
         Raises:
             NonFiniteLossError: The loss became infinite or NaN.
         """
-        train, test, facts = subject.train, subject.test, subject.facts
-        model = self.build(facts["vocab_size"], facts["grid_size"], subject.num_classes).to(subject.device)
-        loss = _train(self, model, train, subject.device)
-        scores = _scores(self, model, test, subject.device)
+        train, test, facts = frozen.train, frozen.test, frozen.facts
+        model = self.build(facts["vocab_size"], facts["grid_size"], frozen.num_classes).to(frozen.device)
+        loss = _train(self, model, train, frozen.device)
+        scores = _scores(self, model, test, frozen.device)
         commonest = int(torch.bincount(train.labels).argmax())
         details = {
             "frequent_class": float((test.labels == commonest).double().mean()),
             "parameters": count_parameters(model),
             "training_loss": loss,
         }
-        return Findings.of(classified(scores, test.labels), {**details, **facts})
+        return Metrics.of(classified(scores, test.labels), {**details, **facts})
 
     def line(self, result: Result) -> str:
         """All figures, against the most frequent class."""
@@ -134,7 +134,7 @@ class TokenClassification(Protocol):
 
     def note(self, train_images: int) -> str:
         """Says so where few images are passed more often."""
-        return note_if_longer(train_images, self.batch_size, self.epochs, self.min_steps, self.warmup_epochs)
+        return describe_extended_schedule(train_images, self.batch_size, self.epochs, self.min_steps, self.warmup_epochs)
 
     def steps(self, images: int) -> tuple[int, int]:
         """All steps, and those of the warm-up, for so many training images."""

@@ -42,7 +42,7 @@ class Points(Protocol):
         """Consecutive points (n, dim); `pinned` asks for memory that a GPU can copy from on its own."""
         ...
 
-    def take(self, indices: Tensor) -> Tensor:
+    def gather_rows(self, indices: Tensor) -> Tensor:
         """The points (n, dim) at increasing `indices` (n,)."""
         ...
 
@@ -71,7 +71,7 @@ class TensorPoints:
         """Consecutive points, not copied unless `pinned`."""
         return self._tensor[rows].pin_memory() if pinned else self._tensor[rows]
 
-    def take(self, indices: Tensor) -> Tensor:
+    def gather_rows(self, indices: Tensor) -> Tensor:
         """Some of the points."""
         return self._tensor[indices.to(self._tensor.device)]
 
@@ -108,7 +108,7 @@ class StoredPoints:
             self._fill(block, file, start)
         return block
 
-    def take(self, indices: Tensor) -> Tensor:
+    def gather_rows(self, indices: Tensor) -> Tensor:
         """Some of the points, each read on its own."""
         chosen = torch.empty(len(indices), self.dim, dtype=self.dtype)
         with open_regular(self.path) as file:
@@ -192,7 +192,7 @@ def blocks(points: Points, device: torch.device) -> Iterator[Tensor]:
 def fingerprint(points: Points) -> int:
     """A number that other points have only by accident: of their shape, type, and some of them, evenly spread."""
     count = min(points.num_points, FINGERPRINT_POINTS)
-    some = points.take(torch.arange(count) * points.num_points // max(count, 1)).cpu()
+    some = points.gather_rows(torch.arange(count) * points.num_points // max(count, 1)).cpu()
     digest = hashlib.sha256(f"{points.num_points} {points.dim} {points.dtype}".encode())
     digest.update(some.contiguous().numpy().tobytes())
     return int.from_bytes(digest.digest()[:7], "little")

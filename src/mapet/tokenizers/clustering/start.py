@@ -37,7 +37,7 @@ def _sample(data: Data, size: int, generator: torch.Generator) -> Tensor:
     """`size` of the centred points of all processes (size, d), in their order, in every process."""
     chosen = torch.randperm(data.total, generator=generator)[:size].sort().values - data.first
     own = chosen[(chosen >= 0) & (chosen < data.points.num_points)]
-    return data.gather(data.centred(data.points.take(own).to(data.device)))
+    return data.gather(data.centred(data.points.gather_rows(own).to(data.device)))
 
 
 def plus_plus(points: Tensor, draws: Tensor, share: float) -> Tensor:

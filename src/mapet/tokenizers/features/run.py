@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mapet.checkpoints.backbone_folder import load_backbone
+from mapet.checkpoints.backbone_folder import read_backbone
 from mapet.config.architecture import check_architecture
 from mapet.errors import TokenizerError
 from mapet.models.backbone import create_backbone, patch_size
@@ -41,26 +41,26 @@ class RunFeatures(NetworkFeatures):
     ) -> None:
         network = None
         if run is not None:
-            network, recipe = load_backbone(RunDirectory(run).backbone)
-            backbone = {"name": recipe.name, "options": recipe.options, "mean": list(recipe.mean), "std": list(recipe.std)}
+            network, spec = read_backbone(RunDirectory(run).backbone)
+            backbone = {"name": spec.name, "options": spec.options, "mean": list(spec.mean), "std": list(spec.std)}
         if backbone is None:
             raise TokenizerError("Features of a run need the run: give its folder, or 'run:FOLDER'.")
-        _check_recipe(backbone)
+        _check_spec(backbone)
         build = partial(create_backbone, backbone["name"], **backbone["options"])
         super().__init__(image_size, patch_size, run or "the run", build, backbone["mean"], backbone["std"], layer)
-        self.recipe = backbone
+        self.spec = backbone
         if network is not None:
             self.backbone = self.prepared(network)
 
     def settings(self) -> dict[str, Any]:
         """What `create_features` needs to build it again; where the run lay does not matter then."""
-        return {"name": "run", "backbone": self.recipe, **self.layer_settings()}
+        return {"name": "run", "backbone": self.spec, **self.layer_settings()}
 
     def fit(self, images: Tensor, generator: torch.Generator) -> None:
         """Nothing: the weights came with the run."""
 
 
-def _check_recipe(backbone: Mapping[str, Any]) -> None:
+def _check_spec(backbone: Mapping[str, Any]) -> None:
     """Refuses a description of a backbone (it may come from anybody's tokenizer.json) with other entries than `settings` writes."""
     if backbone.keys() != {"name", "options", "mean", "std"} or not isinstance(backbone["name"], str):
         raise TokenizerError(f"The features of a run need name, options, mean and std of its backbone, not {backbone!r:.120}.")
@@ -78,5 +78,5 @@ def sizes_of(run: str) -> tuple[int, int]:
     Raises:
         ModelError: It has none.
     """
-    network, recipe = load_backbone(RunDirectory(run).backbone)
-    return recipe.image_size, patch_size(network)
+    network, spec = read_backbone(RunDirectory(run).backbone)
+    return spec.image_size, patch_size(network)

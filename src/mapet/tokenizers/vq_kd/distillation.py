@@ -50,7 +50,7 @@ class Distillation(nn.Module):
     """A tokenizer in training, with the decoder that judges it.
 
     Args:
-        tokenizer: Trained in place. Its codebook is not a parameter: `start` and `move` set it.
+        tokenizer: Trained in place. Its codebook is not a parameter: `start` and `update_codebook` set it.
         target_dim: Length of the teacher's feature vectors.
         depth: Blocks of the decoder.
         width: Of the decoder; by default that of the encoder.
@@ -102,7 +102,7 @@ class Distillation(nn.Module):
             self.tokenizer.codebook.copy_(start_codebook(codes, self.tokenizer.vocab_size, generator))
 
     @torch.no_grad()
-    def move(self, distilled: Distilled, step: int) -> None:
+    def update_codebook(self, distilled: Distilled, step: int) -> None:
         """Moves the codebook after step number `step`; losses and choices of a step are those of the codebook before it."""
         with full_float32(distilled.codes.device):
             codebook, counts = moved_codebook(self.tokenizer.codebook, distilled.codes, distilled.ids)

@@ -59,7 +59,7 @@ class DistillationStep(GuardedStep):
         loss = commitment + reconstruction
         self.optimizer_step(step, learning_rate, finite=torch.isfinite(loss) & torch.isfinite(norm))
         if self.halted_at < 0:
-            self.model.move(output, step)
+            self.model.update_codebook(output, step)
         return StepSums(loss, patches, {"reconstruction": reconstruction, "commitment": commitment}, norm)
 
     def _average_gradients(self, patches: Tensor) -> Tensor:

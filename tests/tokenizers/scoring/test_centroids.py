@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from mapet.tokenizers.clustering import nearest
-from mapet.tokenizers.judging.centroids import CentroidDistances
+from mapet.tokenizers.scoring.centroids import CentroidDistances
 
 
 def naive(points: torch.Tensor, centroids: torch.Tensor) -> tuple[float, float, int]:

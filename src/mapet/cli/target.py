@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mapet.evaluation.protocol import Opened
+    from mapet.evaluation.protocol import Evaluable
 
 BACKBONE, TOKENIZER, CLASSIFIER = "backbone", "tokenizer", "classifier"
 _OTHERS = {"tokens": TOKENIZER, "classify": CLASSIFIER}
@@ -28,7 +28,7 @@ def kind_of(titles: Sequence[str]) -> str:
     return kinds[special]
 
 
-def open_evaluated(
+def load_target(
     kind: str,
     address: str,
     data: str | None,
@@ -37,7 +37,7 @@ def open_evaluated(
     options: Mapping[str, Any] | None = None,
     class_map: Path | None = None,
     use_ema: bool = False,
-) -> Opened:
+) -> Evaluable:
     """Opens what is at `address`.
 
     Args:
@@ -52,14 +52,14 @@ def open_evaluated(
     Raises:
         MapetError: There is none, or there are no images.
     """
-    from mapet.checkpoints.address import open_backbone
+    from mapet.checkpoints.address import load_backbone
     from mapet.errors import SettingsError
 
     if kind != CLASSIFIER and (class_map is not None or use_ema):
         option = "--use-ema" if class_map is None else "--class-map"
         raise SettingsError(f"{option} is about a classifier, and a {kind} is evaluated here. Leave it out.")
     if kind == BACKBONE:
-        return open_backbone(address, model=model, options=dict(options or {}))
+        return load_backbone(address, model=model, options=dict(options or {}))
     if kind == CLASSIFIER:
         from mapet.checkpoints.classifier import ModelChoice, load_classifier
         from mapet.evaluation.classify.classes import read_class_map

@@ -14,9 +14,9 @@ import numpy as np
 import torch
 
 from mapet.runtime.seeding import seeded_generator
-from mapet.tokenizers.judging.centroids import CentroidScore
-from mapet.tokenizers.judging.information import entropy, label_information, surviving_information
-from mapet.tokenizers.judging.perturbations import Perturbation
+from mapet.tokenizers.scoring.centroids import CentroidScore
+from mapet.tokenizers.scoring.information import entropy, label_information, surviving_information
+from mapet.tokenizers.scoring.perturbations import Perturbation
 
 
 @dataclass(frozen=True)
@@ -182,7 +182,7 @@ def _bag_of_tokens(ids: np.ndarray, vocab_size: int, labels: np.ndarray, seed: i
     ends = np.arange(0, ids.size + 1, patches)
     counts = csr_matrix((np.ones(ids.size), ids.ravel(), ends), shape=(images, vocab_size))
     order = torch.randperm(images, generator=seeded_generator(seed, "scorecard halves")).numpy()
-    learnt, judged = order[: images // 2], order[images // 2 :]
-    classifier = MultinomialNB().fit(counts[learnt], labels[learnt])
-    commonest = np.bincount(labels[learnt]).argmax()
-    return float(classifier.score(counts[judged], labels[judged])), float((labels[judged] == commonest).mean())
+    learned, tested = order[: images // 2], order[images // 2 :]
+    classifier = MultinomialNB().fit(counts[learned], labels[learned])
+    commonest = np.bincount(labels[learned]).argmax()
+    return float(classifier.score(counts[tested], labels[tested])), float((labels[tested] == commonest).mean())

@@ -18,7 +18,7 @@ def is_beit(name: str) -> bool:
     return timm.is_model(name) and timm.models.model_entrypoint(name).__module__ == "timm.models.beit"
 
 
-def create_judged(name: str, **timm_kwargs: Any) -> VisionTransformer:
+def create_vit(name: str, **timm_kwargs: Any) -> VisionTransformer:
     """`timm.create_model(name, **timm_kwargs)`, a plain ViT or a Beit; the latter has what evaluations use of the former.
 
     Raises:

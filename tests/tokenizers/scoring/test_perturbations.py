@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from mapet.tokenizers.judging.perturbations import PERTURBATIONS, ColorJitter, Flip, Noise, PatchShift, SmallShift
+from mapet.tokenizers.scoring.perturbations import PERTURBATIONS, ColorJitter, Flip, Noise, PatchShift, SmallShift
 
 KEYS = ["a", "b", "c"]
 IDS = np.arange(3 * 4 * 4).reshape(3, 4, 4)

@@ -10,21 +10,23 @@ from torch import Tensor, nn
 from mapet.data.batch import LoadedBatch
 from mapet.data.views import EvaluationView, normalise
 from mapet.evaluation.finetuning.settings import FineTuneSettings
+from mapet.evaluation.frozen_backbone import BATCH_SIZE, FrozenBackbone
 from mapet.evaluation.outcomes import Outcomes, classified
-from mapet.evaluation.protocol import Findings
-from mapet.evaluation.subject import BATCH_SIZE, Subject
-from mapet.models.spec import BackboneRecipe
+from mapet.evaluation.protocol import Metrics
+from mapet.models.spec import BackboneSpec
 from mapet.runtime.device import autocast
 
 
 @torch.inference_mode()
-def judge_models(models: dict[str, nn.Module], recipe: BackboneRecipe, subject: Subject, settings: FineTuneSettings) -> Findings:
+def evaluate_models(
+    models: dict[str, nn.Module], spec: BackboneSpec, frozen: FrozenBackbone, settings: FineTuneSettings
+) -> Metrics:
     """Accuracies of models on the subject's test images, which are loaded once for all of them.
 
     Args:
         models: Prefix of the figures' names to a classifier; its mode is put back.
-        recipe: How they are fed.
-        subject: For its test images.
+        spec: How they are fed.
+        frozen: For its test images.
         settings: Of the fine-tuning.
 
     Returns:
@@ -34,17 +36,17 @@ def judge_models(models: dict[str, nn.Module], recipe: BackboneRecipe, subject: 
     for model in models.values():
         model.eval()
 
-    def judge(loaded: LoadedBatch) -> list[Tensor]:
-        inputs = normalise(loaded.images.to(subject.device, non_blocking=True), recipe.mean, recipe.std)
-        with autocast(subject.device, settings.precision):
+    def evaluate(loaded: LoadedBatch) -> list[Tensor]:
+        inputs = normalise(loaded.images.to(frozen.device, non_blocking=True), spec.mean, spec.std)
+        with autocast(frozen.device, settings.precision):
             found = [model(inputs).float() for model in models.values()]
-        return [*found, cast(Tensor, loaded.labels).to(subject.device)]
+        return [*found, cast(Tensor, loaded.labels).to(frozen.device)]
 
-    view = EvaluationView(recipe.image_size, settings.crop_fraction)
-    *scores, labels = subject.compute(subject.read(subject.test, view, settings.micro_batch or BATCH_SIZE), judge)
+    view = EvaluationView(spec.image_size, settings.crop_fraction)
+    *scores, labels = frozen.compute(frozen.read(frozen.test, view, settings.micro_batch or BATCH_SIZE), evaluate)
     for prefix, model in models.items():
         model.train(training[prefix])
     found = {prefix: classified(some, labels) for prefix, some in zip(models, scores, strict=True)}
-    figures = {prefix + name: value for prefix, some in found.items() for name, value in some.figures().items()}
+    metrics = {prefix + name: value for prefix, some in found.items() for name, value in some.metrics().items()}
     values = {prefix + name: value for prefix, some in found.items() for name, value in some.values.items()}
-    return Findings(figures, outcomes=Outcomes(values, labels.cpu()))
+    return Metrics(metrics, outcomes=Outcomes(values, labels.cpu()))

@@ -25,7 +25,7 @@ def hold_out_rows(labels: Tensor, share: float, seed: int) -> Tensor:
     Raises:
         DataError: No class has two images.
     """
-    held_out = torch.zeros(len(labels), dtype=torch.bool)
+    validation_split = torch.zeros(len(labels), dtype=torch.bool)
     groups = [(number, rows) for number, rows in rows_by_class(labels) if len(rows) > 1]
     if not groups:
         raise DataError(
@@ -34,11 +34,11 @@ def hold_out_rows(labels: Tensor, share: float, seed: int) -> Tensor:
         )
     counts = [min(round(share * len(rows)), len(rows) - 1) for _, rows in groups]
     for (number, rows), count in zip(groups, counts if any(counts) else [1] * len(groups), strict=True):
-        held_out[draw_rows(rows, count, seed, "held out", number)] = True
-    return held_out.to(labels.device)
+        validation_split[draw_rows(rows, count, seed, "held out", number)] = True
+    return validation_split.to(labels.device)
 
 
-def candidates(setting: float | tuple[float, ...]) -> tuple[float, ...]:
+def values_of(setting: float | tuple[float, ...]) -> tuple[float, ...]:
     """What there is to choose from: the values of a setting, be it one or several."""
     return tuple(setting) if isinstance(setting, (tuple, list)) else (setting,)
 

@@ -12,10 +12,10 @@ import torch
 from mapet.data.skipped import UnreadableImages
 from mapet.data.sources import open_source, open_splits
 from mapet.errors import DataError
-from mapet.evaluation import subject as module
+from mapet.evaluation import frozen_backbone as module
+from mapet.evaluation.frozen_backbone import FrozenBackbone, check_labels
 from mapet.evaluation.presets import protocol_of
-from mapet.evaluation.subject import Subject, check_labels
-from mapet.models.spec import BackboneRecipe
+from mapet.models.spec import BackboneSpec
 from tests.data.images import write_images
 
 
@@ -58,10 +58,10 @@ def test_broken_images_of_the_first_batch_are_not_said_to_be_all(tmp_path: Path,
     for part in ("train", "val"):
         (tmp_path / part / "cat" / "2.png").write_bytes(b"no image")
     monkeypatch.setattr(module, "BATCH_SIZE", 2)
-    recipe = BackboneRecipe("tiny", {}, 16, (0.5,) * 3, (0.5,) * 3, 0)
+    spec = BackboneSpec("tiny", {}, 16, (0.5,) * 3, (0.5,) * 3, 0)
     splits, common = open_splits(str(tmp_path)), {"device": torch.device("cpu"), "workers": 0}
-    judged = Subject("pre-trained", torch.nn.Identity(), recipe, *splits, unreadable=UnreadableImages(), **common)  # type: ignore[arg-type]
-    monkeypatch.setattr(judged, "features", lambda images: (images.flatten(1).float(),) * 2)
+    evaluated = FrozenBackbone("pre-trained", torch.nn.Identity(), spec, *splits, unreadable=UnreadableImages(), **common)  # type: ignore[arg-type]
+    monkeypatch.setattr(evaluated, "features", lambda images: (images.flatten(1).float(),) * 2)
     seen = r"cat/2.png(.|\n)*--max-unreadable N\.\nOnly 2 of 6 training images were looked at; .* in other parts\.$"
     with pytest.raises(DataError, match=seen):
-        _ = judged.train_features
+        _ = evaluated.train_features

@@ -14,13 +14,13 @@ from mapet.data.batch import UnreadableImage
 from mapet.data.decode import decode_image
 from mapet.data.masked import MaskedImages
 from mapet.errors import DataError, FailedRunError, UnreadableImageError
+from mapet.evaluation.frozen_backbone import FrozenBackbone
 from mapet.evaluation.outcomes import Outcomes
 from mapet.evaluation.segmentation.miou import ConfusionMatrix, Scores
 from mapet.evaluation.segmentation.model import UperNet
 from mapet.evaluation.segmentation.overlays import overlay
 from mapet.evaluation.segmentation.settings import SegmentSettings
 from mapet.evaluation.segmentation.sliding import segment_image
-from mapet.evaluation.subject import Subject
 from mapet.runtime.device import autocast
 from mapet.runtime.files import atomic_file
 from mapet.runtime.processes import errors_in_all
@@ -31,8 +31,8 @@ OVERLAYS = 8
 
 
 @torch.inference_mode()
-def judge_model(
-    model: UperNet, subject: Subject, test: MaskedImages, settings: SegmentSettings, overlays: Path | None
+def evaluate_model(
+    model: UperNet, frozen: FrozenBackbone, test: MaskedImages, settings: SegmentSettings, overlays: Path | None
 ) -> tuple[Scores, Outcomes]:
     """Scores of a model, in evaluation mode, on all test images, each at the size of its mask; and what they are of, by image.
 
@@ -40,7 +40,7 @@ def judge_model(
 
     Args:
         model: The model.
-        subject: For its device, its normalisation and its count of unreadable images.
+        frozen: For its device, its normalisation and its count of unreadable images.
         test: The images.
         settings: Of sizes and windows.
         overlays: Folder for `OVERLAYS` pictures, evenly spread over the test images; None for none.
@@ -48,44 +48,44 @@ def judge_model(
     Raises:
         DataError: No image can be read, or too many cannot.
     """
-    device, matrix = subject.device, ConfusionMatrix(len(test.class_names), subject.device)
-    find = _finder(model, subject, settings)
+    device, matrix = frozen.device, ConfusionMatrix(len(test.class_names), frozen.device)
+    find = _finder(model, frozen, settings)
     pictured = {*np.linspace(0, len(test) - 1, min(OVERLAYS, len(test))).round().astype(int).tolist()} if overlays else {}
     own = this_process().share(range(len(test)))
-    with errors_in_all(), progress(f"Test images, {subject.title}", len(own)) as bar:
+    with errors_in_all(), progress(f"Test images, {frozen.title}", len(own)) as bar:
         for index in own:
             bar.advance()
             try:
                 image = decode_image(test.read(index))
             except UnreadableImageError as error:
-                subject.unreadable.record([UnreadableImage(index, test.keys[index], test.describe(index), str(error))])
+                frozen.unreadable.record([UnreadableImage(index, test.keys[index], test.describe(index), str(error))])
                 continue
             truth, found = test.read_mask(index), find(image)
             matrix.add(torch.from_numpy(truth).to(device), found)
-            subject.keys["test"].record(np.array([index]), [test.keys[index]])
+            frozen.keys["test"].record(np.array([index]), [test.keys[index]])
             if overlays is not None and index in pictured:
                 name = f"{Path(test.describe(index)).stem}.png"
                 _write(overlay(image, truth, found.cpu().numpy(), test.class_names), overlays / name)
-    subject.share_records()
+    frozen.share_records()
     pixels = matrix.share()
     if not len(pixels):
         raise DataError(f"None of the {len(test)} test images of {test.location} can be read.")
     return matrix.scores(), Outcomes({}, pixels=pixels)
 
 
-def _finder(model: UperNet, subject: Subject, settings: SegmentSettings) -> Callable[[Image.Image], Tensor]:
+def _finder(model: UperNet, frozen: FrozenBackbone, settings: SegmentSettings) -> Callable[[Image.Image], Tensor]:
     """From an image to its classes, (H, W) int64."""
 
     def logits(windows: Tensor) -> Tensor:
-        with autocast(subject.device, settings.precision):
+        with autocast(frozen.device, settings.precision):
             scores = model.logits(windows)
         if not scores.isfinite().all():
             raise FailedRunError("The scores of a test image are NaN or infinite: the training diverged. Give a lower lr.")
         return scores
 
     def find(image: Image.Image) -> Tensor:
-        recipe = subject.recipe
-        return segment_image(logits, image, settings.scale, settings.crop, settings.stride, recipe.mean, recipe.std, subject.device)
+        spec = frozen.spec
+        return segment_image(logits, image, settings.scale, settings.crop, settings.stride, spec.mean, spec.std, frozen.device)
 
     return find
 

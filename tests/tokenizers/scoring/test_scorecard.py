@@ -9,9 +9,9 @@ from itertools import product
 import numpy as np
 import pytest
 
-from mapet.tokenizers.judging.information import entropy, label_information, surviving_information
-from mapet.tokenizers.judging.perturbations import Flip, Noise, PatchShift, SmallShift
-from mapet.tokenizers.judging.scorecard import Scorecard, image_entropies, make_scorecard, neighbour_agreement
+from mapet.tokenizers.scoring.information import entropy, label_information, surviving_information
+from mapet.tokenizers.scoring.perturbations import Flip, Noise, PatchShift, SmallShift
+from mapet.tokenizers.scoring.scorecard import Scorecard, image_entropies, make_scorecard, neighbour_agreement
 
 VOCABULARY = 9
 

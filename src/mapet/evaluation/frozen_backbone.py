@@ -27,7 +27,7 @@ from mapet.data.views import FixedView, View, normalise
 from mapet.errors import DataError, ModelError, SettingsError
 from mapet.evaluation.copies import KeyedImages, SeenKeys
 from mapet.models.backbone import normed_tokens
-from mapet.models.spec import BackboneRecipe
+from mapet.models.spec import BackboneSpec
 from mapet.runtime.processes import any_process, errors_in_all, gather_rows
 from mapet.runtime.rank import this_process
 
@@ -192,23 +192,23 @@ class ImageReader(Evaluated):
                 self.keys[part].record(loaded.indices.numpy(), loaded.keys)
 
 
-class Subject(ImageReader):
+class FrozenBackbone(ImageReader):
     """A frozen backbone and the images it is judged with.
 
     Args:
         title: What to call it while it works ("pre-trained").
         backbone: Moved to `device`, in evaluation mode.
-        recipe: How it is fed.
+        spec: How it is fed.
         train: Labelled images to learn from.
         test: Labelled images to be judged on.
         work: Of `ImageReader`.
     """
 
     def __init__(
-        self, title: str, backbone: VisionTransformer, recipe: BackboneRecipe, train: ImageSource, test: ImageSource, **work: Any
+        self, title: str, backbone: VisionTransformer, spec: BackboneSpec, train: ImageSource, test: ImageSource, **work: Any
     ) -> None:
         super().__init__(title, train, test, **work)
-        self.recipe = recipe
+        self.spec = spec
         self.backbone = backbone.to(self.device).eval().requires_grad_(False)
 
     @property
@@ -229,12 +229,12 @@ class Subject(ImageReader):
     @cached_property
     def train_features(self) -> FeatureSet:
         """Of the training images, in the view that the backbone was pre-trained on."""
-        return self.extract(self.train, FixedView(self.recipe.image_size), "training")
+        return self.extract(self.train, FixedView(self.spec.image_size), "training")
 
     @cached_property
     def test_features(self) -> FeatureSet:
         """Of the test images, in the view that the backbone was pre-trained on."""
-        return self.extract(self.test, FixedView(self.recipe.image_size), "test")
+        return self.extract(self.test, FixedView(self.spec.image_size), "test")
 
     def extract(self, source: ImageSource, view: View, part: str) -> FeatureSet:
         """Features of every readable image of `source`, in its order.
@@ -257,7 +257,7 @@ class Subject(ImageReader):
         Raises:
             ModelError: They are not finite.
         """
-        renderer, first = ViewRenderer(FixedView(self.recipe.image_size)), BatchItem([*range(min(len(self.train), _CHECKED))])
+        renderer, first = ViewRenderer(FixedView(self.spec.image_size)), BatchItem([*range(min(len(self.train), _CHECKED))])
         for loaded in make_loader(self.train, renderer, [first]):
             refuse_non_finite(self, self.train, loaded, *self.features(loaded.images))
 
@@ -272,7 +272,7 @@ class Subject(ImageReader):
             (B, D) each; the second is (B, 0) without a class token.
         """
         backbone = self.backbone
-        inputs = normalise(images.to(self.device, non_blocking=True), self.recipe.mean, self.recipe.std)
+        inputs = normalise(images.to(self.device, non_blocking=True), self.spec.mean, self.spec.std)
         tokens = normed_tokens(backbone, inputs)
         cls = tokens[:, 0] if backbone.cls_token is not None else tokens[:, 0, :0]
         return tokens[:, backbone.num_prefix_tokens :].mean(dim=1).float(), cls.float()
@@ -289,11 +289,11 @@ def as_all_have_it(numbers: Tensor) -> Tensor:
     return numbers.float() if any_process(not half) and half else numbers
 
 
-def refuse_non_finite(subject: Subject, source: ImageSource, loaded: LoadedBatch, *outputs: Tensor) -> None:
+def refuse_non_finite(frozen: FrozenBackbone, source: ImageSource, loaded: LoadedBatch, *outputs: Tensor) -> None:
     """Refuses features of a batch that are NaN, infinite, or too large to be squared in single precision.
 
     Args:
-        subject: Of which they are.
+        frozen: Of which they are.
         source: The images.
         loaded: The batch of B images.
         outputs: (B, ...) each.
@@ -305,14 +305,14 @@ def refuse_non_finite(subject: Subject, source: ImageSource, loaded: LoadedBatch
     broken = (~norms.isfinite()).any(dim=0).nonzero()[:, 0].tolist()
     if not broken:
         return
-    weights = subject.backbone.named_parameters()
+    weights = frozen.backbone.named_parameters()
     damaged = next((name for name, weight in weights if not weight.isfinite().all()), None)
     cause = "All its weights are finite: they may be too large, or belong to another model."
     if damaged is not None:
         cause = f"Its weight '{damaged}' is not finite: the file is damaged, or its training diverged."
     raise ModelError(
         f"The features of {len(broken)} of {len(loaded.keys)} images are not finite (NaN, infinite, or too large to be squared), "
-        f"the first of {source.describe(int(loaded.indices[broken[0]]))} ({subject.title} backbone). {cause} Give other weights."
+        f"the first of {source.describe(int(loaded.indices[broken[0]]))} ({frozen.title} backbone). {cause} Give other weights."
     )
 
 

@@ -20,15 +20,15 @@ from mapet.runtime.seeding import seeded_generator
 from mapet.tokenizers.base import Tokenizer
 from mapet.tokenizers.clustering.nearest import full_float32
 from mapet.tokenizers.feature_kmeans import FeatureKMeans
-from mapet.tokenizers.judging.centroids import CentroidDistances
-from mapet.tokenizers.judging.perturbations import PERTURBATIONS, Perturbation
-from mapet.tokenizers.judging.scorecard import Scorecard, make_scorecard
+from mapet.tokenizers.scoring.centroids import CentroidDistances
+from mapet.tokenizers.scoring.perturbations import PERTURBATIONS, Perturbation
+from mapet.tokenizers.scoring.scorecard import Scorecard, make_scorecard
 
 BATCH_SIZE = 64
 
 
 @dataclass(frozen=True)
-class Judged:
+class ScoredTokenizer:
     """A tokenizer with its scorecard, and what that was made from.
 
     Args:
@@ -57,7 +57,7 @@ def draw_images(source: ImageSource, count: int, seed: int) -> ImageSource:
     return subset(source, order[:count].numpy())
 
 
-def judge(
+def score_tokenizer(
     tokenizer: Tokenizer,
     source: ImageSource,
     *,
@@ -66,7 +66,7 @@ def judge(
     device: torch.device | str = "cpu",
     workers: int = 0,
     unreadable: UnreadableImages | None = None,
-) -> Judged:
+) -> ScoredTokenizer:
     """Makes the scorecard of a tokenizer; memory is bounded by one batch and the ids of all images.
 
     Args:
@@ -93,7 +93,7 @@ def judge(
     if read < 2:
         raise DataError(f"{read} of the images of {source.location} can be used; a scorecard needs at least 2.")
     with progress(f"Comparing the tokens of {title}", 1, after=2.0):
-        return tokens.judged(title)
+        return tokens.scored(title)
 
 
 class _Tokens:
@@ -126,11 +126,11 @@ class _Tokens:
     def _encode(self, images: Tensor) -> np.ndarray:
         return self.tokenizer.encode(images).to("cpu", torch.int32).numpy()
 
-    def judged(self, title: str) -> Judged:
+    def scored(self, title: str) -> ScoredTokenizer:
         """The scorecard."""
         ids = np.concatenate(self._ids)
         changed = {change: np.concatenate(parts) for change, parts in self._changed.items()}
         labels = torch.cat(self._labels).numpy() if self._labels else None
         centroids = None if self._distances is None else self._distances.score()
         card = make_scorecard(ids, self.tokenizer.vocab_size, changed, labels, centroids, self.seed)
-        return Judged(title, self.tokenizer, card, ids, torch.cat(self._indices).numpy())
+        return ScoredTokenizer(title, self.tokenizer, card, ids, torch.cat(self._indices).numpy())

@@ -11,8 +11,8 @@ from mapet.data.skipped import UnreadableImages
 from mapet.data.sources import open_source
 from mapet.data.views import IMAGENET_MEAN, IMAGENET_STD
 from mapet.evaluation.finetuning.protocol import FineTune
-from mapet.evaluation.subject import Subject
-from mapet.models.spec import BackboneRecipe
+from mapet.evaluation.frozen_backbone import FrozenBackbone
+from mapet.models.spec import BackboneSpec
 from tests.tiny import LOCATION
 
 CPU = torch.device("cpu")
@@ -28,18 +28,18 @@ EVERYTHING: dict[str, Any] = {
 }
 
 
-def tiny_recipe(**options: Any) -> BackboneRecipe:
-    return BackboneRecipe("vit_tiny_patch16_224", OPTIONS | options, 16, IMAGENET_MEAN, IMAGENET_STD, seed=5)
+def tiny_spec(**options: Any) -> BackboneSpec:
+    return BackboneSpec("vit_tiny_patch16_224", OPTIONS | options, 16, IMAGENET_MEAN, IMAGENET_STD, seed=5)
 
 
-def tiny_subject(folder: Path | None = None, workers: int = 0, recipe: BackboneRecipe | None = None, limit: int = 0) -> Subject:
+def tiny_frozen(folder: Path | None = None, workers: int = 0, spec: BackboneSpec | None = None, limit: int = 0) -> FrozenBackbone:
     """40 dark and bright images to learn from, 20 to be judged on."""
-    recipe = recipe or tiny_recipe()
+    spec = spec or tiny_spec()
     sources = [open_source(LOCATION, split) for split in ("train", "test")]
     unreadable = UnreadableImages(limit)
-    subject = Subject("tiny", recipe.build(), recipe, *sources, device=CPU, workers=workers, unreadable=unreadable)
-    subject.folder = folder
-    return subject
+    frozen = FrozenBackbone("tiny", spec.build(), spec, *sources, device=CPU, workers=workers, unreadable=unreadable)
+    frozen.folder = folder
+    return frozen
 
 
 def quick(**settings: Any) -> FineTune:

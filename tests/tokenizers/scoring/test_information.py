@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import mutual_info_score
 
-from mapet.tokenizers.judging.information import entropy, label_information, mutual_information, surviving_information
+from mapet.tokenizers.scoring.information import entropy, label_information, mutual_information, surviving_information
 
 
 def naive_mutual_information(first: list[int], second: list[int]) -> float:
