@@ -273,3 +273,24 @@ def test_the_mean_per_class_weighs_classes_alike() -> None:
     found = compared([before], [after], "mean_per_class")
     assert found is not None
     assert found.mean == pytest.approx(0.5)
+
+
+def segmented(right: np.ndarray) -> Measured:
+    """Outcomes of images (n,) of two classes with 100 pixels each, of which a share is right."""
+    rows = torch.from_numpy((100 * right).round()).long()
+    pixels = torch.stack([torch.stack([each, each]) for each in rows])  # (n, 2) that are right
+    whole = torch.full_like(pixels, 100)
+    predicted = torch.stack([100 + 0 * pixels[:, 0], 100 + 0 * pixels[:, 1]], dim=1)
+    outcomes = Outcomes({}, None, torch.stack([pixels, whole, predicted], dim=1))
+    return Measured(None, 0.0, np.array([f"{row:040x}".encode() for row in range(len(right))]), outcomes)  # type: ignore[arg-type]
+
+
+def test_figures_that_are_no_means_over_images() -> None:
+    """mIoU of 60 % and of 80 % right pixels: 60 / 140 and 80 / 120."""
+    generator = np.random.default_rng(0)
+    worse, better = ([segmented(np.clip(generator.normal(share, 0.03, 30), 0, 1)) for _ in range(3)] for share in (0.6, 0.8))
+    found = compared(worse, better, "miou")
+    assert found is not None
+    assert found.mean == pytest.approx(80 / 120 - 60 / 140, abs=0.02)
+    assert 0.15 < found.low < found.mean < found.high < 0.35
+    assert found.seeds == 3

@@ -180,7 +180,7 @@ def _of_pixels(first: Sequence[Outcomes], second: Sequence[Outcomes], metric: st
     flat = [[part.reshape(len(part), -1).double().numpy() for part in some if part is not None] for some in pixels]
 
     def differences(drawn: np.ndarray) -> list[float]:
-        figures = [[scores_of_pixels(torch.from_numpy(drawn @ part).view(3, -1)).figures[metric] for part in some] for some in flat]
+        figures = [[scores_of_pixels(torch.from_numpy(drawn @ part).view(3, -1)).metrics[metric] for part in some] for some in flat]
         return [new - old for old, new in zip(*figures, strict=True)]
 
     images = len(flat[0][0])
