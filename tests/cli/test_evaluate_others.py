@@ -83,7 +83,7 @@ class Unlisted(Protocol):
     name = "unlisted"
     pools = False
 
-    def judge(self, subject: Any) -> Metrics:
+    def evaluate(self, subject: Any) -> Metrics:
         return Metrics({"top1": 0.5})
 
 

@@ -28,7 +28,7 @@ from mapet.registry import allow
 from mapet.runtime.lock import only_writer
 from mapet.runtime.processes import process_group
 from mapet.runtime.rank import this_process
-from tests.evaluation.finetuning.tiny import EVERYTHING, quick, tiny_recipe, tiny_subject
+from tests.evaluation.finetuning.tiny import EVERYTHING, quick, tiny_spec, tiny_frozen
 from tests.evaluation.segmentation.test_training import RECIPE, training_in
 from tests.tiny import CPU, LOCATION, at_step, open_tiny, weights_of
 
@@ -44,7 +44,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 def finetuning(folder: Path, name: str = "everything") -> FineTuning:
     """A training in FOLDER/NAME that logs every step."""
-    return FineTuning(tiny_subject(folder / name), quick(**VARIANTS[name]), folder / name, when=EVERY_STEP)
+    return FineTuning(tiny_frozen(folder / name), quick(**VARIANTS[name]), folder / name, when=EVERY_STEP)
 
 
 def finetune_all(folder: Path) -> dict[str, Any]:
@@ -104,7 +104,7 @@ def protocols() -> list[Protocol]:
 
 def evaluate_all(folder: Path) -> list[dict[str, float]]:
     """The figures; the first process keeps the results."""
-    recipe = tiny_recipe()
+    recipe = tiny_spec()
     opened = LoadedBackbone(recipe.build(), recipe, "tiny")
     results = evaluate(opened, LOCATION, protocols(), device=CPU, folder=folder / "out")
     return [result.figures for result in results]
@@ -113,7 +113,7 @@ def evaluate_all(folder: Path) -> list[dict[str, float]]:
 def evaluate_uncached(folder: Path) -> list[dict[str, float]]:
     """The attentive probe where patch tokens have no room: they are computed again in every epoch, by all processes."""
     attentive.CACHE_BYTES = 0
-    recipe = tiny_recipe()
+    recipe = tiny_spec()
     opened = LoadedBackbone(recipe.build(), recipe, "tiny")
     protocol = protocol_of("attentive", {"epochs": 2, "min_steps": 4, "batch_size": 13})
     return [result.figures for result in evaluate(opened, LOCATION, [protocol], device=CPU, with_random=False)]
@@ -158,7 +158,7 @@ def evaluate_segment(folder: Path) -> list[dict[str, float]]:
 def refused(folder: Path) -> list[str]:
     """What processes are told that cannot share the work: a batch of 2, other settings, a protocol for one, a folder in use."""
     rank = this_process().rank
-    recipe = tiny_recipe()
+    recipe = tiny_spec()
     opened = LoadedBackbone(recipe.build(), recipe, "tiny")
     asked: list[Protocol] = [quick(batch_size=2), quick(lr=1e-3 if rank else 2e-3), InOneProcess(), quick()]
     messages = []
@@ -175,7 +175,7 @@ def unreadable(folder: Path) -> list[str]:
     """What all processes are told where the last of them cannot read one of its images, and how many are left if it may."""
     found = []
     for limit in (0, 1):
-        recipe = tiny_recipe()
+        recipe = tiny_spec()
         opened = LoadedBackbone(recipe.build(), recipe, "tiny")
         try:
             (result,) = evaluate(

@@ -45,7 +45,7 @@ def test_one_process_needs_nothing():
 
 def test_variables_of_torchrun(monkeypatch):
     set_variables(monkeypatch, RANK="3", WORLD_SIZE="4", LOCAL_RANK="1")
-    assert this_process() == Processes(rank=3, world=4, local_rank=1)
+    assert this_process() == Processes(rank=3, world=4, local_rank=1, local_world=4)
     assert this_process().device("cuda") == torch.device("cuda", 1)
     assert this_process().device("cuda:0") == torch.device("cuda", 0)
     assert this_process().device("cpu") == torch.device("cpu")

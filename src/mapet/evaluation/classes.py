@@ -60,7 +60,7 @@ def lost_classes(source: ImageSource, labels: np.ndarray | None, part: str) -> s
         labels: (n,) class numbers of those that could be read.
         part: "training" or "test".
     """
-    if source.labels is None or labels is None:
+    if source.labels is None or labels is None or not len(source.labels):
         return ""
     names = class_names(source, source)
     lost = [names[number] for number in np.setdiff1d(source.labels, labels)]
