@@ -18,12 +18,12 @@ def simulated(generator: np.random.Generator, seeds: int, images: int, gain: flo
     return second.astype(float) - first
 
 
-@pytest.mark.parametrize("over_seeds", [0.0, 0.01, 0.04])
+@pytest.mark.parametrize("over_seeds", [0.0, 0.04])
 @pytest.mark.parametrize("seeds", [2, 3, 5])
 def test_intervals_cover_what_they_promise(seeds: int, over_seeds: float) -> None:
     """Where there is no difference, 95 % of the intervals hold 0, and few more; p is below 0.05 where they do not."""
     generator = np.random.default_rng(seeds)
-    found = [paired_difference(simulated(generator, seeds, 400, 0.0, over_seeds)) for _ in range(400)]
+    found = [paired_difference(simulated(generator, seeds, 400, 0.0, over_seeds)) for _ in range(300)]
     covered = [each.low <= 0 <= each.high for each in found]
     assert np.mean(covered) >= 0.925
     assert [each.p >= 0.05 for each in found] == covered

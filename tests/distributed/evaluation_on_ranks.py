@@ -28,8 +28,8 @@ from mapet.registry import allow
 from mapet.runtime.lock import only_writer
 from mapet.runtime.processes import process_group
 from mapet.runtime.rank import this_process
-from tests.evaluation.finetuning.tiny import EVERYTHING, quick, tiny_spec, tiny_frozen
-from tests.evaluation.segmentation.test_training import RECIPE, training_in
+from tests.evaluation.finetuning.tiny import EVERYTHING, quick, tiny_frozen, tiny_spec
+from tests.evaluation.segmentation.test_training import SPEC, training_in
 from tests.tiny import CPU, LOCATION, at_step, open_tiny, weights_of
 
 STEPS = 20
@@ -53,7 +53,7 @@ def finetune_all(folder: Path) -> dict[str, Any]:
     with process_group("cpu") as processes:
         for name in VARIANTS:
             tuning = finetuning(folder, name)
-            found[name] = tuning.train_and_evaluate().figures
+            found[name] = tuning.train_and_evaluate().values
             save_file(weights_of(tuning.state), folder / f"{name}-{processes.rank}.safetensors")
     return found
 
@@ -120,7 +120,7 @@ def evaluate_uncached(folder: Path) -> list[dict[str, float]]:
 
 
 SEGMENTATION = {
-    "steps": STEPS, "batch_size": 5, "lr": 2e-3, "warmup_steps": 4, "drop_path": 0.2, "crop": 32, "stride": 21, "scale": (128, 32),
+    "steps": 16, "batch_size": 5, "lr": 2e-3, "warmup_steps": 4, "drop_path": 0.2, "crop": 32, "stride": 21, "scale": (128, 32),
     "channels": 8, "aux_channels": 8, "dropout": 0.3,
 }  # fmt: skip
 
@@ -149,8 +149,8 @@ def segment_and_stop(folder: Path) -> str:
 
 def evaluate_segment(folder: Path) -> list[dict[str, float]]:
     """The figures of a short training; the first process keeps the result."""
-    opened = LoadedBackbone(RECIPE.build(), RECIPE, "tiny")
-    protocol = Segment(**{**SEGMENTATION, "steps": 6})  # type: ignore[arg-type]
+    opened = LoadedBackbone(SPEC.build(), SPEC, "tiny")
+    protocol = Segment(**{**SEGMENTATION, "steps": 3, "warmup_steps": 1})  # type: ignore[arg-type]
     data = str(folder.parent / "pictures")
     return [result.figures for result in evaluate(opened, data, [protocol], device=CPU, folder=folder / "out", max_unreadable=1)]
 

@@ -43,16 +43,15 @@ def settings_of(name: str, **changes: Any):
     return tiny_settings(objective={"name": name, "options": options}, **(CHANGES | changes))
 
 
-# With blocks of two streams, blocks in a head of their own, a lagging teacher, a frozen teacher, and a decoder of pixels.
-SHARDED = ("mapet", "beit_v2", "cae", "mvp", "zoomed_out")
+# With blocks of two streams, with a regressor and a decoder, and with a frozen teacher.
+SHARDED = ("mapet", "cae", "mvp")
 # Ways to compute the passes of MaPeT, and how far two processes with sharded weights may be from one with whole ones.
 WAYS: dict[str, dict[str, Any]] = {
     "plain": {},
-    "parts": {"mechanics__micro_batch": 2, "mechanics__activation_checkpointing": True},
-    "compiled": {"mechanics__compile": True},
+    "parts": {"mechanics__micro_batch": 3, "mechanics__activation_checkpointing": True, "mechanics__compile": True},
     "bf16": {"training__precision": "bf16"},
 }
-TOLERANCE = {"plain": 1e-5, "parts": 1e-5, "compiled": 1e-5, "bf16": 2e-3}
+TOLERANCE = {"plain": 1e-5, "parts": 1e-5, "bf16": 2e-3}
 
 
 def train(folder: Path, name: str, run: str = "", **changes: Any) -> dict[str, Tensor]:

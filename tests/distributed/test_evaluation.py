@@ -120,7 +120,7 @@ def test_segmentation_does_not_depend_on_the_number_of_processes(tmp_path: Path)
     assert on_ranks.segment(alone) == ""
     assert run_ranks(f"{MODULE}:segment", 3, together) == [""] * 3
     expected = losses_of(alone / "segment")
-    assert len(expected) == on_ranks.STEPS
+    assert len(expected) == on_ranks.SEGMENTATION["steps"]
     assert losses_of(together / "segment") == pytest.approx(expected, rel=1e-5)
     whole = alone / "segment-0.safetensors"
     assert_same_weights(whole, [together / f"segment-{rank}.safetensors" for rank in range(3)])

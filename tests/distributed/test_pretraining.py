@@ -63,7 +63,7 @@ def test_how_passes_are_computed_changes_nothing(tmp_path: Path) -> None:
     for name, tolerance in on_ranks.TOLERANCE.items():
         assert on_ranks.losses(together / name) == pytest.approx(on_ranks.losses(alone / name), rel=tolerance), name
     plain = on_ranks.losses(alone / "plain")
-    assert on_ranks.losses(alone / "compiled") == pytest.approx(plain, rel=1e-5)
+    assert on_ranks.losses(alone / "parts") == pytest.approx(plain, rel=1e-5)
     assert on_ranks.losses(alone / "bf16") != plain
 
 

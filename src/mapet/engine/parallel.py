@@ -12,6 +12,7 @@ weights for as long as it computes.
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -147,6 +148,8 @@ class DataParallel:
         if self._is_sharded:
             _shard(model, processes, execution)
         elif processes.world > 1:
+            # Of a process with one image: the gradient of an expanded token is a slice. It is only slower, and hardly.
+            warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
             buffers: dict[str, Any] = {_SYNC_BUFFERS: False}  # every process computes the same ones
             self._model = DistributedDataParallel(model, find_unused_parameters=unused, **buffers)
 
