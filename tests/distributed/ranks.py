@@ -5,6 +5,7 @@ They are forked from one fresh Python that has imported what they need, since im
 
 from __future__ import annotations
 
+import faulthandler
 import importlib
 import json
 import multiprocessing
@@ -25,7 +26,7 @@ import pytest
 from tests.command import environment
 
 _FORKS = multiprocessing.get_context("forkserver")
-_SECONDS = 170
+_SECONDS = 110
 
 
 def run_ranks(function: str, world: int, folder: Path, killed: int = 0) -> list[Any]:
@@ -83,6 +84,8 @@ def run_rank(function: str, rank: int, world: int, port: int, folder: Path) -> N
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_RANK": str(rank)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     module, _, name = function.partition(":")
+    stacks = (folder / f"rank-{rank}.txt").open("w")
+    faulthandler.dump_traceback_later(_SECONDS - 10, file=stacks)  # of a process that hangs
     try:
         result = getattr(importlib.import_module(module), name)(folder)
         (folder / f"rank-{rank}.json").write_text(json.dumps(result))
