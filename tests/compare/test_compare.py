@@ -118,6 +118,15 @@ def test_tables(finished: Comparison) -> None:
     assert all("mim" in sentence and "95 % interval" in sentence for sentence in words)
 
 
+def test_a_difference_over_fewer_seeds_is_stated(finished: Comparison) -> None:
+    """Where the baseline lacks a seed, the difference is not that of the two means beside it."""
+    row = results(finished).rows[2]
+    assert "seeds of both" not in markdown([row])
+    longer = dataclasses.replace(row, values={**row.values, 2: 0.9})
+    assert "; over the 2 seeds of both" in markdown([longer])
+    assert "over the 2 seeds of both" in sentences([longer], "mim")[0]
+
+
 def test_a_finished_comparison_is_not_repeated_and_may_grow(again: Comparison) -> None:
     out = again.manifest.out
     before = {path: path.stat().st_mtime_ns for path in out.rglob("weights.safetensors")}

@@ -54,7 +54,7 @@ def sentences(rows: Sequence[Row], baseline: str) -> list[str]:
 def _sentence(row: Row, found: Difference, baseline: str) -> str:
     figure = f"By {row.protocol}, {row.cell}"
     interval = f"95 % interval {100 * found.low:+.1f} to {100 * found.high:+.1f}"
-    only = "; one seed: the interval counts the test images only" if found.seeds == 1 else ""
+    only = "; one seed: the interval counts the test images only" if found.seeds == 1 else _fewer_seeds(row, found)
     if not row.differs:
         return f"{figure}: no difference to {baseline} is shown ({100 * found.mean:+.1f} points, {interval}{only})."
     way = "better" if found.mean > 0 else "worse"
@@ -65,9 +65,14 @@ def _difference(row: Row) -> list[str]:
     found = row.difference
     if found is None:
         return ["", "", ""]
-    interval = f"{100 * found.mean:+.1f} [{100 * found.low:+.1f}, {100 * found.high:+.1f}]"
+    interval = f"{100 * found.mean:+.1f} [{100 * found.low:+.1f}, {100 * found.high:+.1f}]{_fewer_seeds(row, found)}"
     p = "< 0.001" if (row.p or 0) < 0.001 else f"{row.p:.3f}"
     return [interval, p, "" if row.differs else "no difference shown"]
+
+
+def _fewer_seeds(row: Row, found: Difference) -> str:
+    """That the baseline lacks seeds of this cell, so that the difference is not that of the two means."""
+    return f"; over the {found.seeds} seeds of both" if found.seeds < len(row.values) else ""
 
 
 def _line(cells: Sequence[str]) -> str:
