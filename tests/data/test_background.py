@@ -14,10 +14,10 @@ import torch
 import mapet
 from mapet.data import background
 from mapet.data.batch import LoadedBatch
-from mapet.data.crops import FixedCrop
 from mapet.data.digits import DigitImages
-from mapet.data.loader import CropRenderer, ViewRenderer, make_loader
+from mapet.data.loader import RegionRenderer, ViewRenderer, make_loader
 from mapet.data.order import BatchItem, sequential_batches
+from mapet.data.regions import FixedCrop
 from mapet.data.views import FixedView, Rendering
 from mapet.errors import DataError, FailedRunError, SettingsError
 from tests.command import environment
@@ -74,7 +74,7 @@ def test_a_batch_that_does_not_fit_into_shared_memory_ends_the_run():
         list(background.BackgroundBatches(RejectedBatches(), [BatchItem([0])], 1, False))
 
 
-@pytest.mark.parametrize("kind", ["views", "crops"])
+@pytest.mark.parametrize("kind", ["views", "regions"])
 def test_free_shared_memory_is_checked_before_the_start(monkeypatch, kind):
     """64 MB, of which five batches of 100 images of 224 px take 72."""
     monkeypatch.setattr(os, "statvfs", lambda _: SimpleNamespace(f_bavail=64, f_frsize=2**20))
@@ -82,7 +82,7 @@ def test_free_shared_memory_is_checked_before_the_start(monkeypatch, kind):
     if kind == "views":
         loader = make_loader(DigitImages(), ViewRenderer(FixedView(224)), items, workers=2)
     else:
-        loader = make_loader(DigitImages(), CropRenderer(FixedCrop(), Rendering(112), Rendering(194)), items, workers=2)
+        loader = make_loader(DigitImages(), RegionRenderer(FixedCrop(), Rendering(112), Rendering(194)), items, workers=2)
     with pytest.raises(
         SettingsError, match=r"2 processes that load images need 72 MB.* has 64 MB free.*--shm-size=2g.*--workers 0"
     ):

@@ -9,9 +9,9 @@ import torch
 from PIL import Image
 
 from mapet.data import loader as loader_module
-from mapet.data.crops import FixedCrop, RandomCrops
-from mapet.data.loader import CropRenderer, make_loader
+from mapet.data.loader import RegionRenderer, make_loader
 from mapet.data.order import BatchItem
+from mapet.data.regions import FixedCrop, RandomCrops
 from mapet.data.source import ImageSource, sample_key
 from mapet.data.sources import open_source
 from mapet.data.views import FixedView, Rendering
@@ -20,7 +20,7 @@ from tests.data.images import write_images
 CROPS = RandomCrops(3, seed=2)
 BATCHES = [BatchItem([4, 0], (0, 1, 2)), BatchItem([3], (2,)), BatchItem([1, 2], (7,))]
 SMALL, LARGE = Rendering(6), Rendering(10, "lanczos")
-BOTH = CropRenderer(CROPS, SMALL, LARGE)
+BOTH = RegionRenderer(CROPS, SMALL, LARGE)
 
 
 @pytest.fixture
@@ -55,7 +55,7 @@ def test_both_renderings_show_the_same_crops_in_the_order_asked_for(source: Imag
 
 
 def test_without_a_tokenizer_there_is_one_rendering(source: ImageSource) -> None:
-    (loaded,) = make_loader(source, CropRenderer(FixedCrop(), SMALL), [BatchItem([1, 3])])
+    (loaded,) = make_loader(source, RegionRenderer(FixedCrop(), SMALL), [BatchItem([1, 3])])
     assert loaded.tokenizer_images is None
     images = [Image.open(source.describe(index)) for index in (1, 3)]
     assert torch.equal(loaded.images, torch.stack([FixedView(6)(image) for image in images]))

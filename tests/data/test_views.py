@@ -9,7 +9,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from mapet.checkpoints.classifier_preprocessing import Preprocessing, ValidationView
-from mapet.data.crops import Region, central_square, draw_region
+from mapet.data.regions import Region, central_square, draw_region
 from mapet.data.views import (
     IMAGENET_MEAN,
     IMAGENET_STD,

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from mapet.cli.target import load_target
-from mapet.data.crops import RandomCrops
 from mapet.data.decode import decode_image
+from mapet.data.regions import RandomCrops
 from mapet.data.skipped import UnreadableImages
 from mapet.data.source import Concatenation, subset
 from mapet.data.sources import open_source
@@ -251,7 +251,7 @@ def test_broken_images_of_one_part_are_not_said_to_be_all(tmp_path: Path) -> Non
 
 
 def test_a_store_of_random_crops_is_refused(tmp_path: Path) -> None:
-    options = {"unreadable": UnreadableImages(), "crops": RandomCrops(2, (0.5, 1.0), False, 0)}
+    options = {"unreadable": UnreadableImages(), "regions": RandomCrops(2, (0.5, 1.0), False, 0)}
     build_store(open_source(LOCATION, "test"), tiny_tokenizer(), tmp_path / "store", **options)
     with pytest.raises(TokenStoreError, match="holds tokens of the view"):
         open_tokens(tmp_path / "store")

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mapet.data.crops import Crops, FixedCrop, RandomCrops
+from mapet.data.regions import FixedCrop, RandomCrops, Regions
 from mapet.data.skipped import UnreadableImages
 from mapet.errors import MapetError, TokenStoreError
 from mapet.token_store.read import TokenStore
@@ -23,7 +23,7 @@ CROPS = RandomCrops(3, (0.25, 0.9), seed=2)
 
 
 @pytest.fixture(params=[FixedCrop(), CROPS], ids=["fixed", "stored"])
-def crops(request: pytest.FixtureRequest) -> Crops:
+def regions(request: pytest.FixtureRequest) -> Regions:
     return request.param
 
 
@@ -33,15 +33,15 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def store(folder: Path, tmp_path: Path, crops: Crops) -> TokenStore:
-    return build(folder, tmp_path / "store", crops=crops)
+def store(folder: Path, tmp_path: Path, regions: Regions) -> TokenStore:
+    return build(folder, tmp_path / "store", regions=regions)
 
 
-def use(path: Path, folder: Path, crops: Crops, tokenizer: CountingTokenizer | None = None) -> None:
+def use(path: Path, folder: Path, regions: Regions, tokenizer: CountingTokenizer | None = None) -> None:
     """What `mapet pretrain` looks at before it starts, and `mapet tokenize --verify` in addition."""
     tokenizer = tokenizer or CountingTokenizer()
     store = TokenStore.open(path)
-    store.check(tokenizer.fingerprint, crops.describe(), tokenizer.grid_size, tokenizer.vocab_size)
+    store.check(tokenizer.fingerprint, regions.describe(), tokenizer.grid_size, tokenizer.vocab_size)
     source = images_of(folder)
     assert store.match(source) == list(range(15))
     store = TokenStore.open(path, verify=True)
@@ -74,11 +74,11 @@ def nothing(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("change", [nothing, shuffle, touch, rename])
-def test_what_is_no_fault_works(store: TokenStore, folder: Path, crops: Crops, change: Callable[[Path], None]) -> None:
+def test_what_is_no_fault_works(store: TokenStore, folder: Path, regions: Regions, change: Callable[[Path], None]) -> None:
     change(folder)
-    use(store.path, folder, crops)
+    use(store.path, folder, regions)
     tokenizer = CountingTokenizer()
-    build(folder, store.path, tokenizer, crops=crops)
+    build(folder, store.path, tokenizer, regions=regions)
     assert tokenizer.images == 0
 
 
@@ -154,8 +154,8 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
-def test_a_planted_fault_is_refused_in_words(store: TokenStore, folder: Path, crops: Crops, fault: Callable) -> None:
-    use(store.path, folder, crops)
+def test_a_planted_fault_is_refused_in_words(store: TokenStore, folder: Path, regions: Regions, fault: Callable) -> None:
+    use(store.path, folder, regions)
     fault(folder, store.path)
     if fault is shifted_rows:
         found = verify_store(
@@ -165,27 +165,27 @@ def test_a_planted_fault_is_refused_in_words(store: TokenStore, folder: Path, cr
             found.require()
         return
     with pytest.raises(TokenStoreError, match=FAULTS[fault]):
-        use(store.path, folder, crops)
+        use(store.path, folder, regions)
 
 
 @pytest.mark.parametrize("fault", [fault for fault in FAULTS if fault is not shifted_rows], ids=lambda fault: fault.__name__)
 def test_the_command_that_is_named_repairs_it(
-    store: TokenStore, folder: Path, crops: Crops, tmp_path: Path, fault: Callable
+    store: TokenStore, folder: Path, regions: Regions, tmp_path: Path, fault: Callable
 ) -> None:
     fault(folder, store.path)
-    repaired = build(folder, store.path, crops=crops)
-    fresh = contents(build(folder, tmp_path / "fresh", crops=crops))
+    repaired = build(folder, store.path, regions=regions)
+    fresh = contents(build(folder, tmp_path / "fresh", regions=regions))
     assert contents(repaired) | fresh == contents(repaired)
     assert repaired.match(images_of(folder)) == list(range(len(images_of(folder))))
 
 
-def test_another_crop_setting_and_another_tokenizer_are_refused(store: TokenStore, folder: Path, crops: Crops) -> None:
+def test_another_crop_setting_and_another_tokenizer_are_refused(store: TokenStore, folder: Path, regions: Regions) -> None:
     others = [FixedCrop(), RandomCrops(3, (0.2, 0.9), seed=2), RandomCrops(2, CROPS.scale, seed=2), RandomCrops(3, CROPS.scale)]
     for other in others:
-        if other != crops:
+        if other != regions:
             with pytest.raises(TokenStoreError, match=f"Choose the stored view, or build.*TOK{other.options()} --out"):
                 use(store.path, folder, other)
     with pytest.raises(TokenStoreError, match="was made by the tokenizer"):
-        use(store.path, folder, crops, CountingTokenizer(seed=1))
+        use(store.path, folder, regions, CountingTokenizer(seed=1))
     with pytest.raises(TokenStoreError, match="was made by the tokenizer"):
-        use(store.path, folder, crops, CountingTokenizer(vocab_size=60))
+        use(store.path, folder, regions, CountingTokenizer(vocab_size=60))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 _LOADER = "data/test_loader.py"
-_CROPS = "data/test_crops.py"
+_CROPS = "data/test_regions.py"
 
 MUTANTS = [
     (
@@ -37,35 +37,35 @@ MUTANTS = [
     ),
     (
         "views/stored-ones-stay-at-the-first",
-        "data/crops.py",
+        "data/regions.py",
         "return epoch % self.count if self.count else epoch",
         "return min(epoch, self.count - 1) if self.count else epoch",
         "pretraining/test_training_views.py::test_views_come_by_in_turn",
     ),
     (
         "crop/one-for-all-images",
-        "data/crops.py",
-        'seeded_generator(self.seed, "crop", key, number)',
-        'seeded_generator(self.seed, "crop", number)',
+        "data/regions.py",
+        'seeded_generator(self.seed, "crop", key, view_index)',
+        'seeded_generator(self.seed, "crop", view_index)',
         f"{_CROPS}::test_crops_are_functions_of_seed_key_and_number_only",
     ),
     (
         "crop/never-at-the-right-border",
-        "data/crops.py",
+        "data/regions.py",
         "int((width - w + 1) * left_draw)",
         "int((width - w) * left_draw)",
         _CROPS,
     ),
     (
         "crop/share-of-the-side-and-not-of-the-area",
-        "data/crops.py",
+        "data/regions.py",
         "area = width * height * (low + (high - low) * area_draw)",
         "area = width * height * (low + (high - low) * area_draw) ** 2",
         _CROPS,
     ),
     (
         "crop/at-the-upper-left-and-not-central",
-        "data/crops.py",
+        "data/regions.py",
         "left, top = round((width - side) / 2), round((height - side) / 2)",
         "left, top = 0, 0",
         f"{_CROPS}::test_the_fixed_crop_is_the_central_square",

@@ -11,8 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
-from mapet.data.crops import crops_of
 from mapet.data.order import step_batches
+from mapet.data.regions import regions_of
 from mapet.data.skipped import UnreadableImages
 from mapet.data.source import sample_key
 from mapet.errors import CheckpointError, SettingsError, TokenStoreError
@@ -74,9 +74,9 @@ def small_tokenizer() -> RandomProjection:
 def trainer_for(path: Path, view: dict[str, Any], *, source=None, tokenizer=None, **changes: Any) -> PreTraining:
     settings = tiny_settings(view=view, **changes)
     source, tokenizer = source or Photos(), tokenizer or small_tokenizer()
-    crops, tokens = crops_of(settings.view, settings.seed), OnlineTokens(tokenizer, CPU)
+    regions, tokens = regions_of(settings.view, settings.seed), OnlineTokens(tokenizer, CPU)
     if view["name"] != "online":
-        tokens = StoredTokens(build_store(source, tokenizer, path / "store", crops=crops, unreadable=UnreadableImages()))
+        tokens = StoredTokens(build_store(source, tokenizer, path / "store", regions=regions, unreadable=UnreadableImages()))
     return PreTraining(tiny_objective(settings), source, tokens, settings, RunDirectory(path), CPU, monitors=[VitalSigns()])
 
 
@@ -98,7 +98,7 @@ def by_hand(index: int, trainer: PreTraining, epoch: int, size: int, filter_: Im
     content = Photos().read(index)
     image = Image.fromarray(np.frombuffer(content[-22 * 29 * 3 :], np.uint8).reshape(22, 29, 3))
     number = {"fixed": 0, "stored": epoch % 2, "online": epoch}[trainer.settings.view.name]
-    region = trainer.crops.region(29, 22, sample_key(content), number)
+    region = trainer.regions.region(29, 22, sample_key(content), number)
     part = image.crop((region.left, region.top, region.right, region.bottom)).resize((size, size), filter_)
     pixels = torch.from_numpy(np.array(part)).permute(2, 0, 1) / 255
     return pixels.flip(2) if region.flip else pixels
@@ -116,7 +116,8 @@ def test_the_objective_sees_exactly_the_crop_whose_tokens_it_gets(tmp_path: Path
         assert torch.equal(seen[step][0], torch.stack(images))
         assert torch.equal(seen[step][1], small_tokenizer().encode(small).flatten(1))
         flips += sum(
-            trainer.crops.region(29, 22, sample_key(Photos().read(i)), trainer.crops.number(step // 5)).flip for i in indices
+            trainer.regions.region(29, 22, sample_key(Photos().read(i)), trainer.regions.view_index(step // 5)).flip
+            for i in indices
         )
     assert 20 < flips < 76 if view is not FIXED else flips == 0
 
@@ -264,7 +265,7 @@ def test_a_store_cannot_stand_in_for_one_of_other_crops(tmp_path: Path) -> None:
         source,
         tiny_tokenizer(),
         tmp_path / "store",
-        crops=crops_of(tiny_settings(view={**STORED, "count": 1}).view, 0),
+        regions=regions_of(tiny_settings(view={**STORED, "count": 1}).view, 0),
         unreadable=UnreadableImages(),
     )
     settings = tiny_settings(view=STORED)

@@ -8,8 +8,8 @@ import torch
 
 from mapet.config import load_recipe
 from mapet.config.settings import hash_of_science
-from mapet.data.crops import crops_of
 from mapet.data.decode import decode_image
+from mapet.data.regions import regions_of
 from mapet.data.source import sample_key
 from mapet.data.sources import open_source
 from mapet.data.views import Rendering
@@ -43,12 +43,12 @@ def regions(reported: ReportedRun, count: int) -> list[torch.Tensor]:
     """The first sampled images, rendered again from the files, at 16 px as model and tokenizer see them."""
     source = open_source("digits", "all")
     by_name = {source.describe(index): index for index in range(len(source))}
-    crops = crops_of(reported.settings.view, reported.settings.seed)
+    regions = regions_of(reported.settings.view, reported.settings.seed)
     found = []
     for name in reported.sample.names[:count]:
         content = source.read(by_name[name])
         image = decode_image(content)
-        found.append(Rendering(16)(image, crops.region(image.width, image.height, sample_key(content), 0)))
+        found.append(Rendering(16)(image, regions.region(image.width, image.height, sample_key(content), 0)))
     return found
 
 

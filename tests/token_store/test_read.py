@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from mapet.data.crops import FixedCrop
 from mapet.data.folder import FolderImages
+from mapet.data.regions import FixedCrop
 from mapet.data.skipped import UnreadableImages
 from mapet.data.source import sample_key, subset, with_keys
 from mapet.errors import StorageError, TokenStoreError, UnreadableImageError

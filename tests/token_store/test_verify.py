@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mapet.data.crops import FixedCrop, RandomCrops
+from mapet.data.regions import FixedCrop, RandomCrops
 from mapet.data.skipped import UnreadableImages
 from mapet.errors import DataError, FailedRunError, TokenStoreError
 from mapet.token_store.format import write_header
@@ -26,7 +26,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture(params=[FixedCrop(), CROPS], ids=["fixed", "stored"])
 def store(request: pytest.FixtureRequest, folder: Path, tmp_path: Path) -> TokenStore:
-    return build(folder, tmp_path / "store", crops=request.param)
+    return build(folder, tmp_path / "store", regions=request.param)
 
 
 def verify(store: TokenStore, folder: Path, count: int = 1000, limit: int = 0, **options) -> Verification:
@@ -93,7 +93,7 @@ def test_near_ties_are_reported_and_many_differences_counted() -> None:
 
 def test_tokens_of_other_crops_are_found(folder: Path, tmp_path: Path) -> None:
     """A store whose header names other crops than its tokens were made of."""
-    store = build(folder, tmp_path / "store", crops=CROPS)
+    store = build(folder, tmp_path / "store", regions=CROPS)
     header = store.path / "header.json"
     content = json.loads(header.read_text().replace('"seed": 1', '"seed": 2'))
     del content["own_sha256"]  # as earlier releases wrote it

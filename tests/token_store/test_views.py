@@ -15,7 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
-from mapet.data.crops import FixedCrop, RandomCrops
+from mapet.data.regions import FixedCrop, RandomCrops
 from mapet.data.source import sample_key
 from mapet.errors import FailedRunError, StorageError, TokenStoreError
 from mapet.token_store import build as build_module
@@ -40,17 +40,17 @@ def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(build_module, "SECONDS_BETWEEN_POLLS", 0.01)
 
 
-def tokens_of(file: Path, tokenizer: RandomProjection, crops: RandomCrops, number: int) -> np.ndarray:
+def tokens_of(file: Path, tokenizer: RandomProjection, regions: RandomCrops, number: int) -> np.ndarray:
     """The tokens (gh, gw) of one crop, cut out and resized here."""
     image, key = Image.open(file), sample_key(file.read_bytes())
-    region = crops.region(*image.size, key, number)
+    region = regions.region(*image.size, key, number)
     part = image.crop(region.box).resize((8, 8), Image.Resampling.BICUBIC)
     pixels = torch.from_numpy(np.array(part)).permute(2, 0, 1)[None] / 255
     return tokenizer.encode(pixels.flip(3) if region.flip else pixels)[0].numpy()
 
 
 def test_every_row_and_view_has_the_tokens_of_exactly_that_crop(folder: Path, tmp_path: Path) -> None:
-    store = build(folder, tmp_path / "store", crops=CROPS)
+    store = build(folder, tmp_path / "store", regions=CROPS)
     assert (store.ids.shape, store.num_views, len(store)) == ((14, 3, 2, 2), 3, 14)
     files = {sample_key(file.read_bytes()): file for file in folder.iterdir()}
     for row, key in enumerate(store.keys.astype("U").tolist()):
@@ -60,20 +60,20 @@ def test_every_row_and_view_has_the_tokens_of_exactly_that_crop(folder: Path, tm
 
 
 def test_workers_batches_and_names_change_nothing(folder: Path, tmp_path: Path) -> None:
-    expected = (build(folder, tmp_path / "store", crops=CROPS).path / "ids.npy").read_bytes()
+    expected = (build(folder, tmp_path / "store", regions=CROPS).path / "ids.npy").read_bytes()
     for number, file in enumerate(sorted(folder.iterdir())):
         file.rename(folder / f"renamed{(number * 5) % 14:02d}.png")
-    assert (build(folder, tmp_path / "again", crops=CROPS, workers=2).path / "ids.npy").read_bytes() == expected
+    assert (build(folder, tmp_path / "again", regions=CROPS, workers=2).path / "ids.npy").read_bytes() == expected
 
 
 def test_the_same_crop_has_the_same_tokens_in_a_store_of_more(folder: Path, tmp_path: Path) -> None:
-    few = build(folder, tmp_path / "few", crops=CROPS)
-    more = build(folder, tmp_path / "more", crops=RandomCrops(5, CROPS.scale, seed=6))
+    few = build(folder, tmp_path / "few", regions=CROPS)
+    more = build(folder, tmp_path / "more", regions=RandomCrops(5, CROPS.scale, seed=6))
     assert np.array_equal(few.ids, more.ids[:, :3])
 
 
 def test_lookup_takes_one_view_for_all_or_one_for_each(folder: Path, tmp_path: Path) -> None:
-    store = build(folder, tmp_path / "store", crops=CROPS)
+    store = build(folder, tmp_path / "store", regions=CROPS)
     keys = store.keys[[5, 2, 2]]
     assert np.array_equal(store.lookup(keys, 1), store.ids[[5, 2, 2], 1])
     expected = store.ids[[5, 2, 2], [0, 2, 1]]
@@ -94,7 +94,7 @@ def test_lookup_takes_one_view_for_all_or_one_for_each(folder: Path, tmp_path: P
 
 
 def test_another_view_is_refused_with_the_command_for_it(folder: Path, tmp_path: Path) -> None:
-    old = contents(build(folder, tmp_path / "store", crops=CROPS))
+    old = contents(build(folder, tmp_path / "store", regions=CROPS))
     command = r"build a store for yours: mapet tokenize DATA --tokenizer TOK{} --out ANOTHER_STORE"
     for other, options in (
         (FixedCrop(), ""),
@@ -104,16 +104,16 @@ def test_another_view_is_refused_with_the_command_for_it(folder: Path, tmp_path:
         (RandomCrops(3, CROPS.scale), " --views 3 --scale 0.3 0.9"),
     ):
         with pytest.raises(TokenStoreError) as refused:
-            build(folder, tmp_path / "store", crops=other)
+            build(folder, tmp_path / "store", regions=other)
         assert str(refused.value).endswith(command.format(options))
     assert contents(TokenStore.open(tmp_path / "store", verify=True)) == old
     build(folder, tmp_path / "fixed")
     with pytest.raises(TokenStoreError, match='holds tokens of the view name "fixed", but the images are shown as name "stored"'):
-        build(folder, tmp_path / "fixed", crops=CROPS)
+        build(folder, tmp_path / "fixed", regions=CROPS)
 
 
 def test_what_is_missing_is_told_with_the_views_of_the_store(folder: Path, tmp_path: Path) -> None:
-    store = build(folder, tmp_path / "store", crops=CROPS)
+    store = build(folder, tmp_path / "store", regions=CROPS)
     write_images(folder, 1, first=50)
     with pytest.raises(TokenStoreError, match=r"0050\.png\..*--tokenizer TOK --views 3 --scale 0\.3 0\.9 --seed 6 --out .*store$"):
         store.match(images_of(folder))
@@ -123,25 +123,25 @@ def test_what_is_missing_is_told_with_the_views_of_the_store(folder: Path, tmp_p
 
 
 def test_new_images_are_added(folder: Path, tmp_path: Path) -> None:
-    old = contents(build(folder, tmp_path / "store", crops=CROPS))
+    old = contents(build(folder, tmp_path / "store", regions=CROPS))
     write_images(folder, 2, first=50)
     tokenizer = CountingTokenizer()
-    store = build(folder, tmp_path / "store", tokenizer, crops=CROPS)
+    store = build(folder, tmp_path / "store", tokenizer, regions=CROPS)
     assert (tokenizer.images, len(store)) == (2 * 3, 16)
-    assert contents(store) == old | contents(build(folder, tmp_path / "fresh", crops=CROPS))
+    assert contents(store) == old | contents(build(folder, tmp_path / "fresh", regions=CROPS))
 
 
 def test_an_interrupted_build_continues_to_the_same_files(folder: Path, tmp_path: Path) -> None:
     tokenizer = CountingTokenizer()
     tokenizer.fail_after = 25
     with pytest.raises(KeyboardInterrupt):
-        build(folder, tmp_path / "store", tokenizer, crops=CROPS)
+        build(folder, tmp_path / "store", tokenizer, regions=CROPS)
     build(folder, tmp_path / "others").path.rename(tmp_path / "fixed")  # leaves the parts of other crops alone
     again = CountingTokenizer()
-    store = build(folder, tmp_path / "store", again, crops=CROPS)
+    store = build(folder, tmp_path / "store", again, regions=CROPS)
     assert tokenizer.images + again.images == 14 * 3
     assert tokenizer.images > 0
-    whole = build(folder, tmp_path / "whole", crops=CROPS)
+    whole = build(folder, tmp_path / "whole", regions=CROPS)
     for name in ("ids.npy", "keys.npy", "header.json"):
         assert (store.path / name).read_bytes() == (whole.path / name).read_bytes()
 
@@ -150,7 +150,7 @@ def test_kill_9_costs_one_part_at_most(folder: Path, tmp_path: Path) -> None:
     script = f"""
         import os, signal
         from pathlib import Path
-        from mapet.data.crops import RandomCrops
+        from mapet.data.regions import RandomCrops
         from mapet.token_store import build as build_module
         from tests.token_store.planted import CountingTokenizer, build
 
@@ -161,26 +161,26 @@ def test_kill_9_costs_one_part_at_most(folder: Path, tmp_path: Path) -> None:
         build_module.CHUNK = 4
         tokenizer = CountingTokenizer()
         tokenizer.fail_after, tokenizer.failure = 18, Killed
-        build(Path({str(folder)!r}), Path({str(tmp_path / "store")!r}), tokenizer, crops={CROPS!r})
+        build(Path({str(folder)!r}), Path({str(tmp_path / "store")!r}), tokenizer, regions={CROPS!r})
     """
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], cwd=CHECKOUT, capture_output=True, check=False)
     assert done.returncode == -signal.SIGKILL, done.stderr.decode()
     assert (tmp_path / ".store.lock").exists()
     again = CountingTokenizer()
-    store = build(folder, tmp_path / "store", again, crops=CROPS)
+    store = build(folder, tmp_path / "store", again, regions=CROPS)
     assert again.images == 14 * 3 - 12
-    assert contents(store) == contents(build(folder, tmp_path / "fresh", crops=CROPS))
+    assert contents(store) == contents(build(folder, tmp_path / "fresh", regions=CROPS))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["fresh", "images", "store"]
 
 
-@pytest.mark.parametrize("crops", [FixedCrop(), CROPS], ids=["fixed", "stored"])
+@pytest.mark.parametrize("regions", [FixedCrop(), CROPS], ids=["fixed", "stored"])
 @pytest.mark.parametrize("rows", [1, 5, 14])
-def test_a_store_is_written_in_blocks(folder: Path, tmp_path: Path, monkeypatch, crops, rows: int) -> None:
-    whole = build(folder, tmp_path / "whole", crops=crops)
+def test_a_store_is_written_in_blocks(folder: Path, tmp_path: Path, monkeypatch, regions, rows: int) -> None:
+    whole = build(folder, tmp_path / "whole", regions=regions)
     monkeypatch.setattr(merge_module, "BLOCK_BYTES", rows * whole.ids[0].nbytes)
     write_images(tmp_path / "some", 6, size=(13, 20))
-    build(tmp_path / "some", tmp_path / "blocks", crops=crops)
-    blocks = build(folder, tmp_path / "blocks", crops=crops)
+    build(tmp_path / "some", tmp_path / "blocks", regions=regions)
+    blocks = build(folder, tmp_path / "blocks", regions=regions)
     for name in ("ids.npy", "keys.npy", "header.json"):
         assert (blocks.path / name).read_bytes() == (whole.path / name).read_bytes()
 
@@ -195,10 +195,10 @@ def test_a_full_disk_while_the_tokens_are_written_loses_nothing(folder: Path, tm
     with monkeypatch.context() as patch:
         patch.setattr(merge_module, "_blocks", fill_the_disk)
         with pytest.raises(StorageError, match="No space left"):
-            build(folder, tmp_path / "store", crops=CROPS)
+            build(folder, tmp_path / "store", regions=CROPS)
     assert not (tmp_path / "store").exists()
     tokenizer = CountingTokenizer()
-    assert len(build(folder, tmp_path / "store", tokenizer, crops=CROPS)) == 14
+    assert len(build(folder, tmp_path / "store", tokenizer, regions=CROPS)) == 14
     assert tokenizer.images == 0
 
 
@@ -215,14 +215,14 @@ def test_a_part_that_gets_lost_is_no_store_with_holes(folder: Path, tmp_path: Pa
         with monkeypatch.context() as patch:
             patch.setattr(PartFolder, "read_all", forgetful)
             with pytest.raises(FailedRunError, match=r"became unreadable\. Run the same command again"):
-                build(folder, tmp_path / "store", crops=CROPS)
+                build(folder, tmp_path / "store", regions=CROPS)
         assert not (tmp_path / "store").exists()
-    assert len(build(folder, tmp_path / "store", crops=CROPS)) == 14
+    assert len(build(folder, tmp_path / "store", regions=CROPS)) == 14
 
 
 def test_batches_hold_as_many_crops_as_asked_for(folder: Path, tmp_path: Path, monkeypatch) -> None:
     calls, tokens = [], CountingTokenizer.tokens
     monkeypatch.setattr(CountingTokenizer, "tokens", lambda self, images: (calls.append(len(images)), tokens(self, images))[1])
-    build(folder, tmp_path / "three", crops=RandomCrops(2))
-    build(folder, tmp_path / "many", crops=RandomCrops(6))
+    build(folder, tmp_path / "three", regions=RandomCrops(2))
+    build(folder, tmp_path / "many", regions=RandomCrops(6))
     assert calls == [4] * 7 + [6] * 14

@@ -13,7 +13,7 @@ import typer
 from mapet.cli.options import Allow, Data, Device, MaxUnreadable, Seed, Workers
 
 if TYPE_CHECKING:
-    from mapet.data.crops import Crops
+    from mapet.data.regions import Regions
 
 
 Tokenizer = Annotated[Path, typer.Option(help="A fitted tokenizer.")]
@@ -61,7 +61,7 @@ def tokenize(
     from mapet.token_store.verify import verify_store
     from mapet.tokenizers.load import load_tokenizer
 
-    crops, processes = _crops(views, scale, flip, seed), this_process()
+    regions, processes = _regions(views, scale, flip, seed), this_process()
     if verify and processes.rank:
         return
     unreadable = UnreadableImages(max_unreadable)
@@ -75,12 +75,12 @@ def tokenize(
         source, loaded = open_source(data, split), load_tokenizer(tokenizer)
         if verify:
             store = TokenStore.open(out)
-            store.check(view=crops.describe() if views else None)
+            store.check(view=regions.describe() if views else None)
             verification = verify_store(store, source, loaded, verify, seed=seed, **work)
             verification.require()
             print(verification.summary())
         else:
-            store = build_store(source, loaded, out, crops=crops, rank=processes.rank, world=processes.world, **work)
+            store = build_store(source, loaded, out, regions=regions, rank=processes.rank, world=processes.world, **work)
             rows, columns = store.grid_size
             each = (
                 f"{rows} x {columns} tokens each" if not store.num_views else f"{store.num_views} x {rows} x {columns} tokens each"
@@ -90,9 +90,9 @@ def tokenize(
             print(unreadable.summary())
 
 
-def _crops(views: int | None, scale: tuple[float, float] | None, flip: bool | None, seed: int) -> Crops:
+def _regions(views: int | None, scale: tuple[float, float] | None, flip: bool | None, seed: int) -> Regions:
     """What is asked for; without --views, the fixed crop."""
-    from mapet.data.crops import FixedCrop, RandomCrops
+    from mapet.data.regions import FixedCrop, RandomCrops
     from mapet.errors import SettingsError
 
     if views is not None:

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 from mapet.config.settings import PretrainSettings
-from mapet.data.crops import crops_of
+from mapet.data.regions import regions_of
 from mapet.data.skipped import UnreadableImages
 from mapet.data.sources import open_source
 from mapet.models.backbone import grid_size
@@ -56,7 +56,7 @@ def make_tokens(data: str, settings: PretrainSettings, folder: Path, tokenizer: 
             source,
             load_tokenizer(saved or own / "tokenizer"),
             own / "tokens",
-            crops=crops_of(settings.view, settings.seed),
+            regions=regions_of(settings.view, settings.seed),
             workers=mechanics.workers,
             device=device,
             unreadable=unreadable,

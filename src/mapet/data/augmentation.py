@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from mapet.compat import create_transform
-from mapet.data.crops import check_scale
+from mapet.data.regions import check_scale
 from mapet.data.views import IMAGENET_MEAN
 from mapet.errors import SettingsError
 from mapet.runtime.seeding import derive_seed

@@ -16,9 +16,9 @@ from torch.utils.data import Dataset
 
 from mapet.data.background import BackgroundBatches
 from mapet.data.batch import LoadedBatch, UnreadableImage
-from mapet.data.crops import Crops
 from mapet.data.decode import decode_image
 from mapet.data.order import BatchItem
+from mapet.data.regions import Regions
 from mapet.data.source import ImageSource, sample_key
 from mapet.data.views import Rendering, View
 from mapet.errors import UnreadableImageError
@@ -64,24 +64,24 @@ class ViewRenderer:
         return {"images": self._view(image, derive_seed(self._seed, "view", view, key))}
 
 
-class CropRenderer:
+class RegionRenderer:
     """Crops as the backbone sees them and, where it has a rendering of its own, as the tokenizer does.
 
     Args:
-        crops: Where images are cropped; the number of a view is that of a crop.
+        regions: The region of each image and view index.
         rendering: How `LoadedBatch.images` are made of the crops.
         tokenizer_rendering: How `LoadedBatch.tokenizer_images` are made of the same crops; None for none.
     """
 
-    def __init__(self, crops: Crops, rendering: Rendering, tokenizer_rendering: Rendering | None = None) -> None:
-        self._crops, self._renderings = crops, {"images": rendering}
+    def __init__(self, regions: Regions, rendering: Rendering, tokenizer_rendering: Rendering | None = None) -> None:
+        self._regions, self._renderings = regions, {"images": rendering}
         if tokenizer_rendering is not None:
             self._renderings["tokenizer_images"] = tokenizer_rendering
         self.shapes = {name: image_shape(some.size) for name, some in self._renderings.items()}
 
     def __call__(self, image: Image.Image, key: str, index: int, view: int) -> dict[str, Tensor]:
         """See `Renderer`."""
-        region = self._crops.region(image.width, image.height, key, view)
+        region = self._regions.region(image.width, image.height, key, view)
         return {name: rendering(image, region) for name, rendering in self._renderings.items()}
 
 

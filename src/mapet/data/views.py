@@ -1,7 +1,7 @@
 """What the model sees of an image: a region of it at some size, the evaluation crop, or a random crop.
 
 A view is called with a PIL image and a seed, and returns uint8 (3, size, size). Views without chance ignore the seed. Resizing is
-Pillow's, which smooths before it shrinks. Which region is seen is the business of `mapet.data.crops`.
+Pillow's, which smooths before it shrinks. Which region is seen is the business of `mapet.data.regions`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mapet.data.crops import Region, central_square, check_scale, draw_region
+from mapet.data.regions import Region, central_square, check_scale, draw_region
 from mapet.errors import SettingsError, nearest
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)

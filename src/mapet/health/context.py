@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from mapet.config.settings import PretrainSettings
-from mapet.data.crops import Crops
+from mapet.data.regions import Regions
 from mapet.data.source import ImageSource
 from mapet.engine.callbacks import RunContext
 from mapet.objectives.base import Objective
@@ -20,7 +20,7 @@ class PretrainContext(RunContext):
         objective: What is trained.
         source: The images that it trains on.
         tokens: Their visual tokens.
-        crops: Where the images are cropped.
+        regions: The region of each image and view index.
         settings: Of the run.
         warmup_steps: Steps in which the learning rate rises.
     """
@@ -28,6 +28,6 @@ class PretrainContext(RunContext):
     objective: Objective
     source: ImageSource
     tokens: TokenSource
-    crops: Crops
+    regions: Regions
     settings: PretrainSettings
     warmup_steps: int

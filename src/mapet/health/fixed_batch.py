@@ -15,7 +15,7 @@ from torch import Tensor
 from mapet.compat import VisionTransformer
 from mapet.config.settings import PretrainSettings
 from mapet.data.batch import Batch
-from mapet.data.loader import CropRenderer, make_loader
+from mapet.data.loader import RegionRenderer, make_loader
 from mapet.data.order import BatchItem
 from mapet.data.views import Rendering, normalise
 from mapet.engine.callbacks import evaluating
@@ -50,7 +50,7 @@ class FixedBatch:
         generator = seeded_generator(run.settings.seed, "vital signs", "images")
         indices = torch.randperm(len(run.source), generator=generator)[:SHOWN_IMAGES].tolist()
         size = image_size(run.objective.backbone)[0]
-        renderer = CropRenderer(run.crops, Rendering(size), run.tokens.rendering)
+        renderer = RegionRenderer(run.regions, Rendering(size), run.tokens.rendering)
         [loaded] = make_loader(run.source, renderer, [BatchItem(indices)])
         return cls(loaded.images.to(run.device), run.tokens.tokens(loaded, run.device))
 

@@ -13,8 +13,8 @@ import torch
 from mapet.checkpoints.backbone_folder import save_backbone
 from mapet.compat import VisionTransformer
 from mapet.config.settings import PretrainSettings
-from mapet.data.crops import crops_of
 from mapet.data.order import step_batches
+from mapet.data.regions import regions_of
 from mapet.data.skipped import UnreadableImages
 from mapet.data.source import ImageSource, subset, with_keys
 from mapet.data.sources import open_source
@@ -172,7 +172,7 @@ def _given_inputs(
     if store is None and tokenizer is None:
         fit_settings(settings, backbone)
     elif store is not None:
-        view = crops_of(settings.view, settings.seed).describe()
+        view = regions_of(settings.view, settings.seed).describe()
         store.check(tokenizer.fingerprint if tokenizer else None, view, grid, vocab_size)
     elif tokenizer is not None and tokenizer.vocab_size != vocab_size:
         raise TokenizerError(
@@ -232,7 +232,7 @@ def _own_store(
         source,
         given or _own_tokenizer(run, source, settings, backbone, unreadable),
         run.tokens,
-        crops=crops_of(settings.view, settings.seed),
+        regions=regions_of(settings.view, settings.seed),
         workers=settings.mechanics.workers,
         device=choose_device(settings.mechanics.device),
         unreadable=unreadable,

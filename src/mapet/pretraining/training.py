@@ -11,9 +11,9 @@ from torch import Tensor
 
 from mapet.config.settings import PretrainSettings
 from mapet.data.batch import UnreadableImage
-from mapet.data.crops import crops_of
-from mapet.data.loader import CropRenderer, make_loader
+from mapet.data.loader import RegionRenderer, make_loader
 from mapet.data.order import step_batches
+from mapet.data.regions import regions_of
 from mapet.data.skipped import UnreadableImages
 from mapet.data.source import ImageSource
 from mapet.data.views import Rendering
@@ -84,7 +84,7 @@ class PreTraining(Training[TokenisedBatch]):
         when = LoopSettings(mechanics.log_every, mechanics.checkpoint_every, None, mechanics.keep_checkpoints)
         super().__init__(run, device, counted, when, monitors=monitors, **loop)
         self.objective, self.source, self.tokens, self.settings = objective.to(device), source, tokens, settings
-        self.crops = crops_of(settings.view, settings.seed)
+        self.regions = regions_of(settings.view, settings.seed)
         self.model = self.state = self.objective
         self.step = TrainingStep(objective, settings, device, self.processes)
         self.steps_per_epoch = step_batches(len(source), training.batch_size, settings.seed, 0, 0).steps_per_epoch
@@ -105,7 +105,7 @@ class PreTraining(Training[TokenisedBatch]):
             objective=self.objective,
             source=self.source,
             tokens=self.tokens,
-            crops=self.crops,
+            regions=self.regions,
             settings=self.settings,
             warmup_steps=self.warmup_steps,
         )
@@ -124,8 +124,8 @@ class PreTraining(Training[TokenisedBatch]):
         """Images and tokens of every step that is left."""
         settings, which, processes = self.settings, (self.first_step, self.total_steps), self.processes
         steps = step_batches(len(self.source), settings.training.batch_size, settings.seed, *which, processes.rank, processes.world)
-        renderer = CropRenderer(self.crops, Rendering(self.objective.view_size), self.tokens.rendering)
-        items = steps.items(self.crops.number)  # all images of a step show the crop of the same number
+        renderer = RegionRenderer(self.regions, Rendering(self.objective.view_size), self.tokens.rendering)
+        items = steps.items(self.regions.view_index)  # all images of a step have the same view index
         for loaded in make_loader(self.source, renderer, items, settings.mechanics.workers, self.device):
             images = loaded.images.to(self.device, non_blocking=True)
             yield TokenisedBatch(images, self.tokens.tokens(loaded, self.device), loaded.keys, loaded.unreadable)

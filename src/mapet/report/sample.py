@@ -72,14 +72,14 @@ def _batches(source: ImageSource, settings: PretrainSettings, tokens: TokenSourc
     """Crop 0 of the drawn images, for the model and, where it has to tokenise them, for the tokenizer."""
     import torch
 
-    from mapet.data.crops import crops_of
-    from mapet.data.loader import CropRenderer, make_loader
+    from mapet.data.loader import RegionRenderer, make_loader
     from mapet.data.order import BatchItem
+    from mapet.data.regions import regions_of
     from mapet.data.skipped import UnreadableImages, walk
     from mapet.data.views import Rendering
     from mapet.runtime.seeding import seeded_generator
 
     order = torch.randperm(len(source), generator=seeded_generator(settings.seed, "report"))[:SAMPLED_IMAGES]
-    renderer = CropRenderer(crops_of(settings.view, settings.seed), Rendering(settings.image_size), tokens.rendering)
+    renderer = RegionRenderer(regions_of(settings.view, settings.seed), Rendering(settings.image_size), tokens.rendering)
     loader = make_loader(source, renderer, [BatchItem(indices.tolist()) for indices in order.split(_BATCH_SIZE)])
     return walk("Reading images of the run", loader, len(order), UnreadableImages(len(order)), after=2.0)

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 
 from mapet.data.batch import LoadedBatch
-from mapet.data.crops import Crops, FixedCrop
-from mapet.data.loader import CropRenderer, make_loader
+from mapet.data.loader import RegionRenderer, make_loader
 from mapet.data.order import BatchItem
+from mapet.data.regions import FixedCrop, Regions
 from mapet.data.skipped import UnreadableImages, walk
 from mapet.data.source import ImageSource
 from mapet.errors import FailedRunError, TokenStoreError
@@ -39,7 +39,7 @@ def build_store(
     tokenizer: Tokenizer,
     path: str | Path,
     *,
-    crops: Crops | None = None,
+    regions: Regions | None = None,
     batch_size: int = 64,
     workers: int = 0,
     device: torch.device | str = "cpu",
@@ -57,7 +57,7 @@ def build_store(
         source: The images; each is read for its key, unless the source knows its keys (`with_keys`), and again to be tokenised.
         tokenizer: What makes the tokens; moved to `device`.
         path: The folder of the store, new or of the same tokenizer and view.
-        crops: What is tokenised of an image: one fixed crop, the default, or several stored ones.
+        regions: The regions of an image that are tokenised: one fixed crop (default) or several stored ones.
         batch_size: Crops per call of the tokenizer, or those of one image if they are more.
         workers: Processes that decode images; 0 decodes in this one.
         device: Where the tokenizer runs.
@@ -72,8 +72,8 @@ def build_store(
         DataError: Too many images are unreadable, or all.
         FailedRunError: Another process stopped working.
     """
-    path, crops = Path(path), crops or FixedCrop()
-    space = token_space(tokenizer, crops)
+    path, regions = Path(path), regions or FixedCrop()
+    space = token_space(tokenizer, regions)
     with only_writer(*([path] if rank == 0 else [])):
         wanted: dict[str, int] = {}
         for index, key in enumerate(image_keys(source)):
@@ -84,8 +84,8 @@ def build_store(
         tokenised |= held_keys(store, wanted)
         todo = {key: at for key, at in wanted.items() if key not in tokenised and belongs_to_rank(key, rank, world)}
         if todo:
-            batches = _batches([*todo.values()], batch_size, crops.count)
-            loader = make_loader(source, CropRenderer(crops, rendering_for(tokenizer)), batches, workers, device)
+            batches = _batches([*todo.values()], batch_size, regions.count)
+            loader = make_loader(source, RegionRenderer(regions, rendering_for(tokenizer)), batches, workers, device)
             done = _tokenise(loader, len(todo), tokenizer, space, parts, device, unreadable)
             _refuse_changed(source, [at for key, at in todo.items() if key not in done])
         if rank == 0:

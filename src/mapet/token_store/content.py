@@ -40,7 +40,7 @@ def verify_content(folder: Path, header: Header, keys: np.ndarray, ids: np.ndarr
         return
     problem = _checksum_problem(folder, header) or _key_problem(keys) or _id_problem(ids, header.space.vocab_size)
     if problem:
-        raise damaged(folder, problem, header.space.crops)
+        raise damaged(folder, problem, header.space.regions)
     with suppress(StorageError):  # a store may lie where nothing can be written; then it is read again next time
         write_json(folder / _RECORD, state)
 

@@ -6,18 +6,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mapet.data.crops import Crops
+from mapet.data.regions import Regions
 from mapet.data.views import Rendering
 from mapet.errors import TokenizerError
 from mapet.token_store.format import TokenSpace, as_json
 from mapet.tokenizers.base import Tokenizer
 
 
-def token_space(tokenizer: Tokenizer, crops: Crops) -> TokenSpace:
-    """What the ids of `tokenizer` mean when it looks at images through `crops`."""
+def token_space(tokenizer: Tokenizer, regions: Regions) -> TokenSpace:
+    """What the ids of `tokenizer` mean for images cropped to `regions`."""
     rows, columns = tokenizer.grid_size
     settings = as_json({"kind": tokenizer.kind, **tokenizer.settings(), "preprocess": tokenizer.preprocess})
-    return TokenSpace(tokenizer.fingerprint, settings, as_json(crops.describe()), (rows, columns), tokenizer.vocab_size)
+    return TokenSpace(tokenizer.fingerprint, settings, as_json(regions.describe()), (rows, columns), tokenizer.vocab_size)
 
 
 def rendering_for(tokenizer: Tokenizer) -> Rendering:

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from mapet.data.crops import Crops, crops_from
+from mapet.data.regions import Regions, regions_from
 from mapet.data.source import KEY_LENGTH
 from mapet.errors import SettingsError, TokenStoreError
 from mapet.runtime.files import sha256, write_json
@@ -45,7 +45,7 @@ class TokenSpace:
     Args:
         tokenizer_fingerprint: SHA-256 in hex over everything that makes the tokenizer.
         tokenizer: Its settings, for people.
-        view: Which part of an image is tokenised, as `Crops.describe` says it. At which size is the tokenizer's own.
+        view: Which part of an image is tokenised, as `Regions.describe` returns it. The tokenizer sets the size.
         grid_size: Tokens of what is seen, (rows, columns).
         vocab_size: Ids are 0 to `vocab_size - 1`.
     """
@@ -57,9 +57,9 @@ class TokenSpace:
     vocab_size: int
 
     @property
-    def crops(self) -> Crops:
+    def regions(self) -> Regions:
         """The view, as something that can be looked through."""
-        return crops_from(self.view)
+        return regions_from(self.view)
 
     @property
     def num_views(self) -> int | None:
@@ -145,7 +145,7 @@ def read_header(folder: Path) -> Header:
             _of_type(dict, content["unreadable"]),
             {name: _of_type(str, content["sha256"][name]) for name in (KEYS, IDS)},
         )
-        crops_from(header.space.view)
+        regions_from(header.space.view)
         header.require_sense()
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise damaged(folder, f"{HEADER} lacks or garbles {error}") from error
@@ -174,15 +174,15 @@ def read_arrays(folder: Path, header: Header) -> tuple[np.ndarray, np.ndarray]:
         keys = _map_array(folder, KEYS, (header.rows,), KEY_DTYPE)
         ids = _map_array(folder, IDS, (header.rows, *header.space.row_shape), header.space.dtype)
     except _DamagedFileError as error:
-        raise damaged(folder, str(error), header.space.crops) from error
+        raise damaged(folder, str(error), header.space.regions) from error
     return keys, ids
 
 
-def damaged(folder: Path, what: str, crops: Crops | None = None) -> TokenStoreError:
+def damaged(folder: Path, what: str, regions: Regions | None = None) -> TokenStoreError:
     """The error for a store that was complete once and is not any more."""
     return TokenStoreError(
         f"The token store {folder} is damaged: {what}. Copy it again, or build it again (the damaged one is replaced): "
-        f"{build_command(folder, crops=crops)}"
+        f"{build_command(folder, regions=regions)}"
     )
 
 
@@ -191,9 +191,9 @@ def build_hint(out: str | Path = "STORE") -> str:
     return f"To build one: {build_command(out)}"
 
 
-def build_command(out: str | Path = "ANOTHER_STORE", data: str = "DATA", crops: Crops | None = None) -> str:
+def build_command(out: str | Path = "ANOTHER_STORE", data: str = "DATA", regions: Regions | None = None) -> str:
     """The command that builds a store of these crops, or brings it up to date; of the fixed ones if none are given."""
-    return f"mapet tokenize {data} --tokenizer TOK{crops.options() if crops else ''} --out {out}"
+    return f"mapet tokenize {data} --tokenizer TOK{regions.options() if regions else ''} --out {out}"
 
 
 def _read_json(folder: Path) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mapet.data.crops import Crops, crops_from
+from mapet.data.regions import Regions, regions_from
 from mapet.data.source import KEY_LENGTH, ImageSource
 from mapet.errors import SettingsError, TokenStoreError
 from mapet.runtime.files import recover
@@ -95,13 +95,13 @@ class TokenStore:
 
     @property
     def view(self) -> dict[str, Any]:
-        """Which part of every image was tokenised, as `Crops.describe` says it."""
+        """Which part of every image was tokenised, as `Regions.describe` returns it."""
         return self.header.space.view
 
     @property
-    def crops(self) -> Crops:
-        """The same, as what finds the regions again: `crops.region(width, height, key, number)`."""
-        return self.header.space.crops
+    def regions(self) -> Regions:
+        """The same as an object: `regions.region(width, height, key, view_index)` gives the region of an image."""
+        return self.header.space.regions
 
     @property
     def unreadable(self) -> dict[str, str]:
@@ -168,7 +168,7 @@ class TokenStore:
             raise TokenStoreError(
                 f"The token store {self.path} holds tokens of the view {_compact(self.view)}, but the images are shown as "
                 f"{_compact(view)}: tokens and patches would not lie on each other. Choose the stored view, or build a store for "
-                f"yours: {build_command(crops=_known_crops(view))}"
+                f"yours: {build_command(regions=_regions_or_none(view))}"
             )
         if grid_size is not None and tuple(grid_size) != self.grid_size:
             raise TokenStoreError(
@@ -245,19 +245,19 @@ class TokenStore:
         return numbers
 
     def _rebuild(self, data: str = "DATA") -> str:
-        return build_command(self.path, data, self.crops)
+        return build_command(self.path, data, self.regions)
 
     def _build_other(self) -> str:
-        return build_command(crops=self.crops)
+        return build_command(regions=self.regions)
 
 
 def _as_text(key: str | bytes) -> str:
     return key if isinstance(key, str) else key.decode(errors="replace")
 
 
-def _known_crops(view: Mapping[str, Any]) -> Crops | None:
+def _regions_or_none(view: Mapping[str, Any]) -> Regions | None:
     try:
-        return crops_from(view)
+        return regions_from(view)
     except SettingsError:
         return None
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mapet.data.batch import LoadedBatch
-from mapet.data.loader import CropRenderer, make_loader
+from mapet.data.loader import RegionRenderer, make_loader
 from mapet.data.order import BatchItem
 from mapet.data.skipped import UnreadableImages, walk
 from mapet.data.source import ImageSource
@@ -108,7 +108,7 @@ def verify_store(
     store.check(tokenizer.fingerprint, grid_size=tokenizer.grid_size, vocab_size=tokenizer.vocab_size)
     tokenizer.to(device).eval()
     batches = _drawn(store.match(source), store.num_views or 1, count, seed, batch_size)
-    loader = make_loader(source, CropRenderer(store.crops, rendering_for(tokenizer)), batches, workers)
+    loader = make_loader(source, RegionRenderer(store.regions, rendering_for(tokenizer)), batches, workers)
     total, differences = sum(len(batch.indices) for batch in batches), []
     crops = 0
     for batch in walk("Verifying", loader, total, unreadable):

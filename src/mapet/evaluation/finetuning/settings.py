@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from mapet.data.augmentation import INTERPOLATIONS, check_rand_augment
-from mapet.data.crops import check_scale
+from mapet.data.regions import check_scale
 from mapet.errors import SettingsError, nearest
 from mapet.evaluation.protocol import Protocol
 

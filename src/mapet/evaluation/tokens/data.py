@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mapet.data.crops import FixedCrop
 from mapet.data.loader import ViewRenderer, make_loader
 from mapet.data.order import sequential_batches
+from mapet.data.regions import FixedCrop
 from mapet.data.skipped import UnreadableImages, walk
 from mapet.data.source import KEY_LENGTH, ImageSource, sample_keys, subset, with_keys
 from mapet.data.views import FixedView

@@ -6,7 +6,7 @@ import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from mapet.data.crops import check_scale
+from mapet.data.regions import check_scale
 from mapet.errors import SettingsError
 from mapet.tokenizers.fit_settings import LARGEST_VOCABULARY
 

@@ -22,9 +22,9 @@ import torch
 from torch import Tensor
 
 from mapet.data.batch import UnreadableImage
-from mapet.data.crops import RandomCrops
-from mapet.data.loader import CropRenderer, make_loader
+from mapet.data.loader import RegionRenderer, make_loader
 from mapet.data.order import step_batches
+from mapet.data.regions import RandomCrops
 from mapet.data.skipped import UnreadableImages
 from mapet.data.source import ImageSource
 from mapet.data.views import Rendering
@@ -187,13 +187,13 @@ class VQKDTraining(Training[DistillationBatch]):
     def batches(self) -> Iterator[DistillationBatch]:
         """The crops of every step that is left, those of this process."""
         settings, processes = self.settings, self.processes
-        crops = RandomCrops(None, settings.scale, settings.flip, settings.seed)
+        regions = RandomCrops(None, settings.scale, settings.flip, settings.seed)
         steps = step_batches(
             len(self.source), settings.batch_size, settings.seed, self.first_step, self.total_steps, processes.rank, processes.world
         )
         own, teachers = Rendering(settings.image_size, VQKD.interpolation), Rendering(self.teacher.image_size)
-        renderer = CropRenderer(crops, teachers, None if own == teachers else own)
-        for batch in make_loader(self.source, renderer, steps.items(crops.number), self.workers, self.device):
+        renderer = RegionRenderer(regions, teachers, None if own == teachers else own)
+        for batch in make_loader(self.source, renderer, steps.items(regions.view_index), self.workers, self.device):
             seen = batch.images.to(self.device, non_blocking=True).float() / 255
             tokenised = batch.tokenizer_images
             images = seen if tokenised is None else tokenised.to(self.device, non_blocking=True).float() / 255

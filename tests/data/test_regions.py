@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from mapet.config.settings import ViewSettings
-from mapet.data.crops import FixedCrop, RandomCrops, Region, central_square, crops_from, crops_of, draw_region
+from mapet.data.regions import FixedCrop, RandomCrops, Region, central_square, draw_region, regions_from, regions_of
 from mapet.errors import SettingsError
 
 KEY = "0123456789abcdef" * 2
@@ -16,15 +16,15 @@ STORED = RandomCrops(4, (0.3, 0.9), flip=False, seed=5)
 PINNED = [Region(276, 27, 487, 308, flip=True), Region(165, 139, 449, 364, flip=True), Region(92, 0, 481, 374, flip=True)]
 
 
-def many(crops: RandomCrops, width: int = 400, height: int = 300) -> list[Region]:
-    return [crops.region(width, height, KEY, number) for number in range(2000)]
+def many(regions: RandomCrops, width: int = 400, height: int = 300) -> list[Region]:
+    return [regions.region(width, height, KEY, number) for number in range(2000)]
 
 
 def test_a_crop_stays_what_it_was() -> None:
     """Stores that exist depend on these very boxes: whoever has to change them raises the VERSION of the store's format."""
-    crops = RandomCrops(3, seed=7)
-    assert [crops.region(500, 375, KEY, number) for number in range(3)] == PINNED
-    assert crops.region(8, 8, "f" * 32, 0) == Region(0, 0, 7, 8)
+    regions = RandomCrops(3, seed=7)
+    assert [regions.region(500, 375, KEY, number) for number in range(3)] == PINNED
+    assert regions.region(8, 8, "f" * 32, 0) == Region(0, 0, 7, 8)
 
 
 def test_crops_are_functions_of_seed_key_and_number_only() -> None:
@@ -39,8 +39,8 @@ def test_crops_are_functions_of_seed_key_and_number_only() -> None:
 
 def test_stored_and_online_crops_of_a_seed_are_the_same_but_online_never_repeats() -> None:
     stored, online = RandomCrops(3, seed=4), RandomCrops(None, seed=4)
-    assert [stored.number(epoch) for epoch in range(7)] == [0, 1, 2, 0, 1, 2, 0]
-    assert [online.number(epoch) for epoch in range(7)] == [*range(7)]
+    assert [stored.view_index(epoch) for epoch in range(7)] == [0, 1, 2, 0, 1, 2, 0]
+    assert [online.view_index(epoch) for epoch in range(7)] == [*range(7)]
     assert stored.region(40, 30, KEY, 2) == online.region(40, 30, KEY, 2)
 
 
@@ -75,14 +75,14 @@ def test_where_nothing_fits_the_largest_central_part_is_taken() -> None:
 def test_the_fixed_crop_is_the_central_square() -> None:
     assert FixedCrop().region(300, 200, KEY, 0) == central_square(300, 200) == Region(50, 0, 250, 200)
     assert FixedCrop().region(3, 8, "other", 5) == Region(0, 2, 3, 5)
-    assert {FixedCrop().number(epoch) for epoch in range(5)} == {0}
+    assert {FixedCrop().view_index(epoch) for epoch in range(5)} == {0}
 
 
-@pytest.mark.parametrize("crops", [FixedCrop(), STORED, RandomCrops(1), RandomCrops(None, (0.5, 1)), RandomCrops(2, (1, 1))])
-def test_a_description_gives_the_crops_again(crops: FixedCrop | RandomCrops) -> None:
-    described = json.loads(json.dumps(crops.describe()))
-    assert crops_from(described) == crops
-    assert described == crops.describe()
+@pytest.mark.parametrize("regions", [FixedCrop(), STORED, RandomCrops(1), RandomCrops(None, (0.5, 1)), RandomCrops(2, (1, 1))])
+def test_a_description_gives_the_crops_again(regions: FixedCrop | RandomCrops) -> None:
+    described = json.loads(json.dumps(regions.describe()))
+    assert regions_from(described) == regions
+    assert described == regions.describe()
 
 
 @pytest.mark.parametrize(
@@ -90,11 +90,11 @@ def test_a_description_gives_the_crops_again(crops: FixedCrop | RandomCrops) -> 
     [{"name": "squeezed"}, {"count": 0}, {"count": "4"}, {"count": 2.5}, {"scale": [0.3]}, {"more": 1}, {"name": "online"}],
 )
 def test_a_description_that_means_nothing_here_is_refused(change: dict) -> None:
-    with pytest.raises(SettingsError, match=r"does not know the view|allowed: 1 or more"):
-        crops_from(STORED.describe() | change)
+    with pytest.raises(SettingsError, match=r"Unknown view|allowed: 1 or more"):
+        regions_from(STORED.describe() | change)
     for missing in ("scale", "flip", "seed"):
-        with pytest.raises(SettingsError, match="does not know the view"):
-            crops_from({name: value for name, value in STORED.describe().items() if name != missing})
+        with pytest.raises(SettingsError, match="Unknown view"):
+            regions_from({name: value for name, value in STORED.describe().items() if name != missing})
 
 
 def test_options_are_those_that_store_such_crops() -> None:
@@ -104,10 +104,10 @@ def test_options_are_those_that_store_such_crops() -> None:
 
 
 def test_the_settings_of_a_run() -> None:
-    assert crops_of(ViewSettings(), 3) == FixedCrop()
+    assert regions_of(ViewSettings(), 3) == FixedCrop()
     view = ViewSettings(name="stored", count=2, scale=(0.4, 0.8), flip=False, seed=9)
-    assert crops_of(view, 3) == RandomCrops(2, (0.4, 0.8), False, 9)
-    assert crops_of(view.model_copy(update={"name": "online"}), 3) == RandomCrops(None, (0.4, 0.8), False, 3)
+    assert regions_of(view, 3) == RandomCrops(2, (0.4, 0.8), False, 9)
+    assert regions_of(view.model_copy(update={"name": "online"}), 3) == RandomCrops(None, (0.4, 0.8), False, 3)
 
 
 def test_what_cannot_be_is_refused() -> None:

@@ -1,11 +1,10 @@
-"""Which part of an image is seen, and when: the geometry that tokenizer and backbone share, each rendering it at its own size.
+"""Regions: which part of an image tokenizer and backbone see. Each of them renders the same region at its own size.
 
-    fixed    the central square, always: the paper's
-    stored   K random crops of every image, whose tokens are stored; every epoch shows the next one
-    online   a new random crop in every epoch, whose tokens are computed when it is shown
+    fixed    the central square, as in the paper
+    stored   K random crops of every image, whose tokens are stored; each epoch uses the next one
+    online   a new random crop in every epoch, whose tokens are computed during training
 
-A crop is known by its number, and is a function of the image's size, its sample key and that number: whoever asks for crop number
-3 of an image gets the same region, today or next year, in any order and from any process.
+A region is a function of the image's size, its sample key and the view index. The order of calls and the process do not matter.
 """
 
 from __future__ import annotations
@@ -55,26 +54,26 @@ class FixedCrop:
 
     count = None
 
-    def number(self, epoch: int) -> int:
-        """There is only one."""
+    def view_index(self, epoch: int) -> int:
+        """Always 0: there is one view."""
         return 0
 
-    def region(self, width: int, height: int, key: str, number: int) -> Region:
-        """The same for every key."""
+    def region(self, width: int, height: int, key: str, view_index: int) -> Region:
+        """The central square, for every key and view index."""
         return central_square(width, height)
 
     def describe(self) -> dict[str, Any]:
-        """What a token store records, and `crops_from` reads."""
+        """The entry of a token store's header; `regions_from` reads it."""
         return {"name": "fixed"}
 
     def options(self) -> str:
-        """Of `mapet tokenize`, for a store of this view: it is what that does unasked."""
+        """The options of `mapet tokenize` for a store of this view: none, because it is the default."""
         return ""
 
 
 @dataclass(frozen=True)
 class RandomCrops:
-    """Random crops, drawn for every image by itself: with a `count` stored ones, which come by in turn, without one never the same.
+    """Random crops, drawn for every image separately. With a `count` they repeat; without one each epoch has new ones.
 
     Args:
         count: Crops an image, numbered from 0; None for a new one in every epoch ("online").
@@ -93,21 +92,21 @@ class RandomCrops:
             raise SettingsError(f"The number of stored views is {self.count}; allowed: 1 or more.")
         check_scale(self.scale)
 
-    def number(self, epoch: int) -> int:
-        """Which crop an epoch shows: of stored ones each epoch another, until all were shown."""
+    def view_index(self, epoch: int) -> int:
+        """The index of the crop that an epoch uses: stored crops take turns."""
         return epoch % self.count if self.count else epoch
 
-    def region(self, width: int, height: int, key: str, number: int) -> Region:
-        """Drawn from (seed, key, number)."""
-        return draw_region(width, height, seeded_generator(self.seed, "crop", key, number), self.scale, self.flip)
+    def region(self, width: int, height: int, key: str, view_index: int) -> Region:
+        """Drawn from (seed, key, view_index)."""
+        return draw_region(width, height, seeded_generator(self.seed, "crop", key, view_index), self.scale, self.flip)
 
     def describe(self) -> dict[str, Any]:
-        """What a token store records, and `crops_from` reads."""
+        """The entry of a token store's header; `regions_from` reads it."""
         settings = {"scale": [*map(float, self.scale)], "flip": self.flip, "seed": self.seed}
         return {"name": "stored", "count": self.count, **settings} if self.count else {"name": "online", **settings}
 
     def options(self) -> str:
-        """Of `mapet tokenize`, for a store of this view; no store holds crops that are never the same."""
+        """The options of `mapet tokenize` for a store of this view; empty for online crops, which are not stored."""
         if self.count is None:
             return ""
         low, high = self.scale
@@ -115,34 +114,34 @@ class RandomCrops:
         return f" --views {self.count} --scale {low:g} {high:g}{flip}{seed}"
 
 
-# Both have `count`, `number`, `region`, `describe` and `options`; `count` is None where a store has no axis for it.
-Crops = FixedCrop | RandomCrops
+# Both have `count`, `view_index`, `region`, `describe` and `options`; `count` is None where a store has no axis for it.
+Regions = FixedCrop | RandomCrops
 
 
-def crops_of(view: ViewSettings, run_seed: int) -> Crops:
-    """The crops of a run. Those to be stored have a seed of their own, as several runs may share a store."""
+def regions_of(view: ViewSettings, run_seed: int) -> Regions:
+    """The regions of a run. Stored crops have their own seed, because several runs can share a store."""
     if view.name == "stored":
         return RandomCrops(view.count, view.scale, view.flip, view.seed)
     return RandomCrops(None, view.scale, view.flip, run_seed) if view.name == "online" else FixedCrop()
 
 
-def crops_from(description: Mapping[str, Any]) -> Crops:
-    """The crops that described themselves so.
+def regions_from(description: Mapping[str, Any]) -> Regions:
+    """The inverse of `describe`.
 
     Raises:
-        SettingsError: There are no such crops.
+        SettingsError: The description is unknown.
     """
     if description == FixedCrop().describe():
         return FixedCrop()
     try:
         low, high = map(float, description["scale"])
         count = int(description["count"]) if "count" in description else None
-        crops = RandomCrops(count, (low, high), bool(description["flip"]), int(description["seed"]))
+        regions = RandomCrops(count, (low, high), bool(description["flip"]), int(description["seed"]))
     except (KeyError, TypeError, ValueError):
-        crops = None
-    if crops is None or crops.describe() != description:
-        raise SettingsError(f"This version of mapet does not know the view {dict(description)}.")
-    return crops
+        regions = None
+    if regions is None or regions.describe() != description:
+        raise SettingsError(f"Unknown view in this version of mapet: {dict(description)}.")
+    return regions
 
 
 def central_square(width: int, height: int) -> Region:
@@ -169,7 +168,7 @@ def draw_region(
 
 
 def check_scale(scale: tuple[float, float]) -> None:
-    """Refuses what are not two shares of an area, the smaller one first."""
+    """Refuses anything but two shares of an area, the smaller one first."""
     if not 0 < scale[0] <= scale[1] <= 1:
         raise SettingsError(f"scale is {scale}; allowed: two shares of the area, 0 < smallest <= largest <= 1.")
 
