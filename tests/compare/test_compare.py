@@ -113,7 +113,7 @@ def test_tables(finished: Comparison) -> None:
     read = [*csv.DictReader(comma_separated(rows).splitlines())]
     assert [row["cell"] for row in read] == [row.cell for row in rows]
     assert float(read[2]["difference"]) == pytest.approx(rows[2].mean - rows[1].mean)
-    words = sentences(rows, "mim")
+    words = sentences(rows)
     assert len(words) == 2
     assert all("mim" in sentence and "95 % interval" in sentence for sentence in words)
 
@@ -124,7 +124,7 @@ def test_a_difference_over_fewer_seeds_is_stated(finished: Comparison) -> None:
     assert "seeds of both" not in markdown([row])
     longer = dataclasses.replace(row, values={**row.values, 2: 0.9})
     assert "; over the 2 seeds of both" in markdown([longer])
-    assert "over the 2 seeds of both" in sentences([longer], "mim")[0]
+    assert "over the 2 seeds of both" in sentences([longer])[0]
 
 
 def test_a_finished_comparison_is_not_repeated_and_may_grow(again: Comparison) -> None:
@@ -184,6 +184,27 @@ def test_what_else_is_varied(tmp_path: Path) -> None:
     assert [cell.title(grid) for cell in grid.cells] == ["lr 1e-3", "lr 2e-3"]
     assert [made.manifest.settings(cell, 0).training.lr for cell in grid.cells] == [1e-3, 2e-3]
     assert len({cell.name for cell in grid.cells}) == 2
+
+
+def test_each_cell_is_compared_with_the_first_objective_on_the_same_tokens() -> None:
+    """The first objective is compared with itself on the first tokens; an objective without tokens with that as well."""
+    grid = Grid(("mim", "mapet", "simmim"), ("coates", "pixels"), vary=parse_vary(["training.lr=1,2"]))
+    pairs = {cell.title(grid): grid.baseline(cell).title(grid) for cell in grid.cells}
+    first = "mim, coates, lr 1"
+    assert pairs == {
+        first: first,
+        "mapet, coates, lr 1": first,
+        "simmim, lr 1": first,
+        "mim, coates, lr 2": first,
+        "mapet, coates, lr 2": "mim, coates, lr 2",
+        "simmim, lr 2": "mim, coates, lr 2",
+        "mim, pixels, lr 1": first,
+        "mapet, pixels, lr 1": "mim, pixels, lr 1",
+        "mim, pixels, lr 2": first,
+        "mapet, pixels, lr 2": "mim, pixels, lr 2",
+    }
+    tokenless = Grid(("simmim", "mapet"), ("coates", "pixels"))
+    assert {tokenless.baseline(cell).objective for cell in tokenless.cells} == {"simmim"}
 
 
 @pytest.mark.parametrize(

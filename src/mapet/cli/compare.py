@@ -15,7 +15,7 @@ def compare(
     out: Annotated[Path, typer.Option(help="Folder of the comparison; the same command goes on there.")],
     recipe: Annotated[str, typer.Option(help="A name from `mapet recipes`, or a YAML file.")],
     objectives: Annotated[
-        str, typer.Option(help="Names from `mapet objectives`; the first one is the baseline.")
+        str, typer.Option(help="Names from `mapet objectives`. The first one is what the others are compared with.")
     ] = "mim,pim,mapet",
     tokenizers: Annotated[
         str,
@@ -59,7 +59,7 @@ def compare(
     comparison.begin()
     failed = comparison.run(chosen)
     results = ComparisonResults(comparison.manifest, comparison.protocols)
-    for sentence in sentences(results.rows, grid.cells[0].title(grid)):
+    for sentence in sentences(results.rows):
         print(sentence)
     print(f"Comparison: {comparison.page}")
     if failed:

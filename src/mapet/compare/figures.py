@@ -14,13 +14,15 @@ from mapet.report.reading import ReportedRun
 _POINTS = 60  # of a learning curve
 
 
-def forest_plots(rows: Sequence[Row], baseline: str) -> list[Picture]:
-    """Of every protocol the differences to the baseline, with 95 % intervals."""
+def forest_plots(rows: Sequence[Row]) -> list[Picture]:
+    """Of every protocol the differences to the baselines, with 95 % intervals."""
     protocols = dict.fromkeys(row.protocol for row in rows if row.difference is not None)
-    return [_forest([row for row in rows if row.protocol == name], name, baseline) for name in protocols]
+    return [_forest([row for row in rows if row.protocol == name], name) for name in protocols]
 
 
-def _forest(rows: Sequence[Row], protocol: str, baseline: str) -> Picture:
+def _forest(rows: Sequence[Row], protocol: str) -> Picture:
+    baselines = [*dict.fromkeys(row.baseline for row in rows if row.difference is not None)]
+    baseline = baselines[0] if len(baselines) == 1 else "the baseline"
     shown = [(row.cell, found, row.differs) for row in rows if (found := row.difference) is not None]
     with canvas(0.9 + 0.32 * len(shown)) as drawn:
         axes = drawn.figure.add_subplot()

@@ -59,7 +59,7 @@ class Grid:
     """What is compared; everything else is equal.
 
     Args:
-        objectives: Registered names; the first one, with the first of everything else, is the baseline.
+        objectives: Registered names. The first one is the baseline of the others, see `baseline`.
         tokenizers: Features, or paths of saved tokenizers; () for what the recipe has.
         backbones: timm's names; () for that of the recipe.
         vary: Settings to several values each, as `--set` takes them.
@@ -94,6 +94,19 @@ class Grid:
             for objective in self.objectives
         ]
         return [*dict.fromkeys(cells)]
+
+    def baseline(self, cell: Cell) -> Cell:
+        """What a cell is compared with: the first objective on the same tokens, backbone and settings; for that one, the first cell."""
+        first = self.cells[0]
+        if cell.objective == first.objective:
+            return first
+        equal = (
+            other
+            for other in self.cells
+            if other.objective == first.objective and (other.backbone, other.varied) == (cell.backbone, cell.varied)
+            if None in (other.tokenizer, cell.tokenizer) or other.tokenizer == cell.tokenizer
+        )
+        return next(equal)
 
     def describe(self) -> dict[str, Any]:
         """As JSON."""

@@ -46,11 +46,11 @@ def comparison_page(results: ComparisonResults, failed: Sequence[str] = ()) -> t
         failed: A sentence for every run that failed.
     """
     rows, grid = results.rows, results.manifest.grid
-    baseline = grid.cells[0].title(grid)
+    baseline = grid.objectives[0] if len(grid.objectives) > 1 else grid.cells[0].title(grid)
     title = f"Comparison on {results.manifest.data}"
     curves = learning_curves(results)
-    groups = [forest_plots(rows, baseline), [curves] if curves else [], cost_against_accuracy(results)]
-    words = [page.text(sentence) for sentence in sentences(rows, baseline)]
+    groups = [forest_plots(rows), [curves] if curves else [], cost_against_accuracy(results)]
+    words = [page.text(sentence) for sentence in sentences(rows)]
     unfinished = [page.left_out(f"{run} (not finished).") for run in results.missing] + [page.left_out(text) for text in failed]
     tested = sum(row.difference is not None for row in rows)
     content = [

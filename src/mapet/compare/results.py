@@ -40,6 +40,7 @@ class Row:
         protocol: The title of the protocol with its pool.
         metric: Of the figures.
         values: Seed to figure, 0 to 1; the seeds that are there.
+        baseline: The title of the cell that this one is compared with; "" for the random initialisation and the first cell.
         difference: To the baseline, over the seeds of both; None of the baseline, and where no seed is shared.
         p: That of the difference, adjusted for all differences of the comparison.
     """
@@ -48,6 +49,7 @@ class Row:
     protocol: str
     metric: str
     values: dict[int, float]
+    baseline: str = ""
     difference: Difference | None = None
     p: float | None = None
 
@@ -103,16 +105,20 @@ class ComparisonResults:
         for protocol in self.protocols:
             measured = {cell: self._measured(cell, protocol) for cell in self.manifest.grid.cells}
             rows += self._random(protocol)
-            baseline = measured[self.manifest.grid.cells[0]]
-            rows += [self._row(cell, protocol, own, baseline) for cell, own in measured.items() if own]
+            rows += [self._row(cell, protocol, measured) for cell, own in measured.items() if own]
         return _adjusted(rows)
 
-    def _row(self, cell: Cell, protocol: Protocol, own: dict[int, Measured], baseline: dict[int, Measured]) -> Row:
+    def _row(self, cell: Cell, protocol: Protocol, measured: dict[Cell, dict[int, Measured]]) -> Row:
+        grid, own = self.manifest.grid, measured[cell]
         metric = next(iter(own.values())).result.metric
-        seeds = sorted(own.keys() & baseline.keys()) if cell != self.manifest.grid.cells[0] else []
-        difference = compared([baseline[seed] for seed in seeds], [own[seed] for seed in seeds], metric) if seeds else None
         values = {seed: each.value for seed, each in own.items()}
-        return Row(cell.title(self.manifest.grid), _title(protocol), metric, values, difference)
+        row = Row(cell.title(grid), _title(protocol), metric, values)
+        baseline = grid.baseline(cell)
+        if baseline == cell:
+            return row
+        seeds = sorted(own.keys() & measured[baseline].keys())
+        pairs = [[some[seed] for seed in seeds] for some in (measured[baseline], own)]
+        return replace(row, baseline=baseline.title(grid), difference=compared(*pairs, metric) if seeds else None)
 
     def _measured(self, cell: Cell, protocol: Protocol) -> dict[int, Measured]:
         return {seed: self._read(cell, seed, protocol) for other, seed in self.finished if other == cell}

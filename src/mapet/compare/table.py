@@ -10,7 +10,7 @@ from mapet.compare.results import Row
 from mapet.compare.statistics import Difference
 from mapet.evaluation.protocol import METRICS
 
-HEADINGS = ("", "figure", "value (%)", "seeds", "difference to the baseline (points)", "adjusted p", "")
+HEADINGS = ("", "figure", "value (%)", "seeds", "difference (points)", "to", "adjusted p", "")
 
 
 def cells_of(row: Row) -> list[str]:
@@ -30,44 +30,46 @@ def latex(rows: Sequence[Row]) -> str:
     """A tabular of LaTeX with booktabs' rules."""
     body = [" & ".join(map(_escaped, cells_of(row))) + r" \\" for row in rows]
     head = " & ".join(map(_escaped, HEADINGS)) + r" \\"
-    return "\n".join([r"\begin{tabular}{llrrrrl}", r"\toprule", head, r"\midrule", *body, r"\bottomrule", r"\end{tabular}", ""])
+    return "\n".join([r"\begin{tabular}{llrrrlrl}", r"\toprule", head, r"\midrule", *body, r"\bottomrule", r"\end{tabular}", ""])
 
 
 def comma_separated(rows: Sequence[Row]) -> str:
     """One line a row, with every seed's figure; shares, not per cent."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(["cell", "protocol", "metric", "mean", "deviation", "values", "difference", "low", "high", "p_adjusted"])
+    writer.writerow(
+        ["cell", "protocol", "metric", "mean", "deviation", "values", "difference", "low", "high", "baseline", "p_adjusted"]
+    )
     for row in rows:
         found = row.difference
         interval = [found.mean, found.low, found.high] if found else ["", "", ""]
         values = " ".join(f"{seed}:{value:.6f}" for seed, value in sorted(row.values.items()))
-        writer.writerow([row.cell, row.protocol, row.metric, row.mean, row.deviation, values, *interval, row.p])
+        writer.writerow([row.cell, row.protocol, row.metric, row.mean, row.deviation, values, *interval, row.baseline, row.p])
     return buffer.getvalue()
 
 
-def sentences(rows: Sequence[Row], baseline: str) -> list[str]:
+def sentences(rows: Sequence[Row]) -> list[str]:
     """What every difference means, in words."""
-    return [_sentence(row, row.difference, baseline) for row in rows if row.difference is not None]
+    return [_sentence(row, row.difference) for row in rows if row.difference is not None]
 
 
-def _sentence(row: Row, found: Difference, baseline: str) -> str:
+def _sentence(row: Row, found: Difference) -> str:
     figure = f"By {row.protocol}, {row.cell}"
     interval = f"95 % interval {100 * found.low:+.1f} to {100 * found.high:+.1f}"
     only = "; one seed: the interval counts the test images only" if found.seeds == 1 else _fewer_seeds(row, found)
     if not row.differs:
-        return f"{figure}: no difference to {baseline} is shown ({100 * found.mean:+.1f} points, {interval}{only})."
+        return f"{figure}: no difference to {row.baseline} is shown ({100 * found.mean:+.1f} points, {interval}{only})."
     way = "better" if found.mean > 0 else "worse"
-    return f"{figure} is {way} than {baseline} by {100 * abs(found.mean):.1f} points ({interval}{only})."
+    return f"{figure} is {way} than {row.baseline} by {100 * abs(found.mean):.1f} points ({interval}{only})."
 
 
 def _difference(row: Row) -> list[str]:
     found = row.difference
     if found is None:
-        return ["", "", ""]
+        return ["", row.baseline, "", ""]
     interval = f"{100 * found.mean:+.1f} [{100 * found.low:+.1f}, {100 * found.high:+.1f}]{_fewer_seeds(row, found)}"
     p = "< 0.001" if (row.p or 0) < 0.001 else f"{row.p:.3f}"
-    return [interval, p, "" if row.differs else "no difference shown"]
+    return [interval, row.baseline, p, "" if row.differs else "no difference shown"]
 
 
 def _fewer_seeds(row: Row, found: Difference) -> str:
