@@ -20,7 +20,7 @@ from mapet.compare.grid import Grid, parse_vary
 from mapet.compare.results import ComparisonResults, Measured, compared
 from mapet.compare.statistics import paired_difference
 from mapet.compare.table import comma_separated, latex, markdown, sentences
-from mapet.errors import CheckpointError, SettingsError
+from mapet.errors import CheckpointError, SettingsError, TokenizerError
 from mapet.evaluation.outcomes import Outcomes
 from mapet.runtime.files import write_json
 from tests.tiny import LOCATION, tiny_values
@@ -205,6 +205,56 @@ def test_each_cell_is_compared_with_the_first_objective_on_the_same_tokens() -> 
     }
     tokenless = Grid(("simmim", "mapet"), ("coates", "pixels"))
     assert {tokenless.baseline(cell).objective for cell in tokenless.cells} == {"simmim"}
+
+
+def test_tuning_chooses_on_training_images_and_is_shown(tmp_path: Path) -> None:
+    """A learning rate at which the training diverges is not chosen; the runs have the one that is. A new value may change it."""
+    grid = Grid(("mim", "mapet"), tune=parse_vary(["lr=1e30,2e-3"]), seeds=1)
+    made = carried_out(tmp_path / "out", grid)
+    rows = results(made).rows
+    assert [row.tuned for row in rows] == ["", "lr 2e-3", "lr 2e-3"]
+    assert "mapet (lr 2e-3)" in markdown(rows)
+    runs = [made.manifest.run(cell, 0) for cell in grid.cells]
+    assert [run.read_config()["science"]["training"]["lr"] for run in runs] == [2e-3, 2e-3]
+    page = made.page.read_text(encoding="utf-8")
+    assert "diverged" in page
+    assert "chosen" in page
+    trial = made.tuning.run(made.tuning.trials[1][1])
+    (result,) = [json.loads(path.read_text()) for path in trial.evaluations.glob("*.json")]
+    images = runs[0].read_config()["images"]["count"]
+    assert result["train_images"] + result["test_images"] == images
+    again = comparison(tmp_path / "out", grid)
+    assert results(again).missing == []
+    assert results(comparison(tmp_path / "out", dataclasses.replace(grid, tune={"training.lr": ("2e-3", "1e-3")}))).missing
+
+
+def test_trials_are_shared_by_jobs(tmp_path: Path) -> None:
+    grid = Grid(("mim",), tune=parse_vary(["lr=1e-3,2e-3"]), seeds=2)
+    first = carried_out(tmp_path / "out", grid, (1, 2))
+    trials = [first.tuning.run(trial) for _, trial in first.tuning.trials]
+    assert all(run.backbone.is_dir() for run in trials)  # its own, and the other one before it needs the choice
+    assert len(results(first).missing) == 1
+    assert results(carried_out(tmp_path / "out", grid, (2, 2))).missing == []
+
+
+def test_what_cannot_be_tuned(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"training\.lr is varied and tuned"):
+        Grid(("mim",), vary=parse_vary(["lr=1,2"]), tune=parse_vary(["training.lr=1,2"]))
+    with pytest.raises(SettingsError, match="no labels of which a part could be held out"):
+        comparison(tmp_path / "out", Grid(("mim",), tune=parse_vary(["lr=1,2"])), protocols=("segment",))
+
+
+def test_unknown_tokenizers_are_refused_before_work_begins(tmp_path: Path) -> None:
+    for name, message in [("coatess", "no features called 'coatess'.*coates"), ("k-clip", "no tokenizer 'k-clip' on this machine")]:
+        with pytest.raises(TokenizerError, match=message):
+            comparison(tmp_path / "out", Grid(("mim",), (name, "coates")))
+
+
+def test_a_saved_tokenizer_brings_its_vocabulary(finished: Comparison, tmp_path: Path) -> None:
+    (saved,) = (finished.manifest.out / "tokens").glob("*/tokenizer")
+    description = json.loads((saved / "tokenizer.json").read_text())
+    made = comparison(tmp_path / "out", Grid(("mim",), (str(saved),), seeds=1), overrides=["tokenizer.vocab_size=77"])
+    assert made.manifest.settings(made.manifest.grid.cells[0], 0).tokenizer.vocab_size == description["settings"]["vocab_size"]
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,14 @@ def compare(
     vary: Annotated[
         list[str] | None, typer.Option(metavar="KEY=V1,V2", help="Further settings that the grid varies; repeatable.")
     ] = None,
+    tune: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY=V1,V2",
+            help="Settings of which every cell chooses one, such as lr=1e-3,3e-3: by the first protocol on held-out training "
+            "images; repeatable.",
+        ),
+    ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Seeds of every cell.")] = 3,
     protocols: Annotated[str, typer.Option(help="Names from `mapet protocols`.")] = "knn,linear",
     set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting of all runs; repeatable.")] = None,
@@ -48,7 +56,7 @@ def compare(
     from mapet.errors import FailedRunError, SettingsError
 
     chosen = part_of(part)
-    grid = Grid(_names(objectives), _names(tokenizers), _names(backbones), parse_vary(vary or []), seeds)
+    grid = Grid(_names(objectives), _names(tokenizers), _names(backbones), parse_vary(vary or []), parse_vary(tune or []), seeds)
     comparison = Comparison(out, data, recipe, grid, _names(protocols), set_ or [], budget)
     if dry_run or max_hours is not None:
         hours = comparison.plan()

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
 from mapet.compare.grid import Cell
 from mapet.compare.manifest import Manifest
-from mapet.compare.tokens import make_tokens
+from mapet.compare.tokens import tokens_of
+from mapet.compare.tuning import Tuning
 from mapet.config.settings import PretrainSettings
 from mapet.data.order import step_batches
 from mapet.data.sources import open_source
-from mapet.errors import InUseError, MapetError
+from mapet.errors import InterruptedRunError, InUseError, MapetError
 from mapet.evaluation.evaluate import evaluate
 from mapet.evaluation.protocol import Protocol
-from mapet.objectives import OBJECTIVES
 from mapet.objectives.base import Objective
 from mapet.pretraining.pretrain import backbone_spec, build_objective, pretrain
 from mapet.pretraining.step import TrainingStep
@@ -27,42 +28,64 @@ from mapet.runtime.progress import say
 from mapet.runtime.run_directory import RunDirectory
 
 _TIMED_STEPS = 3
-_SECONDS_BETWEEN_TRIES = 5.0
 
 
-def carry_out(manifest: Manifest, protocols: Sequence[Protocol], part: tuple[int, int] = (1, 1)) -> list[str]:
+def carry_out(manifest: Manifest, protocols: Sequence[Protocol], tuning: Tuning, part: tuple[int, int] = (1, 1)) -> list[str]:
     """Trains and evaluates what is left, seed by seed, so that a comparison that is stopped has whole seeds.
 
     Args:
         manifest: Of the comparison, begun.
         protocols: What to measure.
+        tuning: Of the same comparison; its trials come first.
         part: (i, n): this job takes every n-th run, from the i-th on; jobs meet in the folder of the comparison.
 
     Returns:
         A sentence for every run that failed; the others went on.
     """
-    failed = []
-    todo = [(cell, seed) for seed in range(manifest.grid.seeds) for cell in manifest.grid.cells][part[0] - 1 :: part[1]]
+    grid, failed = manifest.grid, _Failed()
+    trials = tuning.trials[part[0] - 1 :: part[1]]
+    for number, (cell, trial) in enumerate(trials, 1):
+        if trial not in tuning.scores(cell):
+            with failed.noted(f"{trial.title(grid)}, trial", f"Trial {number} of {len(trials)}: {trial.title(grid)}."):
+                tuning.carry_out(cell, trial)
+    todo = [(cell, seed) for seed in range(grid.seeds) for cell in grid.cells][part[0] - 1 :: part[1]]
     for number, (cell, seed) in enumerate(todo, 1):
-        run = manifest.run(cell, seed)
-        if is_finished(run, manifest.data, protocols):
+        tuning.refresh()
+        if is_finished(manifest, cell, seed, protocols):
             continue
-        say(f"Run {number} of {len(todo)}: {cell.title(manifest.grid)}, seed {seed}.")
+        title = f"{cell.title(grid)}, seed {seed}"
+        with failed.noted(title, f"Run {number} of {len(todo)}: {title}."):
+            tuning.require(cell)
+            _run(manifest, cell, seed, protocols)
+    return failed.sentences
+
+
+class _Failed:
+    """The runs that failed; the others go on."""
+
+    def __init__(self) -> None:
+        self.sentences: list[str] = []
+
+    @contextmanager
+    def noted(self, title: str, line: str) -> Iterator[None]:
+        """Does one run; what ends it is noted, unless the user or the scheduler stopped it."""
+        say(line)
         try:
-            _run(manifest, cell, seed, run, protocols)
+            yield
+        except InterruptedRunError:
+            raise
         except InUseError as error:
             say(f"Left to another job: {error}")
         except MapetError as error:
-            if error.exit_code == 130:
-                raise
-            failed.append(f"{cell.title(manifest.grid)}, seed {seed}: {error}")
+            self.sentences.append(f"{title}: {error}")
             say(f"This run failed, and the comparison goes on: {error}")
-    return failed
 
 
-def is_finished(run: RunDirectory, data: str, protocols: Sequence[Protocol]) -> bool:
+def is_finished(manifest: Manifest, cell: Cell, seed: int, protocols: Sequence[Protocol]) -> bool:
     """Whether a run has its backbone and the results of all protocols."""
-    return run.backbone.is_dir() and all(result_file(run, data, protocol).is_file() for protocol in protocols)
+    run = manifest.run(cell, seed)
+    results = (result_file(run, manifest.data, protocol) for protocol in protocols)
+    return manifest.is_tuned(cell) and run.backbone.is_dir() and all(path.is_file() for path in results)
 
 
 def result_file(run: RunDirectory, data: str, protocol: Protocol) -> Path:
@@ -110,13 +133,10 @@ def _objective(settings: PretrainSettings) -> Objective:
     return build_objective(settings, backbone_spec(settings).build(drop_path_rate=settings.training.drop_path))
 
 
-def _run(manifest: Manifest, cell: Cell, seed: int, run: RunDirectory, protocols: Sequence[Protocol]) -> None:
-    settings = manifest.settings(cell, seed)
+def _run(manifest: Manifest, cell: Cell, seed: int, protocols: Sequence[Protocol]) -> None:
+    run, settings = manifest.run(cell, seed), manifest.settings(cell, seed)
     if not run.backbone.is_dir():
-        tokens = None
-        if "tokens" in OBJECTIVES.get(cell.objective).needs and settings.view.name != "online":
-            tokens = _tokens(manifest, cell)
-        pretrain(manifest.data, settings, run.path, tokens=tokens)
+        pretrain(manifest.data, settings, run.path, tokens=tokens_of(manifest, cell))
     left = [protocol for protocol in protocols if not result_file(run, manifest.data, protocol).is_file()]
     # The random initialisation depends on the seed and the backbone alone: it is evaluated with the first objective.
     first = next(other for other in manifest.grid.cells if other.backbone == cell.backbone and other.varied == cell.varied)
@@ -129,16 +149,3 @@ def _run(manifest: Manifest, cell: Cell, seed: int, run: RunDirectory, protocols
         max_unreadable=settings.mechanics.max_unreadable,
         with_random=cell == first,
     )
-
-
-def _tokens(manifest: Manifest, cell: Cell) -> Path:
-    """The tokens of a cell, made once for all its runs; waits for the job that makes them."""
-    settings, waiting = manifest.settings(cell, 0), False
-    while True:
-        try:
-            return make_tokens(manifest.data, settings, manifest.out / "tokens", cell.tokenizer or "")
-        except InUseError as error:
-            if not waiting:
-                say(f"Waiting for the tokens that another job makes: {error}")
-            waiting = True
-            time.sleep(_SECONDS_BETWEEN_TRIES)

@@ -11,6 +11,7 @@ from mapet.compare.html import comparison_page
 from mapet.compare.manifest import Manifest
 from mapet.compare.results import ComparisonResults
 from mapet.compare.table import comma_separated, latex, markdown
+from mapet.compare.tuning import Tuning
 from mapet.errors import SettingsError, nearest
 from mapet.evaluation.presets import protocols_of
 from mapet.evaluation.protocol import Protocol
@@ -60,14 +61,16 @@ class Comparison:
         hashes = {protocol.title: protocol.hash for protocol in self.protocols}
         self.manifest = Manifest(out, data, recipe, overrides, grid, hashes, budget)
         self.manifest.check_equal()
+        self.tuning = Tuning(self.manifest, self.protocols[0])
 
     def plan(self) -> float:
         """Says what will be done, and returns the hours that the trainings take by a few timed steps, without evaluations."""
         manifest, grid = self.manifest, self.manifest.grid
         seconds = {cell: seconds_per_step(manifest, cell) for cell in grid.cells}
         steps = {**equal_steps(manifest, [1.0] * len(grid.cells)), **manifest.steps}
-        total = sum(seconds[cell] * steps[cell.name] for cell in grid.cells) * grid.seeds
-        say(f"{len(grid.cells)} x {grid.seeds} runs, about {format_seconds(total)} of training on this machine:")
+        total = sum(seconds[cell] * steps[cell.name] for cell in grid.cells) * (grid.seeds + len(self.tuning.values))
+        trials = f" and {len(self.tuning.trials)} trials" if self.tuning.trials else ""
+        say(f"{len(grid.cells)} x {grid.seeds} runs{trials}, about {format_seconds(total)} of training on this machine:")
         for cell in grid.cells:
             cost = seconds[cell] * steps[cell.name]
             say(f"  {cell.title(grid)}: {steps[cell.name]:,} steps of {1000 * seconds[cell]:.0f} ms, {format_seconds(cost)} a run")
@@ -96,7 +99,7 @@ class Comparison:
         Returns:
             A sentence for every run that failed.
         """
-        failed = carry_out(self.manifest, self.protocols, part)
+        failed = carry_out(self.manifest, self.protocols, self.tuning, part)
         self.write(failed)
         return failed
 
@@ -104,7 +107,7 @@ class Comparison:
         """Writes the page, the table in three forms, and the pictures, from what is finished."""
         out = self.manifest.out
         results = ComparisonResults(self.manifest, self.protocols)
-        page, pictures = comparison_page(results, failed)
+        page, pictures = comparison_page(results, failed, self.tuning)
         for picture in pictures:
             with atomic_file(out / "figures" / f"{picture.name}.png") as unfinished:
                 unfinished.write_bytes(picture.png)

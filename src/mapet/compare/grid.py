@@ -7,14 +7,17 @@ import itertools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from mapet.config import load_recipe
-from mapet.config.settings import ObjectiveSettings, PretrainSettings
+from mapet.config.settings import ObjectiveSettings, PretrainSettings, TrainingSettings
 from mapet.errors import SettingsError, nearest
 from mapet.objectives import OBJECTIVES
 from mapet.registry import options_of
+from mapet.tokenizers.features.base import check_features_name
+from mapet.tokenizers.load import is_saved, load_tokenizer
 
 RANDOM = "random initialisation"
 
@@ -41,8 +44,7 @@ class Cell:
         if len(grid.tokenizers) > 1 and self.tokenizer is not None:
             parts.append(_label(self.tokenizer))
         parts += [self.backbone] if len(grid.backbones) > 1 else []
-        parts += [f"{name.rpartition('.')[2]} {value}" for name, value in self.varied]
-        return ", ".join(parts) or self.objective
+        return ", ".join([*parts, *filter(None, [described(self.varied)])]) or self.objective
 
     @property
     def name(self) -> str:
@@ -51,7 +53,7 @@ class Cell:
         parts += [f"{name.rpartition('.')[2]}-{value}" for name, value in self.varied]
         readable = re.sub(r"[^\w.-]+", "-", "-".join(filter(None, parts)))
         exact = hashlib.sha256(repr((self.tokenizer, self.varied)).encode()).hexdigest()[:4]
-        return f"{readable}-{exact}" if self.varied or _is_path(self.tokenizer) else readable
+        return f"{readable}-{exact}" if self.varied or is_saved(self.tokenizer or "") else readable
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,7 @@ class Grid:
         tokenizers: Features, or paths of saved tokenizers; () for what the recipe has.
         backbones: timm's names; () for that of the recipe.
         vary: Settings to several values each, as `--set` takes them.
+        tune: The same, of which every cell chooses one on held-out training images; see `tuning`.
         seeds: Of the runs: 0, 1, ...
     """
 
@@ -70,6 +73,7 @@ class Grid:
     tokenizers: tuple[str, ...] = ()
     backbones: tuple[str, ...] = ()
     vary: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    tune: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     seeds: int = 3
 
     def __post_init__(self) -> None:
@@ -79,6 +83,8 @@ class Grid:
         for kind, values in (("objective", self.objectives), ("tokenizer", self.tokenizers), ("backbone", self.backbones)):
             if twice := sorted({value for value in values if values.count(value) > 1}):
                 raise SettingsError(f"The {kind} {twice[0]} is named twice. Name each once.")
+        if both := sorted(self.vary.keys() & self.tune.keys()):
+            raise SettingsError(f"{both[0]} is varied and tuned. Do one of the two.")
         if not self.objectives or self.seeds < 1:
             raise SettingsError("A comparison needs at least one objective and one seed.")
 
@@ -96,7 +102,10 @@ class Grid:
         return [*dict.fromkeys(cells)]
 
     def baseline(self, cell: Cell) -> Cell:
-        """What a cell is compared with: the first objective on the same tokens, backbone and settings; for that one, the first cell."""
+        """What a cell is compared with: the first objective on the same tokens, backbone and settings.
+
+        The first objective itself is compared with the first cell.
+        """
         first = self.cells[0]
         if cell.objective == first.objective:
             return first
@@ -110,7 +119,13 @@ class Grid:
 
     def describe(self) -> dict[str, Any]:
         """As JSON."""
-        return {**asdict(self), "vary": {name: list(values) for name, values in self.vary.items()}}
+        lists = {part: {name: list(values) for name, values in getattr(self, part).items()} for part in ("vary", "tune")}
+        return {**asdict(self), **lists}
+
+
+def described(settings: Sequence[tuple[str, str]]) -> str:
+    """Settings in a few words: "lr 1e-3, num_context 16"."""
+    return ", ".join(f"{name.rpartition('.')[2]} {value}" for name, value in settings)
 
 
 def settings_of(cell: Cell, seed: int, recipe: str, overrides: Sequence[str] = ()) -> PretrainSettings:
@@ -122,7 +137,10 @@ def settings_of(cell: Cell, seed: int, recipe: str, overrides: Sequence[str] = (
     changes = [*overrides, *(f"{name}={value}" for name, value in cell.varied), f"seed={seed}"]
     if cell.backbone:
         changes.append(f"backbone.name={cell.backbone}")
-    if cell.tokenizer and not _is_path(cell.tokenizer):
+    if cell.tokenizer and is_saved(cell.tokenizer):
+        changes.append(f"tokenizer.vocab_size={_vocab_size(cell.tokenizer)}")
+    elif cell.tokenizer:
+        check_features_name(cell.tokenizer)
         changes.append(f"tokenizer.features={cell.tokenizer}")
     settings = load_recipe(recipe, changes)
     known = options_of(OBJECTIVES.get(cell.objective))
@@ -131,7 +149,7 @@ def settings_of(cell: Cell, seed: int, recipe: str, overrides: Sequence[str] = (
 
 
 def parse_vary(pairs: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    """`key=v1,v2` to the values of every key; commas inside brackets belong to a value.
+    """`key=v1,v2` to the values of every key; `lr` means `training.lr`. Commas inside brackets belong to a value.
 
     Raises:
         SettingsError: A pair has no values, or a key comes twice.
@@ -139,18 +157,20 @@ def parse_vary(pairs: Sequence[str]) -> dict[str, tuple[str, ...]]:
     found: dict[str, tuple[str, ...]] = {}
     for pair in pairs:
         key, equals, text = pair.partition("=")
+        key = f"training.{key}" if key in TrainingSettings.model_fields else key
         values = tuple(value.strip() for value in re.split(r",(?![^\[{]*[\]}])", text))
         if not equals or not key or not all(values):
-            raise SettingsError(f"What is varied is given as key=value1,value2, not '{pair}'.")
+            raise SettingsError(f"What is varied or tuned is given as key=value1,value2, not '{pair}'.")
         if key in found:
-            raise SettingsError(f"{key} is varied twice. Name all its values at once: {key}={','.join([*found[key], *values])}")
+            raise SettingsError(f"{key} is named twice. Name all its values at once: {key}={','.join([*found[key], *values])}")
         found[key] = values
     return found
 
 
 def _label(tokenizer: str) -> str:
-    return Path(tokenizer).name if _is_path(tokenizer) else tokenizer
+    return Path(tokenizer).name if is_saved(tokenizer) else tokenizer
 
 
-def _is_path(tokenizer: str | None) -> bool:
-    return bool(tokenizer) and Path(str(tokenizer)).exists()
+@cache
+def _vocab_size(tokenizer: str) -> int:
+    return load_tokenizer(tokenizer).vocab_size

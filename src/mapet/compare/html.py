@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from mapet.compare.figures import cost_against_accuracy, forest_plots, learning_curves
+from mapet.compare.grid import described
 from mapet.compare.results import ComparisonResults
 from mapet.compare.table import HEADINGS, cells_of, sentences
+from mapet.compare.tuning import Tuning
 from mapet.report import page
 from mapet.report.drawing import Picture
 from mapet.report.reading import ReportedRun
@@ -17,6 +19,10 @@ _HOW = (
     "95 % interval counts both seeds and test images (two-way analysis of variance, Satterthwaite's degrees of freedom). p-values "
     "are adjusted by Holm's method for all {count} differences of this page. All runs of a seed share the initial weights, the "
     "order of the images and their jitter."
+)
+_HOW_TUNED = (
+    "Every cell was trained once with each value, with a seed of its own and as many steps as its runs. The value was chosen by "
+    "the first protocol on a fifth of the training images; the test images had no part in it."
 )
 # Sorts a table by the column whose head is pressed: numbers by their value, everything else as text.
 _SCRIPT = """<script>
@@ -38,12 +44,15 @@ document.querySelectorAll("table").forEach(table => table.querySelectorAll("thea
 </script>"""
 
 
-def comparison_page(results: ComparisonResults, failed: Sequence[str] = ()) -> tuple[str, list[Picture]]:
+def comparison_page(
+    results: ComparisonResults, failed: Sequence[str] = (), tuning: Tuning | None = None
+) -> tuple[str, list[Picture]]:
     """The page, and its pictures.
 
     Args:
         results: Of the comparison.
         failed: A sentence for every run that failed.
+        tuning: What the settings of every cell were chosen by.
     """
     rows, grid = results.rows, results.manifest.grid
     baseline = grid.objectives[0] if len(grid.objectives) > 1 else grid.cells[0].title(grid)
@@ -59,6 +68,9 @@ def comparison_page(results: ComparisonResults, failed: Sequence[str] = ()) -> t
         *unfinished,
         page.section("What differs", *words, page.figures(groups[0])) if words else "",
         page.section("All figures", page.table(HEADINGS, map(cells_of, rows)), page.text(_HOW.format(count=tested))),
+        page.section("Settings that were chosen", page.table(_TUNING_HEADINGS, _trials(tuning)), page.text(_HOW_TUNED))
+        if tuning and tuning.trials
+        else "",
         page.section("Training", page.figures([*groups[1], *groups[2]])),
         page.section("Runs", page.table(_RUN_HEADINGS, _runs(results))),
         _SCRIPT,
@@ -66,7 +78,19 @@ def comparison_page(results: ComparisonResults, failed: Sequence[str] = ()) -> t
     return page.page(title, content), [picture for group in groups for picture in group]
 
 
+_TUNING_HEADINGS = ("", "setting", "held-out figure (%)", "")
 _RUN_HEADINGS = ("run", "seed", "steps", "training", "images/s", "last loss", "processor or GPU", "mapet", "torch", "commit")
+
+
+def _trials(tuning: Tuning) -> list[list[str]]:
+    """Every trial with its figure on the held-out training images."""
+    rows, grid = [], tuning.manifest.grid
+    for cell, trial in tuning.trials:
+        score = tuning.scores(cell).get(trial)
+        value = "not finished" if score is None else f"{100 * score:.1f}" if score else "diverged"
+        is_chosen = tuning.manifest.chosen.get(cell) == trial
+        rows.append([cell.title(grid), described(trial.varied[len(cell.varied) :]), value, "chosen" if is_chosen else ""])
+    return rows
 
 
 def _runs(results: ComparisonResults) -> list[list[str]]:

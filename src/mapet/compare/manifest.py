@@ -30,6 +30,10 @@ class Manifest:
         grid: What is compared.
         protocols: Names, as `mapet evaluate` takes them, with their hashes.
         budget: "steps", "rows" or "seconds".
+
+    Attributes:
+        steps: Of every cell whose budget is not the steps of the recipe, by its name.
+        chosen: Of every cell that is tuned, the same with the values that it chose.
     """
 
     def __init__(
@@ -45,6 +49,7 @@ class Manifest:
         self.out, self.data, self.recipe, self.overrides = Path(out), data, recipe, [*overrides]
         self.grid, self.protocols, self.budget = grid, dict(protocols), budget
         self.steps: dict[str, int] = {}
+        self.chosen: dict[Cell, Cell] = {}
 
     @property
     def path(self) -> Path:
@@ -53,12 +58,20 @@ class Manifest:
 
     def settings(self, cell: Cell, seed: int) -> PretrainSettings:
         """Of one run."""
+        return self.trial_settings(cell, self.chosen.get(cell, cell), seed)
+
+    def trial_settings(self, cell: Cell, trial: Cell, seed: int) -> PretrainSettings:
+        """Of a run of `cell` with the settings that `trial` adds to it."""
         changes = [f"training.steps={self.steps[cell.name]}"] if cell.name in self.steps else []
-        return settings_of(cell, seed, self.recipe, [*self.overrides, *changes])
+        return settings_of(trial, seed, self.recipe, [*self.overrides, *changes])
 
     def run(self, cell: Cell, seed: int) -> RunDirectory:
-        """The directory of one run."""
-        return RunDirectory(self.out / "runs" / f"{cell.name}-seed{seed}")
+        """The directory of one run; other values that are chosen make another run."""
+        return RunDirectory(self.out / "runs" / f"{self.chosen.get(cell, cell).name}-seed{seed}")
+
+    def is_tuned(self, cell: Cell) -> bool:
+        """Whether everything that the cell was to choose is chosen."""
+        return not self.grid.tune or cell in self.chosen
 
     def begin(self) -> None:
         """Writes it, or compares it with what the folder was begun with. Cells, seeds and protocols may be added.
@@ -122,7 +135,7 @@ class Manifest:
     def _is_varied(self, name: str) -> bool:
         parts = [prefix for part, prefixes in _VARIED.items() if len(getattr(self.grid, part)) > 1 for prefix in prefixes]
         steps = ["training.steps", "training.epochs"] if self.budget != "steps" else []
-        varied = ["seed", *parts, *steps, *self.grid.vary]
+        varied = ["seed", *parts, *steps, *self.grid.vary, *self.grid.tune]
         return any(name == own or name.startswith(f"{own}.") for own in varied)
 
     def _record(self) -> dict[str, Any]:

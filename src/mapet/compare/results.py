@@ -10,7 +10,7 @@ from functools import cached_property
 import numpy as np
 
 from mapet.compare.carry_out import is_finished, result_file
-from mapet.compare.grid import RANDOM, Cell
+from mapet.compare.grid import RANDOM, Cell, described
 from mapet.compare.manifest import Manifest
 from mapet.compare.statistics import Difference, difference_of_figures, holm, paired_difference
 from mapet.errors import CheckpointError
@@ -41,6 +41,7 @@ class Row:
         metric: Of the figures.
         values: Seed to figure, 0 to 1; the seeds that are there.
         baseline: The title of the cell that this one is compared with; "" for the random initialisation and the first cell.
+        tuned: The settings that the cell chose, in words.
         difference: To the baseline, over the seeds of both; None of the baseline, and where no seed is shared.
         p: That of the difference, adjusted for all differences of the comparison.
     """
@@ -50,6 +51,7 @@ class Row:
     metric: str
     values: dict[int, float]
     baseline: str = ""
+    tuned: str = ""
     difference: Difference | None = None
     p: float | None = None
 
@@ -84,10 +86,7 @@ class ComparisonResults:
         self.manifest, self.protocols = manifest, protocols
         grid = manifest.grid
         self.finished = [
-            (cell, seed)
-            for cell in grid.cells
-            for seed in range(grid.seeds)
-            if is_finished(manifest.run(cell, seed), manifest.data, protocols)
+            (cell, seed) for cell in grid.cells for seed in range(grid.seeds) if is_finished(manifest, cell, seed, protocols)
         ]
         self._require_equal()
 
@@ -112,13 +111,14 @@ class ComparisonResults:
         grid, own = self.manifest.grid, measured[cell]
         metric = next(iter(own.values())).result.metric
         values = {seed: each.value for seed, each in own.items()}
-        row = Row(cell.title(grid), _title(protocol), metric, values)
+        chosen = self.manifest.chosen.get(cell, cell).varied[len(cell.varied) :]
+        row = Row(cell.title(grid), _title(protocol), metric, values, tuned=described(chosen))
         baseline = grid.baseline(cell)
         if baseline == cell:
             return row
         seeds = sorted(own.keys() & measured[baseline].keys())
-        pairs = [[some[seed] for seed in seeds] for some in (measured[baseline], own)]
-        return replace(row, baseline=baseline.title(grid), difference=compared(*pairs, metric) if seeds else None)
+        before, after = ([some[seed] for seed in seeds] for some in (measured[baseline], own))
+        return replace(row, baseline=baseline.title(grid), difference=compared(before, after, metric) if seeds else None)
 
     def _measured(self, cell: Cell, protocol: Protocol) -> dict[int, Measured]:
         return {seed: self._read(cell, seed, protocol) for other, seed in self.finished if other == cell}

@@ -11,13 +11,18 @@ from mapet.compare.statistics import Difference
 from mapet.evaluation.protocol import METRICS
 
 HEADINGS = ("", "figure", "value (%)", "seeds", "difference (points)", "to", "adjusted p", "")
+_COLUMNS = (
+    *("cell", "tuned", "protocol", "metric", "mean", "deviation", "values"),
+    *("difference", "low", "high", "baseline", "p_adjusted"),
+)
 
 
 def cells_of(row: Row) -> list[str]:
     """What stands in a row, as text."""
     value = f"{100 * row.mean:.1f}" + ("" if row.deviation is None else f" ± {100 * row.deviation:.1f}")
     figure = f"{row.protocol} {METRICS.get(row.metric, row.metric)}"
-    return [row.cell, figure, value, str(len(row.values)), *_difference(row)]
+    cell = f"{row.cell} ({row.tuned})" if row.tuned else row.cell
+    return [cell, figure, value, str(len(row.values)), *_difference(row)]
 
 
 def markdown(rows: Sequence[Row]) -> str:
@@ -37,14 +42,13 @@ def comma_separated(rows: Sequence[Row]) -> str:
     """One line a row, with every seed's figure; shares, not per cent."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(
-        ["cell", "protocol", "metric", "mean", "deviation", "values", "difference", "low", "high", "baseline", "p_adjusted"]
-    )
+    writer.writerow(_COLUMNS)
     for row in rows:
         found = row.difference
         interval = [found.mean, found.low, found.high] if found else ["", "", ""]
         values = " ".join(f"{seed}:{value:.6f}" for seed, value in sorted(row.values.items()))
-        writer.writerow([row.cell, row.protocol, row.metric, row.mean, row.deviation, values, *interval, row.baseline, row.p])
+        figures = [row.mean, row.deviation, values, *interval]
+        writer.writerow([row.cell, row.tuned, row.protocol, row.metric, *figures, row.baseline, row.p])
     return buffer.getvalue()
 
 

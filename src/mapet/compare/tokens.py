@@ -4,20 +4,46 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from pathlib import Path
 
+from mapet.compare.grid import Cell
+from mapet.compare.manifest import Manifest
 from mapet.config.settings import PretrainSettings
 from mapet.data.regions import regions_of
 from mapet.data.skipped import UnreadableImages
 from mapet.data.sources import open_source
+from mapet.errors import InUseError
 from mapet.models.backbone import grid_size
+from mapet.objectives import OBJECTIVES
 from mapet.pretraining.pretrain import backbone_spec, fit_settings
 from mapet.runtime.device import choose_device
 from mapet.runtime.files import recover
 from mapet.runtime.lock import only_writer
+from mapet.runtime.progress import say
 from mapet.token_store.build import build_store
 from mapet.tokenizers.fit import fit_tokenizer
-from mapet.tokenizers.load import load_tokenizer
+from mapet.tokenizers.load import is_saved, load_tokenizer
+
+_SECONDS_BETWEEN_TRIES = 5.0
+
+
+def tokens_of(manifest: Manifest, cell: Cell) -> Path | None:
+    """The tokens of a cell, made once for all its runs; None where the objective needs none, or makes them as it goes.
+
+    Waits for another job that makes them.
+    """
+    settings, waiting = manifest.settings(cell, 0), False
+    if "tokens" not in OBJECTIVES.get(cell.objective).needs or settings.view.name == "online":
+        return None
+    while True:
+        try:
+            return make_tokens(manifest.data, settings, manifest.out / "tokens", cell.tokenizer or "")
+        except InUseError as error:
+            if not waiting:
+                say(f"Waiting for the tokens that another job makes: {error}")
+            waiting = True
+            time.sleep(_SECONDS_BETWEEN_TRIES)
 
 
 def make_tokens(data: str, settings: PretrainSettings, folder: Path, tokenizer: str = "") -> Path:
@@ -36,7 +62,7 @@ def make_tokens(data: str, settings: PretrainSettings, folder: Path, tokenizer: 
         InUseError: Another process makes them.
         MapetError: The images, the tokenizer or the settings do not fit together.
     """
-    saved = tokenizer if Path(tokenizer or "-").exists() else None
+    saved = tokenizer if is_saved(tokenizer) else None
     own = folder / _name(settings, tokenizer, saved)
     backbone, mechanics = backbone_spec(settings).build(), settings.mechanics
     device, unreadable = choose_device(mechanics.device), UnreadableImages(mechanics.max_unreadable)

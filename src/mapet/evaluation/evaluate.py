@@ -14,7 +14,7 @@ import torch
 
 from mapet.checkpoints.address import load_backbone
 from mapet.data.skipped import UnreadableImages
-from mapet.data.source import ImageSource
+from mapet.data.source import ImageSource, subset
 from mapet.data.sources import recorded_location
 from mapet.errors import SettingsError
 from mapet.evaluation.classes import lost_classes
@@ -23,6 +23,7 @@ from mapet.evaluation.frozen_backbone import Evaluated
 from mapet.evaluation.intervals import gain_intervals
 from mapet.evaluation.outcomes import SUFFIX, save_outcomes
 from mapet.evaluation.protocol import Evaluable, Metrics, Protocol, Result
+from mapet.evaluation.validation_split import hold_out_rows
 from mapet.models.weights import fingerprint
 from mapet.runtime.files import write_json
 from mapet.runtime.json_files import read_json
@@ -42,6 +43,7 @@ def evaluate(
     workers: int = 0,
     max_unreadable: int = 0,
     with_random: bool | None = None,
+    validation_share: float | None = None,
 ) -> list[Result]:
     """Evaluates by every protocol and keeps the results.
 
@@ -55,6 +57,8 @@ def evaluate(
         folder: Where results are kept; by default in the run directory, and nowhere if there is none.
         workers: Processes that decode images.
         max_unreadable: Images that may be skipped.
+        validation_share: Of every class, this share of the training images takes the place of the test images, so that settings can
+            be chosen without them.
         with_random: Whether the random initialisation is judged too; by default what each protocol does unasked.
 
     Raises:
@@ -69,11 +73,12 @@ def evaluate(
     if with_random and target.untrained:
         say(f"{target.title} is at its random initialisation itself, so that --random adds nothing.")
     unreadable = UnreadableImages(max_unreadable)
-    results, stems = [], [_stem(protocol, target, location) for protocol in protocols]
+    name = location if validation_share is None else validation_name(location, validation_share)
+    results, stems = [], [_stem(protocol, target, name) for protocol in protocols]
     outs = [folder / stem for stem in stems if folder is not None]
     with process_group(device) as processes, only_writers(outs, processes):
         work = {"device": processes.device(device), "workers": workers, "unreadable": unreadable}
-        evaluator = _Evaluator(target, location, work, is_first=processes.rank == 0)
+        evaluator = _Evaluator(target, location, work, processes.rank == 0, validation_share)
         if folder is not None and not _fingerprint(target) and not (target.run and folder == target.run.evaluations):
             _refuse_others(folder, stems, target.title)
         for protocol, stem in zip(protocols, stems, strict=True):
@@ -86,6 +91,11 @@ def evaluate(
     if unreadable.summary():
         say(unreadable.summary())
     return results
+
+
+def validation_name(location: str, share: float) -> str:
+    """What stands in place of the images in the name of a result on a share of the training images."""
+    return f"{location} validation {share:g}"
 
 
 def _stem(protocol: Protocol, target: Evaluable, location: str) -> str:
@@ -148,8 +158,11 @@ def describe_note(protocol: Protocol, train_images: int) -> str:
 class _Evaluator:
     """The subjects of what was opened, kept for all protocols with the same images, so that features are extracted once."""
 
-    def __init__(self, target: Any, location: str, common: dict[str, Any], is_first: bool) -> None:
+    def __init__(
+        self, target: Any, location: str, common: dict[str, Any], is_first: bool, validation_share: float | None = None
+    ) -> None:
         self._target, self._location, self._common, self._is_first = target, location, common, is_first
+        self._validation_share = validation_share
         self._data: dict[Any, tuple[ImageSource, ImageSource]] = {}
         self._frozen_models: dict[Any, Evaluated] = {}
         self._said: set[str] = set()
@@ -226,7 +239,10 @@ class _Evaluator:
     def _open(self, protocol: Protocol) -> tuple[ImageSource, ImageSource]:
         kind = type(protocol).open_data
         if kind not in self._data:
-            self._data[kind] = protocol.open_data(self._location)
+            train, test = protocol.open_data(self._location)
+            if self._validation_share is not None:
+                train, test = _training_images_alone(train, self._validation_share)
+            self._data[kind] = train, test
         return self._data[kind]
 
     def _evaluate(self, protocol: Protocol, title: str, folder: Path | None) -> Metrics:
@@ -239,6 +255,13 @@ class _Evaluator:
         if key not in self._frozen_models:
             self._frozen_models[key] = protocol.prepare(self._target, title, *self._open(protocol), **self._common)
         return self._frozen_models[key]
+
+
+def _training_images_alone(train: ImageSource, share: float) -> tuple[ImageSource, ImageSource]:
+    """Training images to learn from, and `share` of them in place of the test images."""
+    assert train.labels is not None
+    held_out = hold_out_rows(torch.from_numpy(train.labels), share, 0).numpy()
+    return subset(train, np.flatnonzero(~held_out)), subset(train, np.flatnonzero(held_out))
 
 
 def _intervals(metrics: Metrics, random: Metrics | None) -> dict[str, list[float]]:

@@ -51,6 +51,11 @@ def load_tokenizer(tokenizer: Path | str) -> Tokenizer:
     return _load_folder(path)
 
 
+def is_saved(tokenizer: str) -> bool:
+    """Whether `tokenizer` names one that `load_tokenizer` is meant to find: a path that exists, or "k-clip", "vq-kd", "dall-e"."""
+    return tokenizer in _MAKE or (bool(tokenizer) and recover(tokenizer).exists())
+
+
 def named_folder(name: str) -> Path:
     """Where a tokenizer is found by its name from anywhere: below MAPET_HOME, by default ~/.cache/mapet."""
     cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"

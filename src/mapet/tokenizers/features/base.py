@@ -97,6 +97,20 @@ def create_features(name: str, *, image_size: int, patch_size: int, **options: A
     return _create(kind, {"image_size": image_size, "patch_size": patch_size, **options})
 
 
+def check_features_name(name: str) -> None:
+    """Refuses a name of features that `create_features` would refuse. Nothing is loaded or fetched.
+
+    Raises:
+        TokenizerError: With the nearest name.
+    """
+    from mapet.tokenizers.features.timm_model import require_model
+
+    kind, options = _resolve(name, {})
+    FEATURES.get(kind)
+    if kind == "timm":
+        require_model(options["model"])
+
+
 def restore_features(settings: Any) -> FeatureExtractor:
     """The extractor that `settings()` described, as a file keeps it; its parameters are loaded afterwards.
 

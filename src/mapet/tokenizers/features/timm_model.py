@@ -16,6 +16,19 @@ from mapet.tokenizers.features.network import NetworkFeatures
 from mapet.tokenizers.features.timm_weights import load_weights
 
 
+def require_model(name: str) -> None:
+    """Refuses the name of features that is no timm model.
+
+    Raises:
+        TokenizerError: With the nearest name.
+    """
+    if not timm.is_model(name):
+        close = nearest(name, ["pixels", "coates", *timm.list_models()]).partition("Allowed:")[0]
+        raise TokenizerError(
+            f"There are no features called '{name}'. {close}Allowed: pixels, coates, any timm model, or the folder of a run."
+        )
+
+
 class TimmFeatures(NetworkFeatures):
     """The last feature map of a timm model, or that of another layer.
 
@@ -40,11 +53,7 @@ class TimmFeatures(NetworkFeatures):
         layer: int | None = None,
         projection: bool = False,
     ) -> None:
-        if not timm.is_model(model):
-            close = nearest(model, ["pixels", "coates", *timm.list_models()]).partition("Allowed:")[0]
-            raise TokenizerError(
-                f"There are no features called '{model}'. {close}Allowed: pixels, coates, any timm model, or the folder of a run."
-            )
+        require_model(model)
         # Without classes a network has no head, and so no projection.
         options = {} if projection else {"num_classes": 0}
         build, config = partial(timm.create_model, model, **options), timm.get_pretrained_cfg(model)
