@@ -8,6 +8,7 @@ import random
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -26,8 +27,9 @@ from mapet.data.skipped import UnreadableImages
 from mapet.data.sources import open_source
 from mapet.engine.checkpoint import newest_checkpoint, save_checkpoint
 from mapet.errors import UnreadableImageError
+from mapet.export.card import model_card
 from mapet.models.spec import BackboneSpec
-from mapet.report.html import write_report
+from mapet.report.html import overview, tables, write_report
 from mapet.runtime.run_directory import RunDirectory
 from mapet.token_store.build import build_store
 from mapet.token_store.read import TokenStore
@@ -181,6 +183,13 @@ def read_run(folder: Path) -> None:
     (run,) = open_runs([RunDirectory.existing(folder / "run")])
     run.environments, run.metrics, run.images_seen, run.training_seconds, run.results, run.settings  # noqa: B018
     warning_texts(run)
+    for section in (partial(overview, [run]), *tables([run]).values()):
+        section()
+
+
+def _card(folder: Path) -> None:
+    """What an export writes about the run that it comes from."""
+    model_card(load_backbone(folder / "run"), library="timm", usage="", notes=(), difference=None)
 
 
 def _report(folder: Path) -> None:
@@ -264,6 +273,7 @@ READERS: dict[str, Reader] = {
         lambda folder: newest_checkpoint(folder / "checkpoints"),
     ),
     "run": Reader(_make_run, _RUN_FILES, read_run),
+    "card": Reader(_make_run, _RUN_FILES, _card, inputs=25),
     "report": Reader(_make_run, _RUN_FILES, _report, inputs=5),
     "recipe": Reader(
         lambda folder: (folder / "r.yaml").write_text(recipe_text("digits")),

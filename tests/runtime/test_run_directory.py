@@ -120,7 +120,9 @@ def test_f15_a_damaged_line_is_left_out_and_counted(run: RunDirectory, garbage: 
 
 
 @pytest.mark.parametrize(
-    "content", [b"{", b"\xff", b"{}", b"[1]", b"[" * 100_000], ids=["cut", "bytes", "object", "numbers", "deep"]
+    "content",
+    [b"{", b"\xff", b"{}", b"[1]", b"[" * 100_000, b'[{"gpus": 3}]', b'[{"gpus": [null]}]', b'[{"packages": "torch"}]'],
+    ids=["cut", "bytes", "object", "numbers", "deep", "gpus a number", "a gpu without a name", "packages in words"],
 )
 def test_f15_a_damaged_environment_is_kept_aside_and_stated(run: RunDirectory, content: bytes, capsys) -> None:
     run.environment.write_bytes(content)

@@ -92,7 +92,7 @@ class _Report:
     def _parts(self) -> dict[str, Callable[[], str]]:
         """What makes each section, under its title; what gives nothing has none."""
         return {
-            _OVERVIEW: self._overview,
+            _OVERVIEW: partial(overview, self.runs),
             "What the pre-training is worth": self._probes,
             "Training": self._curves,
             "Segmentation": self._segmentations,
@@ -100,21 +100,13 @@ class _Report:
             "One image, its tokens, and the model's confidence": partial(self._for_every_run, _prediction),
             "The visual vocabulary": partial(self._for_every_run, codebook_figures),
             "Who sees what": partial(self._for_every_run, mask_figures),
-            "Settings": lambda: "".join(_settings_tables(self.runs)),
-            "Environment": lambda: "".join(map(_environment_table, self.runs)),
+            **tables(self.runs),
         }
 
     def _show(self, pictures: Iterable[Picture]) -> str:
         shown = list(pictures)
         self.pictures += shown
         return page.figures(shown)
-
-    def _overview(self) -> str:
-        summaries = [_summary(run, len(self.runs) > 1) for run in self.runs]
-        facts = [_facts(run) for run in self.runs]
-        columns = ["", *(run.title for run in self.runs)]
-        damaged = [page.left_out(remark) for run in self.runs for remark in run.left_out]
-        return "".join([*summaries, *damaged]) + page.table(columns, [[name, *(fact[name] for fact in facts)] for name in facts[0]])
 
     def _probes(self) -> str:
         if any(run.results for run in self.runs):
@@ -147,6 +139,23 @@ class _Report:
                 shown = page.left_out(f"a file of {run.run.path} holds what no run writes ({type(error).__name__}: {error}).")
             parts.append((page.heading(run.title, 3) if len(self.runs) > 1 else "") + words(run) + shown)
         return "".join(parts)
+
+
+def overview(runs: Sequence[ReportedRun]) -> str:
+    """The first section: what the runs are worth, what of them cannot be read, and their facts side by side."""
+    summaries = [_summary(run, len(runs) > 1) for run in runs]
+    facts = [_facts(run) for run in runs]
+    columns = ["", *(run.title for run in runs)]
+    damaged = [page.left_out(remark) for run in runs for remark in run.left_out]
+    return "".join([*summaries, *damaged]) + page.table(columns, [[name, *(fact[name] for fact in facts)] for name in facts[0]])
+
+
+def tables(runs: Sequence[ReportedRun]) -> dict[str, Callable[[], str]]:
+    """The last sections, by their headings."""
+    return {
+        "Settings": lambda: "".join(_settings_tables(runs)),
+        "Environment": lambda: "".join(map(_environment_table, runs)),
+    }
 
 
 def _prediction(run: ReportedRun) -> list[Picture]:

@@ -45,6 +45,7 @@ _CONFIG = {
     "science": dict,
     "mechanics": dict,
 }
+_ENVIRONMENT = {"gpus": list, "packages": dict}  # what is read entry by entry; the rest is shown as it is
 _PACKAGES = ("mapet", "torch", "torchvision", "timm", "numpy", "pillow", "datasets")
 
 
@@ -104,7 +105,7 @@ class RunDirectory:
             CheckpointError: The file is damaged.
         """
         starts = read_json(self.environment, list) if self.environment.is_file() else []
-        if not all(isinstance(start, dict) for start in starts):
+        if not all(map(_is_start, starts)):
             raise CheckpointError(f"{self.environment} does not hold a list of starts: the file is damaged.")
         return starts
 
@@ -143,6 +144,13 @@ def _program() -> str:
     """The name of the program; `python -m mapet` is written as `mapet`, which does the same."""
     name = Path(sys.argv[0]).name
     return "mapet" if name == "__main__.py" else name
+
+
+def _is_start(entry: object) -> bool:
+    """Whether an entry of environment.json has the types that `describe_environment` gives."""
+    if not isinstance(entry, dict) or any(not isinstance(entry.get(name, kind()), kind) for name, kind in _ENVIRONMENT.items()):
+        return False
+    return all(isinstance(gpu, str) for gpu in entry.get("gpus", ()))
 
 
 def describe_environment() -> dict[str, Any]:
