@@ -14,14 +14,18 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 
 from mapet.compare.compare import Comparison, part_of
 from mapet.compare.grid import Grid, parse_vary
 from mapet.compare.results import ComparisonResults, Measured, compared
 from mapet.compare.statistics import paired_difference
 from mapet.compare.table import comma_separated, latex, markdown, sentences
+from mapet.compare.tasks import Task
 from mapet.errors import CheckpointError, SettingsError, TokenizerError
 from mapet.evaluation.outcomes import Outcomes
+from mapet.evaluation.probes.knn import KNN
+from mapet.evaluation.tokens.protocol import TokenClassification
 from mapet.runtime.files import write_json
 from tests.tiny import LOCATION, tiny_values
 
@@ -56,7 +60,7 @@ def again(finished: Comparison, tmp_path: Path) -> Comparison:
 
 
 def results(made: Comparison) -> ComparisonResults:
-    return ComparisonResults(made.manifest, made.protocols)
+    return ComparisonResults(made.manifest, made.tasks)
 
 
 def test_every_cell_and_the_random_initialisation_have_a_row(finished: Comparison) -> None:
@@ -240,8 +244,63 @@ def test_trials_are_shared_by_jobs(tmp_path: Path) -> None:
 def test_what_cannot_be_tuned(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=r"training\.lr is varied and tuned"):
         Grid(("mim",), vary=parse_vary(["lr=1,2"]), tune=parse_vary(["training.lr=1,2"]))
-    with pytest.raises(SettingsError, match="no labels of which a part could be held out"):
+    with pytest.raises(SettingsError, match="which 'segment' cannot"):
         comparison(tmp_path / "out", Grid(("mim",), tune=parse_vary(["lr=1,2"])), protocols=("segment",))
+
+
+def test_several_sets_of_labelled_images(tmp_path: Path) -> None:
+    """Pre-trained on one set and evaluated on two others, each with rows of its own."""
+    for name, count in (("one", 3), ("two", 4)):
+        write_classes(tmp_path / name, count)
+    places = [str(tmp_path / "one"), str(tmp_path / "two")]
+    made = carried_out(tmp_path / "out", Grid(("mim", "mapet"), seeds=1), evaluate_on=places)
+    rows = results(made).rows
+    assert [(row.cell, row.protocol) for row in rows[1:]] == [
+        *(
+            ("mim", "knn:cached (both) on one"),
+            ("mapet", "knn:cached (both) on one"),
+            ("random initialisation", "knn:cached (both) on two"),
+        ),
+        *(("mim", "knn:cached (both) on two"), ("mapet", "knn:cached (both) on two")),
+    ]
+    assert results(made).missing == []
+
+
+def write_classes(folder: Path, count: int) -> None:
+    generator = np.random.default_rng(count)
+    for part in ("train", "val"):
+        for name in ("a", "b"):
+            (folder / part / name).mkdir(parents=True)
+            for number in range(count):
+                pixels = generator.integers(0, 255, (16, 16, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / part / name / f"{number}.png")
+
+
+def test_tokens_alone_stand_beside_the_probes(tmp_path: Path) -> None:
+    """A protocol of tokenizers is measured once for every tokenizer and seed, with or without pre-trainings."""
+    grid = Grid(("mim",), ("coates", "pixels"), seeds=2)
+    short = Task(TokenClassification(epochs=1, min_steps=8), LOCATION)
+
+    def carried_out_shortly(out: Path, grid: Grid, *tasks: Task) -> Comparison:
+        made = comparison(out, grid, protocols=["tokens:mlp"] if not tasks else ["knn", "tokens:mlp"])
+        made.tasks = [*tasks, short]
+        made.begin()
+        assert made.run() == []
+        return made
+
+    made = carried_out_shortly(tmp_path / "out", grid, Task(KNN(), LOCATION))
+    rows = results(made).rows
+    alone = [row for row in rows if row.protocol == "tokens"]
+    assert [row.cell for row in alone] == ["coates alone", "pixels alone"]
+    assert [len(row.values) for row in alone] == [2, 2]
+    assert alone[1].baseline == "coates alone"
+    assert alone[1].difference is not None
+    assert len([row for row in rows if row.protocol == "knn (both)"]) == 3
+    only = carried_out_shortly(tmp_path / "only", dataclasses.replace(grid, objectives=()))
+    assert [row.values for row in results(only).rows] == [row.values for row in alone]
+    assert not (tmp_path / "only" / "runs").exists()
+    with pytest.raises(SettingsError, match="only tokens are evaluated"):
+        comparison(tmp_path / "none", dataclasses.replace(grid, objectives=()))
 
 
 def test_unknown_tokenizers_are_refused_before_work_begins(tmp_path: Path) -> None:
@@ -262,7 +321,7 @@ def test_a_saved_tokenizer_brings_its_vocabulary(finished: Comparison, tmp_path:
     [
         ({"objectives": ("mim", "mapett")}, "no objective called 'mapett'.*mapet"),
         ({"objectives": ("mim", "mim")}, "mim is named twice"),
-        ({"objectives": ()}, "at least one objective"),
+        ({"objectives": ()}, "at least one objective, or tokenizers alone"),
         ({"objectives": ("mim",), "seeds": 0}, "one seed"),
     ],
 )
@@ -287,7 +346,7 @@ def test_wrong_names_are_refused_before_work_begins(tmp_path: Path) -> None:
     wrong: list[tuple[dict[str, Any], str]] = [
         ({"budget": "hours"}, "no budget 'hours'"),
         ({"protocols": ("knnn",)}, "no protocol called 'knnn'"),
-        ({"protocols": ("tokens",)}, "no backbone"),
+        ({"protocols": ("classify",)}, "evaluates a classifier"),
         ({"overrides": ["training.lrr=1"]}, "no setting"),
     ]
     for changes, message in wrong:

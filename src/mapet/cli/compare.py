@@ -34,6 +34,10 @@ def compare(
         ),
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Seeds of every cell.")] = 3,
+    evaluate_on: Annotated[
+        list[str] | None,
+        typer.Option(metavar="DATA", help="Labelled images to evaluate on, instead of those of the pre-training; repeatable."),
+    ] = None,
     protocols: Annotated[str, typer.Option(help="Names from `mapet protocols`.")] = "knn,linear",
     set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting of all runs; repeatable.")] = None,
     budget: Annotated[
@@ -57,7 +61,7 @@ def compare(
 
     chosen = part_of(part)
     grid = Grid(_names(objectives), _names(tokenizers), _names(backbones), parse_vary(vary or []), parse_vary(tune or []), seeds)
-    comparison = Comparison(out, data, recipe, grid, _names(protocols), set_ or [], budget)
+    comparison = Comparison(out, data, recipe, grid, _names(protocols), set_ or [], budget, evaluate_on or [])
     if dry_run or max_hours is not None:
         hours = comparison.plan()
         if max_hours is not None and hours > max_hours:
@@ -66,7 +70,7 @@ def compare(
             return
     comparison.begin()
     failed = comparison.run(chosen)
-    results = ComparisonResults(comparison.manifest, comparison.protocols)
+    results = ComparisonResults(comparison.manifest, comparison.tasks)
     for sentence in sentences(results.rows):
         print(sentence)
     print(f"Comparison: {comparison.page}")

@@ -6,36 +6,35 @@ import statistics
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 
 import torch
 
 from mapet.compare.grid import Cell
 from mapet.compare.manifest import Manifest
-from mapet.compare.tokens import tokens_of
+from mapet.compare.tasks import Task, tasks_for
+from mapet.compare.tokens import tokenizer_of, tokens_of
 from mapet.compare.tuning import Tuning
 from mapet.config.settings import PretrainSettings
 from mapet.data.order import step_batches
 from mapet.data.sources import open_source
 from mapet.errors import InterruptedRunError, InUseError, MapetError
 from mapet.evaluation.evaluate import evaluate
-from mapet.evaluation.protocol import Protocol
+from mapet.evaluation.tokens.data import open_tokens
 from mapet.objectives.base import Objective
 from mapet.pretraining.pretrain import backbone_spec, build_objective, pretrain
 from mapet.pretraining.step import TrainingStep
 from mapet.runtime.device import choose_device
 from mapet.runtime.progress import say
-from mapet.runtime.run_directory import RunDirectory
 
 _TIMED_STEPS = 3
 
 
-def carry_out(manifest: Manifest, protocols: Sequence[Protocol], tuning: Tuning, part: tuple[int, int] = (1, 1)) -> list[str]:
+def carry_out(manifest: Manifest, tasks: Sequence[Task], tuning: Tuning, part: tuple[int, int] = (1, 1)) -> list[str]:
     """Trains and evaluates what is left, seed by seed, so that a comparison that is stopped has whole seeds.
 
     Args:
         manifest: Of the comparison, begun.
-        protocols: What to measure.
+        tasks: What to measure.
         tuning: Of the same comparison; its trials come first.
         part: (i, n): this job takes every n-th run, from the i-th on; jobs meet in the folder of the comparison.
 
@@ -48,15 +47,20 @@ def carry_out(manifest: Manifest, protocols: Sequence[Protocol], tuning: Tuning,
         if trial not in tuning.scores(cell):
             with failed.noted(f"{trial.title(grid)}, trial", f"Trial {number} of {len(trials)}: {trial.title(grid)}."):
                 tuning.carry_out(cell, trial)
-    todo = [(cell, seed) for seed in range(grid.seeds) for cell in grid.cells][part[0] - 1 :: part[1]]
+    token_cells = grid.token_cells if any(task.is_of_tokenizers for task in tasks) else []
+    todo = [(cell, seed) for seed in range(grid.seeds) for cell in [*grid.cells, *token_cells]][part[0] - 1 :: part[1]]
     for number, (cell, seed) in enumerate(todo, 1):
         tuning.refresh()
-        if is_finished(manifest, cell, seed, protocols):
+        if is_finished(manifest, cell, seed, tasks):
             continue
         title = f"{cell.title(grid)}, seed {seed}"
         with failed.noted(title, f"Run {number} of {len(todo)}: {title}."):
-            tuning.require(cell)
-            _run(manifest, cell, seed, protocols)
+            left = [task for task in tasks_for(cell, tasks) if task.result_file(manifest, cell, seed) is None]
+            if cell.objective:
+                tuning.require(cell)
+                _run(manifest, cell, seed, left)
+            else:
+                _evaluate_tokens(manifest, cell, seed, left)
     return failed.sentences
 
 
@@ -81,16 +85,10 @@ class _Failed:
             say(f"This run failed, and the comparison goes on: {error}")
 
 
-def is_finished(manifest: Manifest, cell: Cell, seed: int, protocols: Sequence[Protocol]) -> bool:
-    """Whether a run has its backbone and the results of all protocols."""
-    run = manifest.run(cell, seed)
-    results = (result_file(run, manifest.data, protocol) for protocol in protocols)
-    return manifest.is_tuned(cell) and run.backbone.is_dir() and all(path.is_file() for path in results)
-
-
-def result_file(run: RunDirectory, data: str, protocol: Protocol) -> Path:
-    """Where the result of a protocol on a run is kept."""
-    return run.evaluations / f"{protocol.stem(data)}.json"
+def is_finished(manifest: Manifest, cell: Cell, seed: int, tasks: Sequence[Task]) -> bool:
+    """Whether a run has its backbone and all its results; without an objective, whether the tokenizer has its results."""
+    is_made = not cell.objective or (manifest.is_tuned(cell) and manifest.run(cell, seed).backbone.is_dir())
+    return is_made and all(task.result_file(manifest, cell, seed) is not None for task in tasks_for(cell, tasks))
 
 
 def seconds_per_step(manifest: Manifest, cell: Cell) -> float:
@@ -133,19 +131,34 @@ def _objective(settings: PretrainSettings) -> Objective:
     return build_objective(settings, backbone_spec(settings).build(drop_path_rate=settings.training.drop_path))
 
 
-def _run(manifest: Manifest, cell: Cell, seed: int, protocols: Sequence[Protocol]) -> None:
+def _run(manifest: Manifest, cell: Cell, seed: int, left: Sequence[Task]) -> None:
     run, settings = manifest.run(cell, seed), manifest.settings(cell, seed)
     if not run.backbone.is_dir():
         pretrain(manifest.data, settings, run.path, tokens=tokens_of(manifest, cell))
-    left = [protocol for protocol in protocols if not result_file(run, manifest.data, protocol).is_file()]
     # The random initialisation depends on the seed and the backbone alone: it is evaluated with the first objective.
     first = next(other for other in manifest.grid.cells if other.backbone == cell.backbone and other.varied == cell.varied)
-    evaluate(
-        run,
-        manifest.data,
-        left,
-        device=choose_device(settings.mechanics.device),
-        workers=settings.mechanics.workers,
-        max_unreadable=settings.mechanics.max_unreadable,
-        with_random=cell == first,
-    )
+    for data in dict.fromkeys(task.data for task in left):
+        evaluate(
+            run,
+            data,
+            [task.protocol for task in left if task.data == data],
+            device=choose_device(settings.mechanics.device),
+            workers=settings.mechanics.workers,
+            max_unreadable=settings.mechanics.max_unreadable,
+            with_random=cell == first,
+        )
+
+
+def _evaluate_tokens(manifest: Manifest, cell: Cell, seed: int, left: Sequence[Task]) -> None:
+    mechanics, target = manifest.settings(cell, 0).mechanics, open_tokens(tokenizer_of(manifest, cell))
+    for data in dict.fromkeys(task.data for task in left):
+        some = [task for task in left if task.data == data]
+        evaluate(
+            target,
+            data,
+            [task.protocol_for(seed) for task in some],
+            device=choose_device(mechanics.device),
+            folder=some[0].folder(manifest, cell, seed),
+            workers=mechanics.workers,
+            max_unreadable=mechanics.max_unreadable,
+        )

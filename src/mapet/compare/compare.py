@@ -11,10 +11,9 @@ from mapet.compare.html import comparison_page
 from mapet.compare.manifest import Manifest
 from mapet.compare.results import ComparisonResults
 from mapet.compare.table import comma_separated, latex, markdown
+from mapet.compare.tasks import tasks_of
 from mapet.compare.tuning import Tuning
 from mapet.errors import SettingsError, nearest
-from mapet.evaluation.presets import protocols_of
-from mapet.evaluation.protocol import Protocol
 from mapet.runtime.files import atomic_file, write_text
 from mapet.runtime.lock import only_writer
 from mapet.runtime.progress import format_seconds, say
@@ -33,6 +32,7 @@ class Comparison:
         grid: What is compared.
         protocols: Names, as `mapet evaluate` takes them.
         overrides: Settings of all runs, as `--set` takes them.
+        evaluate_on: Labelled images to evaluate on; by default `data`.
         budget: "steps", as many for every cell; "rows", as many rows through the blocks as the baseline; or "seconds", as long as
             the baseline by a few timed steps.
 
@@ -49,25 +49,23 @@ class Comparison:
         protocols: Sequence[str] = ("knn", "linear"),
         overrides: Sequence[str] = (),
         budget: str = "steps",
+        evaluate_on: Sequence[str] = (),
     ) -> None:
         if budget not in BUDGETS:
             raise SettingsError(f"There is no budget '{budget}'. {nearest(budget, BUDGETS)}")
-        self.protocols: list[Protocol] = protocols_of(protocols, {})
-        for protocol in self.protocols:
-            if protocol.takes is not Protocol.takes:
-                raise SettingsError(
-                    f"'{protocol.name}' evaluates a {protocol.takes_a} and no backbone; a comparison cannot use it."
-                )
-        hashes = {protocol.title: protocol.hash for protocol in self.protocols}
+        self.tasks = tasks_of(protocols, [*evaluate_on] or [data])
+        if not grid.objectives and not all(task.is_of_tokenizers for task in self.tasks):
+            raise SettingsError("Without objectives, only tokens are evaluated: by the protocols tokens:mlp and tokens:vit_tiny.")
+        hashes = {task.title: task.protocol.hash for task in self.tasks}
         self.manifest = Manifest(out, data, recipe, overrides, grid, hashes, budget)
         self.manifest.check_equal()
-        self.tuning = Tuning(self.manifest, self.protocols[0])
+        self.tuning = Tuning(self.manifest, self.tasks[0])
 
     def plan(self) -> float:
         """Says what will be done, and returns the hours that the trainings take by a few timed steps, without evaluations."""
         manifest, grid = self.manifest, self.manifest.grid
         seconds = {cell: seconds_per_step(manifest, cell) for cell in grid.cells}
-        steps = {**equal_steps(manifest, [1.0] * len(grid.cells)), **manifest.steps}
+        steps = {**equal_steps(manifest, [1.0] * len(grid.cells)), **manifest.steps} if grid.cells else {}
         total = sum(seconds[cell] * steps[cell.name] for cell in grid.cells) * (grid.seeds + len(self.tuning.values))
         trials = f" and {len(self.tuning.trials)} trials" if self.tuning.trials else ""
         say(f"{len(grid.cells)} x {grid.seeds} runs{trials}, about {format_seconds(total)} of training on this machine:")
@@ -99,14 +97,14 @@ class Comparison:
         Returns:
             A sentence for every run that failed.
         """
-        failed = carry_out(self.manifest, self.protocols, self.tuning, part)
+        failed = carry_out(self.manifest, self.tasks, self.tuning, part)
         self.write(failed)
         return failed
 
     def write(self, failed: Sequence[str] = ()) -> None:
         """Writes the page, the table in three forms, and the pictures, from what is finished."""
         out = self.manifest.out
-        results = ComparisonResults(self.manifest, self.protocols)
+        results = ComparisonResults(self.manifest, self.tasks)
         page, pictures = comparison_page(results, failed, self.tuning)
         for picture in pictures:
             with atomic_file(out / "figures" / f"{picture.name}.png") as unfinished:

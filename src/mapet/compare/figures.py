@@ -59,7 +59,8 @@ def learning_curves(results: ComparisonResults) -> Picture | None:
         axes.set_xlabel("optimizer steps")
         axes.set_title("Loss")
         axes.grid(color=LINE)
-        axes.legend()
+        if drawn_any:
+            axes.legend()
     if not drawn_any:
         return None
     caption = "Losses of different objectives are different quantities: they show that a training has settled, not which is better."

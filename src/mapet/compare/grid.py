@@ -27,7 +27,7 @@ class Cell:
     """One way to pre-train, for all seeds.
 
     Args:
-        objective: Its registered name.
+        objective: Its registered name; "" where the tokens themselves are evaluated, and nothing is pre-trained.
         tokenizer: The features of one that is fitted, or the path of a saved one; None where the objective predicts no tokens.
         backbone: timm's name; "" for that of the recipe.
         varied: Further settings, name to value as text.
@@ -40,6 +40,8 @@ class Cell:
 
     def title(self, grid: Grid) -> str:
         """What tells it from the other cells of `grid`."""
+        if not self.objective:
+            return f"{_label(self.tokenizer or 'tokens')} alone"
         parts = [self.objective] if len(grid.objectives) > 1 else []
         if len(grid.tokenizers) > 1 and self.tokenizer is not None:
             parts.append(_label(self.tokenizer))
@@ -85,8 +87,8 @@ class Grid:
                 raise SettingsError(f"The {kind} {twice[0]} is named twice. Name each once.")
         if both := sorted(self.vary.keys() & self.tune.keys()):
             raise SettingsError(f"{both[0]} is varied and tuned. Do one of the two.")
-        if not self.objectives or self.seeds < 1:
-            raise SettingsError("A comparison needs at least one objective and one seed.")
+        if not (self.objectives or self.tokenizers) or self.seeds < 1:
+            raise SettingsError("A comparison needs at least one objective, or tokenizers alone, and one seed.")
 
     @property
     def cells(self) -> list[Cell]:
@@ -101,11 +103,18 @@ class Grid:
         ]
         return [*dict.fromkeys(cells)]
 
+    @property
+    def token_cells(self) -> list[Cell]:
+        """The tokenizers, for protocols that evaluate the tokens themselves."""
+        return [Cell("", tokenizer) for tokenizer in self.tokenizers or ("",)]
+
     def baseline(self, cell: Cell) -> Cell:
         """What a cell is compared with: the first objective on the same tokens, backbone and settings.
 
-        The first objective itself is compared with the first cell.
+        The first objective itself is compared with the first cell, and a tokenizer with the first one.
         """
+        if not cell.objective:
+            return self.token_cells[0]
         first = self.cells[0]
         if cell.objective == first.objective:
             return first
@@ -143,6 +152,8 @@ def settings_of(cell: Cell, seed: int, recipe: str, overrides: Sequence[str] = (
         check_features_name(cell.tokenizer)
         changes.append(f"tokenizer.features={cell.tokenizer}")
     settings = load_recipe(recipe, changes)
+    if not cell.objective:
+        return settings
     known = options_of(OBJECTIVES.get(cell.objective))
     options = {name: value for name, value in settings.objective.options.items() if name in known}
     return settings.model_copy(update={"objective": ObjectiveSettings(name=cell.objective, options=options)})

@@ -55,7 +55,7 @@ def comparison_page(
         tuning: What the settings of every cell were chosen by.
     """
     rows, grid = results.rows, results.manifest.grid
-    baseline = grid.objectives[0] if len(grid.objectives) > 1 else grid.cells[0].title(grid)
+    baseline = grid.objectives[0] if len(grid.objectives) > 1 else (grid.cells or grid.token_cells)[0].title(grid)
     title = f"Comparison on {results.manifest.data}"
     curves = learning_curves(results)
     groups = [forest_plots(rows), [curves] if curves else [], cost_against_accuracy(results)]
@@ -71,8 +71,8 @@ def comparison_page(
         page.section("Settings that were chosen", page.table(_TUNING_HEADINGS, _trials(tuning)), page.text(_HOW_TUNED))
         if tuning and tuning.trials
         else "",
-        page.section("Training", page.figures([*groups[1], *groups[2]])),
-        page.section("Runs", page.table(_RUN_HEADINGS, _runs(results))),
+        page.section("Training", page.figures([*groups[1], *groups[2]])) if grid.cells else "",
+        page.section("Runs", page.table(_RUN_HEADINGS, _runs(results))) if grid.cells else "",
         _SCRIPT,
     ]
     return page.page(title, content), [picture for group in groups for picture in group]

@@ -109,7 +109,7 @@ class Manifest:
         Raises:
             SettingsError: Names the setting.
         """
-        first, *others = self.grid.cells
+        first, *others = self.grid.cells or self.grid.token_cells
         expected = self._common(self.settings(first, 0))
         for cell in others:
             science = self._common(self.settings(cell, 0))
@@ -145,7 +145,7 @@ class Manifest:
             "set": self.overrides,
             "budget": self.budget,
             "grid": self.grid.describe(),
-            "common": self._common(settings_of(self.grid.cells[0], 0, self.recipe, self.overrides)),
+            "common": self._common(settings_of((self.grid.cells or self.grid.token_cells)[0], 0, self.recipe, self.overrides)),
             "protocols": self.protocols,
             "steps": self.steps,
         }

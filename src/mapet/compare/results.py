@@ -9,15 +9,16 @@ from functools import cached_property
 
 import numpy as np
 
-from mapet.compare.carry_out import is_finished, result_file
+from mapet.compare.carry_out import is_finished
 from mapet.compare.grid import RANDOM, Cell, described
 from mapet.compare.manifest import Manifest
 from mapet.compare.statistics import Difference, difference_of_figures, holm, paired_difference
+from mapet.compare.tasks import Task
 from mapet.errors import CheckpointError
 from mapet.evaluation.intervals import bootstrap
 from mapet.evaluation.kept import read_result
 from mapet.evaluation.outcomes import MEAN_PER_CLASS, SUFFIX, Outcomes, load_outcomes
-from mapet.evaluation.protocol import Protocol, Result
+from mapet.evaluation.protocol import Result
 from mapet.evaluation.segmentation.miou import scores_of_pixels
 
 
@@ -76,17 +77,17 @@ class ComparisonResults:
 
     Args:
         manifest: Of the comparison.
-        protocols: That were measured.
+        tasks: What was measured.
 
     Raises:
         CheckpointError: Two runs differ in something that the grid does not vary, or a run was changed by hand.
     """
 
-    def __init__(self, manifest: Manifest, protocols: Sequence[Protocol]) -> None:
-        self.manifest, self.protocols = manifest, protocols
+    def __init__(self, manifest: Manifest, tasks: Sequence[Task]) -> None:
+        self.manifest, self.tasks = manifest, tasks
         grid = manifest.grid
         self.finished = [
-            (cell, seed) for cell in grid.cells for seed in range(grid.seeds) if is_finished(manifest, cell, seed, protocols)
+            (cell, seed) for cell in grid.cells for seed in range(grid.seeds) if is_finished(manifest, cell, seed, tasks)
         ]
         self._require_equal()
 
@@ -94,25 +95,33 @@ class ComparisonResults:
     def missing(self) -> list[str]:
         """Runs of the grid that are not finished, as titles with seeds."""
         grid = self.manifest.grid
+        token_cells = grid.token_cells if any(task.is_of_tokenizers for task in self.tasks) else []
         left = [(cell, seed) for cell in grid.cells for seed in range(grid.seeds) if (cell, seed) not in self.finished]
+        left += [
+            (cell, seed)
+            for cell in token_cells
+            for seed in range(grid.seeds)
+            if not is_finished(self.manifest, cell, seed, self.tasks)
+        ]
         return [f"{cell.title(grid)}, seed {seed}" for cell, seed in left]
 
     @cached_property
     def rows(self) -> list[Row]:
         """Of every protocol the random initialisation, then every cell of the grid that has a result."""
         rows: list[Row] = []
-        for protocol in self.protocols:
-            measured = {cell: self._measured(cell, protocol) for cell in self.manifest.grid.cells}
-            rows += self._random(protocol)
-            rows += [self._row(cell, protocol, measured) for cell, own in measured.items() if own]
+        grid = self.manifest.grid
+        for task in self.tasks:
+            measured = {cell: self._measured(cell, task) for cell in (grid.token_cells if task.is_of_tokenizers else grid.cells)}
+            rows += self._random(task)
+            rows += [self._row(cell, task, measured) for cell, own in measured.items() if own]
         return _adjusted(rows)
 
-    def _row(self, cell: Cell, protocol: Protocol, measured: dict[Cell, dict[int, Measured]]) -> Row:
+    def _row(self, cell: Cell, task: Task, measured: dict[Cell, dict[int, Measured]]) -> Row:
         grid, own = self.manifest.grid, measured[cell]
         metric = next(iter(own.values())).result.metric
         values = {seed: each.value for seed, each in own.items()}
         chosen = self.manifest.chosen.get(cell, cell).varied[len(cell.varied) :]
-        row = Row(cell.title(grid), _title(protocol), metric, values, tuned=described(chosen))
+        row = Row(cell.title(grid), task.title, metric, values, tuned=described(chosen))
         baseline = grid.baseline(cell)
         if baseline == cell:
             return row
@@ -120,24 +129,30 @@ class ComparisonResults:
         before, after = ([some[seed] for seed in seeds] for some in (measured[baseline], own))
         return replace(row, baseline=baseline.title(grid), difference=compared(before, after, metric) if seeds else None)
 
-    def _measured(self, cell: Cell, protocol: Protocol) -> dict[int, Measured]:
-        return {seed: self._read(cell, seed, protocol) for other, seed in self.finished if other == cell}
+    def _measured(self, cell: Cell, task: Task) -> dict[int, Measured]:
+        seeds = range(self.manifest.grid.seeds)
+        return {seed: read for seed in seeds if self._is_shown(cell, seed) and (read := self._read(cell, seed, task))}
 
-    def _read(self, cell: Cell, seed: int, protocol: Protocol) -> Measured:
-        path = result_file(self.manifest.run(cell, seed), self.manifest.data, protocol)
+    def _is_shown(self, cell: Cell, seed: int) -> bool:
+        return not cell.objective or (cell, seed) in self.finished
+
+    def _read(self, cell: Cell, seed: int, task: Task) -> Measured | None:
+        path = task.result_file(self.manifest, cell, seed)
+        if path is None:
+            return None
         result = read_result(path)
         return Measured(result, result.value, *load_outcomes(path.with_name(f"{path.stem}{SUFFIX}")))
 
-    def _random(self, protocol: Protocol) -> list[Row]:
+    def _random(self, task: Task) -> list[Row]:
         """The random initialisation, over the seeds of which it was evaluated."""
         found: dict[int, float] = {}
-        metric = protocol.metric
+        metric = task.protocol.metric
         for cell, seed in self.finished:
-            result = self._read(cell, seed, protocol).result
-            if result.random_value is not None:
-                found.setdefault(seed, result.random_value)
-                metric = result.metric
-        return [Row(RANDOM, _title(protocol), metric, found)] if found else []
+            measured = None if task.is_of_tokenizers else self._read(cell, seed, task)
+            if measured and measured.result.random_value is not None:
+                found.setdefault(seed, measured.result.random_value)
+                metric = measured.result.metric
+        return [Row(RANDOM, task.title, metric, found)] if found else []
 
     def _require_equal(self) -> None:
         """Refuses runs that differ in more than the grid varies: they never share a table."""
@@ -210,7 +225,3 @@ def _adjusted(rows: list[Row]) -> list[Row]:
     tested = [(number, row.difference.p) for number, row in enumerate(rows) if row.difference is not None]
     adjusted = dict(zip([number for number, _ in tested], holm([p for _, p in tested]), strict=True))
     return [replace(row, p=adjusted.get(number)) for number, row in enumerate(rows)]
-
-
-def _title(protocol: Protocol) -> str:
-    return f"{protocol.title} ({protocol.pool})" if protocol.pools else protocol.title

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from mapet.compare.grid import Cell
@@ -29,16 +30,25 @@ _SECONDS_BETWEEN_TRIES = 5.0
 
 
 def tokens_of(manifest: Manifest, cell: Cell) -> Path | None:
-    """The tokens of a cell, made once for all its runs; None where the objective needs none, or makes them as it goes.
-
-    Waits for another job that makes them.
-    """
-    settings, waiting = manifest.settings(cell, 0), False
-    if "tokens" not in OBJECTIVES.get(cell.objective).needs or settings.view.name == "online":
+    """The tokens of a cell, made once for all its runs; None where the objective needs none, or makes them as it goes."""
+    if "tokens" not in OBJECTIVES.get(cell.objective).needs or manifest.settings(cell, 0).view.name == "online":
         return None
+    return _made_once(manifest, cell, make_tokens)
+
+
+def tokenizer_of(manifest: Manifest, cell: Cell) -> Path | str:
+    """The tokenizer of a cell, fitted once; one that was saved as it was given."""
+    if is_saved(cell.tokenizer or ""):
+        return cell.tokenizer or ""
+    return _made_once(manifest, cell, make_tokenizer)
+
+
+def _made_once(manifest: Manifest, cell: Cell, make: Callable[[str, PretrainSettings, Path, str], Path]) -> Path:
+    """What `make` makes, or another job before it, for which this one waits."""
+    waiting = False
     while True:
         try:
-            return make_tokens(manifest.data, settings, manifest.out / "tokens", cell.tokenizer or "")
+            return make(manifest.data, manifest.settings(cell, 0), manifest.out / "tokens", cell.tokenizer or "")
         except InUseError as error:
             if not waiting:
                 say(f"Waiting for the tokens that another job makes: {error}")
@@ -63,24 +73,14 @@ def make_tokens(data: str, settings: PretrainSettings, folder: Path, tokenizer: 
         MapetError: The images, the tokenizer or the settings do not fit together.
     """
     saved = tokenizer if is_saved(tokenizer) else None
-    own = folder / _name(settings, tokenizer, saved)
-    backbone, mechanics = backbone_spec(settings).build(), settings.mechanics
+    fitted = None if saved else make_tokenizer(data, settings, folder, tokenizer)
+    own, mechanics = folder / _name(settings, tokenizer, saved), settings.mechanics
     device, unreadable = choose_device(mechanics.device), UnreadableImages(mechanics.max_unreadable)
     with only_writer(own):
         source = open_source(data, "train")
-        if saved is None and not recover(own / "tokenizer").is_dir():
-            fit_tokenizer(
-                source,
-                fit_settings(settings, backbone),
-                out=own / "tokenizer",
-                memory=int(mechanics.memory * 2**30),
-                device=device,
-                workers=mechanics.workers,
-                unreadable=unreadable,
-            )
         build_store(
             source,
-            load_tokenizer(saved or own / "tokenizer"),
+            load_tokenizer(saved or fitted or ""),
             own / "tokens",
             regions=regions_of(settings.view, settings.seed),
             workers=mechanics.workers,
@@ -88,6 +88,24 @@ def make_tokens(data: str, settings: PretrainSettings, folder: Path, tokenizer: 
             unreadable=unreadable,
         )
     return own / "tokens"
+
+
+def make_tokenizer(data: str, settings: PretrainSettings, folder: Path, tokenizer: str = "") -> Path:
+    """Fits a tokenizer on the training images of `data`, unless that was done before; the arguments of `make_tokens`."""
+    own, mechanics = folder / _name(settings, tokenizer, None), settings.mechanics
+    out = own / "tokenizer"
+    with only_writer(own):
+        if not recover(out).is_dir():
+            fit_tokenizer(
+                open_source(data, "train"),
+                fit_settings(settings, backbone_spec(settings).build()),
+                out=out,
+                memory=int(mechanics.memory * 2**30),
+                device=choose_device(mechanics.device),
+                workers=mechanics.workers,
+                unreadable=UnreadableImages(mechanics.max_unreadable),
+            )
+    return out
 
 
 def _name(settings: PretrainSettings, tokenizer: str, saved: str | None) -> str:

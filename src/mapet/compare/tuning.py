@@ -14,11 +14,11 @@ from dataclasses import replace
 
 from mapet.compare.grid import Cell
 from mapet.compare.manifest import Manifest
+from mapet.compare.tasks import Task
 from mapet.compare.tokens import tokens_of
 from mapet.errors import InUseError, NonFiniteLossError, SettingsError
 from mapet.evaluation.evaluate import evaluate, validation_name
 from mapet.evaluation.kept import read_result
-from mapet.evaluation.protocol import Protocol
 from mapet.pretraining.pretrain import pretrain
 from mapet.runtime.device import choose_device
 from mapet.runtime.files import write_json
@@ -35,19 +35,19 @@ class Tuning:
 
     Args:
         manifest: Of the comparison; its `chosen` is filled.
-        protocol: What the choice is made by.
+        task: What the choice is made by.
 
     Raises:
-        SettingsError: The protocol needs masks and not labels.
+        SettingsError: The protocol needs masks and not labels, or evaluates tokenizers.
     """
 
-    def __init__(self, manifest: Manifest, protocol: Protocol) -> None:
-        if manifest.grid.tune and protocol.metric == "miou":
+    def __init__(self, manifest: Manifest, task: Task) -> None:
+        if manifest.grid.tune and (task.protocol.metric == "miou" or task.is_of_tokenizers):
             raise SettingsError(
-                f"--tune chooses by the first protocol, and '{protocol.name}' has no labels of which a part could be held out. "
-                "Name a protocol of classification first, such as knn."
+                f"--tune chooses by the first protocol on a part of the training images, which '{task.protocol.name}' cannot. "
+                "Name another one first, such as knn."
             )
-        self.manifest, self.protocol = manifest, protocol
+        self.manifest, self.task = manifest, task
         self.refresh()
 
     @property
@@ -107,15 +107,15 @@ class Tuning:
         Raises:
             MapetError: It failed for another reason than that it diverged, or another process carries it out.
         """
-        run, data = self.run(trial), self.manifest.data
+        run = self.run(trial)
         settings = self.manifest.trial_settings(cell, trial, TUNING_SEED)
         try:
             if not run.backbone.is_dir():
-                pretrain(data, settings, run.path, tokens=tokens_of(self.manifest, cell))
+                pretrain(self.manifest.data, settings, run.path, tokens=tokens_of(self.manifest, cell))
             evaluate(
                 run,
-                data,
-                [self.protocol],
+                self.task.data,
+                [self.task.protocol],
                 device=choose_device(settings.mechanics.device),
                 workers=settings.mechanics.workers,
                 max_unreadable=settings.mechanics.max_unreadable,
@@ -127,7 +127,7 @@ class Tuning:
 
     @property
     def _stem(self) -> str:
-        return self.protocol.stem(validation_name(self.manifest.data, VALIDATION_SHARE))
+        return self.task.protocol.stem(validation_name(self.task.data, VALIDATION_SHARE))
 
 
 def _with(cell: Cell, values: tuple[tuple[str, str], ...]) -> Cell:
