@@ -6,7 +6,6 @@ import csv
 import dataclasses
 import json
 import shutil
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,7 @@ from mapet.evaluation.outcomes import Outcomes
 from mapet.evaluation.probes.knn import KNN
 from mapet.evaluation.tokens.protocol import TokenClassification
 from mapet.runtime.files import write_json
+from tests.browser import browse, needs_browser, title_of
 from tests.tiny import LOCATION, tiny_values
 
 GRID = Grid(("mim", "mapet", "simmim"), seeds=2)
@@ -85,29 +85,46 @@ def test_runs_of_a_seed_differ_in_the_objective_alone(finished: Comparison) -> N
 def test_the_page_holds_everything_and_needs_nothing(finished: Comparison) -> None:
     page = finished.page.read_text(encoding="utf-8")
     assert "6 of 6 runs are finished" in page
-    assert page.count("<img") == 1 + 1 + 1  # differences, losses, cost
+    pictures = [*(finished.manifest.out / "figures").glob("*.png")]
+    assert page.count("<img") == len(pictures) == 1 + 1 + 1 + 1 + 3  # differences, losses, cost, survival of tokens, codes
+    assert "Information that survives" in page
+    assert "Training took " in page
+    assert page.count("<td>finished</td>") == 6
     assert "http" not in page.replace("http-equiv", "")
-    assert len([*(finished.manifest.out / "figures").glob("*.png")]) == 3
+    assert {path.stem for path in (finished.manifest.out / "figures").glob("*.svg")} == {
+        "cost-knn-cached--both",
+        "difference-knn-cached--both",
+        "learning-curves",
+    }
 
 
-@pytest.mark.skipif(shutil.which("chromium") is None, reason="chromium is not installed")
+@needs_browser
 def test_tables_sort_in_a_browser(finished: Comparison, tmp_path: Path) -> None:
-    """The second press on the head of the column of values puts the largest one first."""
-    page = finished.page.read_text(encoding="utf-8")
+    """The second press on the head of the column of values puts the largest one first; no error reaches the console."""
     script = (
-        "<script>const head = document.querySelectorAll('thead th')[2]; head.click(); head.click();"
+        "const head = document.querySelectorAll('thead th')[2]; head.click(); head.click();"
         "document.title = [...document.querySelector('tbody').rows].map(row => row.cells[2].textContent).join(';') + '|' +"
-        "[...document.images].every(image => image.naturalWidth > 0);</script></body>"
+        "[...document.images].every(image => image.naturalWidth > 0);"
     )
-    (tmp_path / "page.html").write_text(page.replace("</body>", script), encoding="utf-8")
-    browser = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}/profile", "--dump-dom"]
-    shown = subprocess.run([*browser, f"file://{tmp_path}/page.html"], capture_output=True, text=True, timeout=120, check=True)
-    title = shown.stdout.partition("<title>")[2].partition("</title>")[0]
-    values, _, images = title.partition("|")
+    values, _, images = title_of(finished.page.read_text(encoding="utf-8"), script, tmp_path).partition("|")
     numbers = [float(text.split()[0]) for text in values.split(";")]
     assert numbers == sorted(numbers, reverse=True)
     assert len(numbers) == 4
     assert images == "true"
+
+
+@needs_browser
+def test_the_page_on_a_narrow_screen_in_the_dark_and_on_paper(finished: Comparison, tmp_path: Path) -> None:
+    page = finished.page.read_text(encoding="utf-8")
+    script = (
+        "const root = document.documentElement; document.title = (root.scrollWidth <= root.clientWidth) + '|' +"
+        "getComputedStyle(document.body).backgroundColor;"
+    )
+    narrow = "--window-size=500,900"  # the narrowest that the browser opens
+    assert title_of(page, script, tmp_path, narrow) == "true|rgb(255, 255, 255)"
+    assert title_of(page, script, tmp_path, narrow, "--blink-settings=preferredColorScheme=0") == "true|rgb(20, 24, 29)"
+    browse(f"file://{tmp_path}/page.html", tmp_path / "profile", f"--print-to-pdf={tmp_path}/page.pdf")
+    assert (tmp_path / "page.pdf").read_bytes().startswith(b"%PDF")
 
 
 def test_tables(finished: Comparison) -> None:

@@ -114,7 +114,7 @@ def test_figures_of_an_older_page_are_gone(scored, tmp_path):
 def test_gallery_shows_the_images_that_were_judged():
     source = Listed([b"no image", *(SOURCE.read(index) for index in range(12))])
     entry = score_tokenizer(Colors(3), source, unreadable=UnreadableImages(1))
-    shown = scorecard._vocabulary(entry, source, seed=0)
+    shown = scorecard.vocabulary_of(entry, source, seed=0)
     for index in (0, 7, 11):
         blocks = shown.image(index).reshape(4, 8, 4, 8, 3).mean((1, 3))
         np.testing.assert_array_equal(blocks.argmax(2), shown.ids[index])

@@ -107,8 +107,10 @@ class Comparison:
         results = ComparisonResults(self.manifest, self.tasks)
         page, pictures = comparison_page(results, failed, self.tuning)
         for picture in pictures:
-            with atomic_file(out / "figures" / f"{picture.name}.png") as unfinished:
-                unfinished.write_bytes(picture.png)
+            for suffix, content in (("png", picture.png), ("svg", picture.svg)):
+                if content:
+                    with atomic_file(out / "figures" / f"{picture.name}.{suffix}") as unfinished:
+                        unfinished.write_bytes(content)
         for suffix, form in (("md", markdown), ("tex", latex), ("csv", comma_separated)):
             write_text(out / f"table.{suffix}", form(results.rows))
         write_text(self.page, page)

@@ -5,14 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from mapet.compare.figures import cost_against_accuracy, forest_plots, learning_curves
-from mapet.compare.grid import described
+from mapet.compare.grid import Cell, described
 from mapet.compare.results import ComparisonResults
+from mapet.compare.scorecards import tokenizer_pages
 from mapet.compare.table import HEADINGS, cells_of, sentences
 from mapet.compare.tuning import Tuning
 from mapet.report import page
 from mapet.report.drawing import Picture
+from mapet.report.listing import state_of
 from mapet.report.reading import ReportedRun
+from mapet.report.scorecard import environment_rows
+from mapet.report.sorting import SORTING
 from mapet.runtime.progress import format_seconds
+from mapet.runtime.run_directory import describe_environment
 
 _HOW = (
     "Values are means over seeds, ± their standard deviation. Differences are paired: seed by seed, on the same test images. The "
@@ -24,24 +29,6 @@ _HOW_TUNED = (
     "Every cell was trained once with each value, with a seed of its own and as many steps as its runs. The value was chosen by "
     "the first protocol on a fifth of the training images; the test images had no part in it."
 )
-# Sorts a table by the column whose head is pressed: numbers by their value, everything else as text.
-_SCRIPT = """<script>
-document.querySelectorAll("table").forEach(table => table.querySelectorAll("thead th").forEach((head, column) => {
-  head.tabIndex = 0; head.style.cursor = "pointer"; head.title = "Sort by this column";
-  const sort = () => {
-    const down = head.getAttribute("aria-sort") === "ascending", body = table.tBodies[0];
-    table.querySelectorAll("th").forEach(other => other.removeAttribute("aria-sort"));
-    head.setAttribute("aria-sort", down ? "descending" : "ascending");
-    const value = row => { const text = row.cells[column].textContent.trim(), number = parseFloat(text.replace(/[<+,]/g, ""));
-      return isNaN(number) ? text : number; };
-    const rows = [...body.rows].sort((a, b) => { const x = value(a), y = value(b);
-      return typeof x === "number" && typeof y === "number" ? x - y : String(x).localeCompare(String(y)); });
-    (down ? rows.reverse() : rows).forEach(row => body.appendChild(row));
-  };
-  head.addEventListener("click", sort);
-  head.addEventListener("keydown", event => { if (event.key === "Enter") sort(); });
-}));
-</script>"""
 
 
 def comparison_page(
@@ -59,27 +46,44 @@ def comparison_page(
     title = f"Comparison on {results.manifest.data}"
     curves = learning_curves(results)
     groups = [forest_plots(rows), [curves] if curves else [], cost_against_accuracy(results)]
-    words = [page.text(sentence) for sentence in sentences(rows)]
+    words = [page.text(sentence) for sentence in sentences(sorted(rows, key=lambda row: not row.differs))]
+    tokens, galleries = tokenizer_pages(results.manifest)
+    groups.append(galleries)
     unfinished = [page.left_out(f"{run} (not finished).") for run in results.missing] + [page.left_out(text) for text in failed]
     tested = sum(row.difference is not None for row in rows)
     content = [
         page.heading(title, 1),
         page.text(f"Baseline: {baseline}. {len(results.finished)} of {len(grid.cells) * grid.seeds} runs are finished."),
+        page.text(_hours(results)) if grid.cells else "",
         *unfinished,
-        page.section("What differs", *words, page.figures(groups[0])) if words else "",
+        page.section("What differs", page.figures(groups[0]), *words) if words else "",
         page.section("All figures", page.table(HEADINGS, map(cells_of, rows)), page.text(_HOW.format(count=tested))),
         page.section("Settings that were chosen", page.table(_TUNING_HEADINGS, _trials(tuning)), page.text(_HOW_TUNED))
         if tuning and tuning.trials
         else "",
-        page.section("Training", page.figures([*groups[1], *groups[2]])) if grid.cells else "",
+        page.section("Training", page.figures([*groups[2], *groups[1]])) if grid.cells else "",
+        page.section("Tokenizers", tokens) if tokens else "",
         page.section("Runs", page.table(_RUN_HEADINGS, _runs(results))) if grid.cells else "",
-        _SCRIPT,
+        page.section("How this page was made", page.table(["", "value"], environment_rows(describe_environment()))),
+        SORTING,
     ]
     return page.page(title, content), [picture for group in groups for picture in group]
 
 
 _TUNING_HEADINGS = ("", "setting", "held-out figure (%)", "")
-_RUN_HEADINGS = ("run", "seed", "steps", "training", "images/s", "last loss", "processor or GPU", "mapet", "torch", "commit")
+_RUN_HEADINGS = (
+    "run",
+    "seed",
+    "state",
+    "steps",
+    "training",
+    "images/s",
+    "last loss",
+    "processor or GPU",
+    "mapet",
+    "torch",
+    "commit",
+)
 
 
 def _trials(tuning: Tuning) -> list[list[str]]:
@@ -93,15 +97,30 @@ def _trials(tuning: Tuning) -> list[list[str]]:
     return rows
 
 
+def _hours(results: ComparisonResults) -> str:
+    """The time of all trainings and evaluations of the comparison."""
+    training = sum(_reported(results, cell, seed).training_seconds for cell, seed in _begun(results))
+    evaluation = sum(result.seconds for cell, seed in _begun(results) for result in _reported(results, cell, seed).results)
+    return f"Training took {format_seconds(training)} over all runs, and evaluation {format_seconds(evaluation)}."
+
+
+def _begun(results: ComparisonResults) -> list[tuple[Cell, int]]:
+    """The runs of the grid that have a folder."""
+    manifest, grid = results.manifest, results.manifest.grid
+    every = [(cell, seed) for cell in grid.cells for seed in range(grid.seeds)]
+    return [(cell, seed) for cell, seed in every if manifest.is_tuned(cell) and manifest.run(cell, seed).config.is_file()]
+
+
+def _reported(results: ComparisonResults, cell: Cell, seed: int) -> ReportedRun:
+    return ReportedRun(results.manifest.run(cell, seed), cell.title(results.manifest.grid))
+
+
 def _runs(results: ComparisonResults) -> list[list[str]]:
-    """The facts of every finished run."""
-    return [
-        _facts(ReportedRun(results.manifest.run(cell, seed), cell.title(results.manifest.grid)), seed)
-        for cell, seed in results.finished
-    ]
+    """The facts of every run that was begun."""
+    return [_facts(_reported(results, cell, seed), seed, (cell, seed) in results.finished) for cell, seed in _begun(results)]
 
 
-def _facts(run: ReportedRun, seed: int) -> list[str]:
+def _facts(run: ReportedRun, seed: int, is_finished: bool) -> list[str]:
     environment = run.environments[-1] if run.environments else {}
     seconds = run.training_seconds
     rate = f"{run.images_seen / seconds:.0f}" if seconds else ""
@@ -109,4 +128,6 @@ def _facts(run: ReportedRun, seed: int) -> list[str]:
     hardware = ", ".join(environment.get("gpus") or []) or str(environment.get("processor") or "")
     packages, commit = environment.get("packages") or {}, str(environment.get("commit") or "")
     versions = [str(packages.get(name) or "") for name in ("mapet", "torch")]
-    return [run.title, str(seed), f"{run.steps:,}", format_seconds(seconds), rate, loss, hardware, *versions, commit]
+    trained = state_of(run)
+    state = "not evaluated" if trained == "finished" and not is_finished else trained
+    return [run.title, str(seed), state, f"{run.steps:,}", format_seconds(seconds), rate, loss, hardware, *versions, commit]

@@ -48,6 +48,7 @@ _STYLE: dict[Any, Any] = {
     "text.color": INK,
     "text.parse_math": False,
     "lines.linewidth": 1.6,
+    "svg.hashsalt": "mapet",  # the same figure is the same file
 }
 
 
@@ -62,6 +63,7 @@ class Picture:
         height: In pixels.
         alt: What it shows, for those who cannot see it.
         caption: How to read it.
+        svg: The same as vectors; empty where it was not wanted.
     """
 
     name: str
@@ -70,6 +72,7 @@ class Picture:
     height: int
     alt: str
     caption: str
+    svg: bytes = b""
 
 
 class Canvas:
@@ -78,16 +81,22 @@ class Canvas:
     def __init__(self, figure: Figure) -> None:
         self.figure = figure
         self.png = b""
+        self.svg = b""
 
     def picture(self, name: str, alt: str, caption: str) -> Picture:
         """The figure as drawn."""
         width, height = (round(inches * DPI) for inches in self.figure.get_size_inches())
-        return Picture(name, self.png, width, height, alt, caption)
+        return Picture(name, self.png, width, height, alt, caption, self.svg)
 
 
 @contextmanager
-def canvas(height: float) -> Iterator[Canvas]:
-    """A figure of `WIDTH` x `height` inches in the style of the report, without any global state of pyplot."""
+def canvas(height: float, vectors: bool = False) -> Iterator[Canvas]:
+    """A figure of `WIDTH` x `height` inches in the style of the report, without any global state of pyplot.
+
+    Args:
+        height: In inches.
+        vectors: Whether it is kept as SVG too.
+    """
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -98,6 +107,10 @@ def canvas(height: float) -> Iterator[Canvas]:
         buffer = io.BytesIO()
         drawn.figure.savefig(buffer, format="png", dpi=DPI)
         drawn.png = buffer.getvalue()
+        if vectors:
+            buffer = io.BytesIO()
+            drawn.figure.savefig(buffer, format="svg", metadata={"Date": None})
+            drawn.svg = buffer.getvalue()
 
 
 def slug(name: str) -> str:

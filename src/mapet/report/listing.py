@@ -25,7 +25,7 @@ class Listed:
 
     Args:
         path: Its folder.
-        state: "finished", "running", "stopped", or "damaged".
+        state: "finished", "running", "stopped", "failed", or "damaged".
         objective: Its name.
         data: Where the images were.
         steps: Taken so far.
@@ -105,16 +105,19 @@ def _listed(path: Path) -> Listed:
         figures = {_title(result.protocol, result.pool): result.value for result in run.results}
         loss = run.metrics[-1]["loss"] if run.metrics else math.nan
         return Listed(
-            str(path), _state(run), run.objective_title, run.data, run.steps, loss, run.training_seconds, figures, run.science
+            str(path), state_of(run), run.objective_title, run.data, run.steps, loss, run.training_seconds, figures, run.science
         )
     except CheckpointError:
         return Listed(str(path), "damaged")
 
 
-def _state(run: ReportedRun) -> str:
+def state_of(run: ReportedRun) -> str:
+    """In a word: finished, failed (the loss was not finite), running, or stopped."""
     if run.run.backbone.is_dir():
         return "finished"
-    log = run.run.metrics
+    log, failure = run.run.metrics, run.run.path / "nonfinite.json"
+    if failure.is_file() and not (log.is_file() and log.stat().st_mtime > failure.stat().st_mtime):
+        return "failed"
     return "running" if log.is_file() and time.time() - log.stat().st_mtime < _SILENT_FOR else "stopped"
 
 

@@ -86,7 +86,7 @@ def write_scorecards(scored: Sequence[ScoredTokenizer], source: ImageSource, out
         shown.check(entry.card.vocab_size, entry.title)
     environment = describe_environment()
     comparison = [survival_figure(ranked)]
-    galleries = [shown.figures(_vocabulary(entry, source, seed)) for entry in ranked]
+    galleries = [shown.figures(vocabulary_of(entry, source, seed)) for entry in ranked]
     content = _page(ranked, source, environment, comparison, galleries)
     with atomic_directory(out / FIGURES) as partial:
         for picture in chain(comparison, *galleries):
@@ -109,7 +109,7 @@ def table_rows(ranked: Sequence[ScoredTokenizer]) -> list[list[str]]:
 
 
 def _facts(card: Scorecard) -> dict[str, str]:
-    """Short, so that several columns fit on a terminal; `_MEANINGS` says the rest."""
+    """Short, so that several columns fit on a terminal; `MEANINGS` gives the rest."""
     unused = f"{card.dead_by_chance:.2g}" if card.dead_by_chance >= 0.05 else "0"
     facts = {
         "Information that survives": _bits(card.information),
@@ -144,7 +144,8 @@ def _percent(share: float) -> str:
     return f"{100 * share:.2g} %" if share < 0.0995 else f"{100 * share:.0f} %"
 
 
-def _vocabulary(entry: ScoredTokenizer, source: ImageSource, seed: int) -> Vocabulary:
+def vocabulary_of(entry: ScoredTokenizer, source: ImageSource, seed: int) -> Vocabulary:
+    """What the galleries of a tokenizer are drawn from: the images of `source` that it was scored on."""
     view = FixedView(entry.tokenizer.image_size, entry.tokenizer.interpolation)
 
     @lru_cache(maxsize=64)
@@ -189,8 +190,8 @@ def _page(
         page.table(["", *(entry.title for entry in ranked)], table_rows(ranked)),
         page.section("What survives", page.figures(comparison)),
         *(page.section(f"The codes of {entry.title}", page.figures(drawn)) for entry, drawn in zip(ranked, galleries, strict=True)),
-        page.section("How to read it", page.table(["", "meaning"], _MEANINGS)),
-        page.section("Environment", page.table(["", "value"], _environment_rows(environment))),
+        page.section("How to read it", page.table(["", "meaning"], MEANINGS)),
+        page.section("Environment", page.table(["", "value"], environment_rows(environment))),
     ]
     return page.page(title, sections)
 
@@ -204,7 +205,8 @@ def _summary(ranked: Sequence[ScoredTokenizer]) -> str:
     )
 
 
-def _environment_rows(environment: dict[str, Any]) -> list[list[str]]:
+def environment_rows(environment: dict[str, Any]) -> list[list[str]]:
+    """What a page was made by, with and on: rows of a table."""
     gpus = ", ".join(environment["gpus"])
     return [
         ["Command", str(environment["command"])],
@@ -214,7 +216,8 @@ def _environment_rows(environment: dict[str, Any]) -> list[list[str]]:
     ]
 
 
-_MEANINGS = [
+# Of the rows of a scorecard.
+MEANINGS = [
     [
         "Information that survives",
         "What the token of a patch tells about the token that the same patch has once the image was changed (mutual information): "
