@@ -68,3 +68,13 @@ def test_the_command(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert mapet("runs", str(folder / "store")) == 0
     assert "No run lies below" in capsys.readouterr().out
     assert mapet("runs", str(folder / "nowhere")) == 2
+
+
+def test_what_differs_between_runs(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert mapet("runs", str(folder), "--compare") == 0
+    head, *lines = capsys.readouterr().out.splitlines()
+    assert "training.steps" in head
+    assert "training.lr" in head  # the damaged run has no settings
+    assert mapet("runs", str(folder / "deep"), "--compare") == 0
+    assert capsys.readouterr().out.splitlines()[0].split() == ["run", "loss", "evaluations"]
+    assert len(lines) == 3

@@ -14,19 +14,27 @@ def runs(
         list[str] | None,
         typer.Option(metavar="KEY=VALUE", help="Only runs with this setting, such as objective.name=mapet; repeatable."),
     ] = None,
+    compare: Annotated[bool, typer.Option("--compare", help="Show the settings in which the runs differ.")] = False,
+    serve: Annotated[bool, typer.Option("--serve", help="Show all runs on a live page on this machine.")] = False,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Of the live page.")] = 8700,
     as_json: Annotated[bool, typer.Option("--json", help="Everything that is known of each run, as JSON.")] = False,
 ) -> None:
     """List the runs below FOLDER: state, objective, steps, loss, time and evaluations."""
     import json
 
     from mapet.config.recipes import parse_options
-    from mapet.report.listing import list_runs, selected, table
+    from mapet.report.listing import differences, list_runs, selected, table
 
+    if serve:
+        from mapet.report.live import serve as serve_runs
+
+        serve_runs(folder, port)
+        return
     listed = list_runs(folder)
     found = selected(listed, parse_options(where or []))
     if as_json:
         print(json.dumps([run.as_json() for run in found], indent=2))
     elif found:
-        print(table(found, folder))
+        print(differences(found, folder) if compare else table(found, folder))
     else:
         print(f"{len(listed)} runs lie below {folder}; none is as wanted." if listed else f"No run lies below {folder}.")

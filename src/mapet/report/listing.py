@@ -83,8 +83,22 @@ def selected(runs: Sequence[Listed], wanted: Mapping[str, Any]) -> list[Listed]:
 
 def table(runs: Sequence[Listed], folder: Path) -> str:
     """The lines of `runs` under headings, in columns."""
-    rows = [[*HEADINGS], *(run.cells(folder) for run in runs)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(HEADINGS))]
+    return _columns([[*HEADINGS], *(run.cells(folder) for run in runs)])
+
+
+def differences(runs: Sequence[Listed], folder: Path) -> str:
+    """The settings in which `runs` differ, a column each, beside loss and evaluations; "-" where a run has no such setting."""
+    names = dict.fromkeys(name for run in runs for name in run.science)
+    differing = [name for name in names if len({repr(run.science.get(name)) for run in runs}) > 1]
+    rows = [["run", *differing, "loss", "evaluations"]]
+    for run in runs:
+        cells = run.cells(folder)
+        rows.append([cells[0], *(str(run.science.get(name, "-")) for name in differing), cells[4], cells[6]])
+    return _columns(rows)
+
+
+def _columns(rows: Sequence[Sequence[str]]) -> str:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
 
 
