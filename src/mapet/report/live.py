@@ -71,8 +71,8 @@ def live_page(folder: Path) -> str:
         _STYLE,
         page.heading(f"Runs below {folder}", 1),
         '<p id="state"></p>',
-        page.table(HEADINGS, []),
         '<div class="figures"></div>',
+        page.table(HEADINGS, []),
         SORTING,
         _SCRIPT,
     ]
