@@ -73,6 +73,14 @@ def test_files_that_might_be_images_are_named_and_counted(tmp_path: Path, capsys
     assert line.startswith(f"{tmp_path}: 4 files are left out (cat/3.HEIC, dog/4.cr2, dog/5.xyz, ...). Files ending in .jpg")
 
 
+def test_lists_beside_class_folders_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """R7, R8: what could name labels and parts is not passed over without a word."""
+    write_images(tmp_path, "cat/1.png dog/2.png train.csv Test.CSV")
+    assert len(FolderImages(tmp_path)) == 2
+    expected = f"{tmp_path}: the lists in it are not read (Test.CSV, train.csv). To take images and labels from one, give its path."
+    assert capsys.readouterr().err.splitlines() == [expected]
+
+
 @pytest.fixture
 def odd_files(tmp_path: Path) -> Path:
     """A folder with files of every kind that have no end, or no content."""

@@ -68,6 +68,7 @@ class FolderImages:
             self._read_classes(by_folder, classes, class_depth or 1)
         else:
             self._read_unlabelled(by_folder)
+        _say_lists(self._root, loose)
         say_left_out(str(self._root), [*loose, *(f"{name}/{file}" for name, files in below.items() for file in files)])
 
     def _folders_at(self, depth: int) -> list[str]:
@@ -156,3 +157,9 @@ def remember_only_folder(source: FolderImages, folder: Path) -> None:
     mixed = bool(loose_images(folder)) and bool(visible_folders(folder))
     if source.labels is None and not mixed:
         source.only_folder = source.only_folder or folder.name
+
+
+def _say_lists(root: Path, names: list[str]) -> None:
+    """One line about lists that lie beside the images and may name their labels and parts."""
+    if lists := [name for name in names if name.lower().endswith(".csv")]:
+        say(f"{root}: the lists in it are not read ({few(lists)}). To take images and labels from one, give its path.")

@@ -41,8 +41,8 @@ class TarImages:
         self._index = index_tars(self._files)
         if not len(self._index):
             raise DataError(
-                f"{self.location} holds no images: no file in its tars ends in {suffixes_in_words()}. Tars within a tar are "
-                "not looked into: unpack it."
+                f"{self.location} holds no images: no file in its tars ends in {suffixes_in_words()}. Files and folders whose "
+                "names begin with a dot are passed over. Tars within a tar are not looked into: unpack them."
             )
         repeated = len({file.name for file in self._files}) < len(self._files)
         self._titles = [str(file) if repeated else file.name for file in self._files]
