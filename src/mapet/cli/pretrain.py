@@ -23,6 +23,9 @@ def pretrain(
         float | None,
         typer.Option(help="Epochs between online probes (k-NN, linear) on a part of the training images; needs labels."),
     ] = None,
+    monitor: Annotated[
+        list[str] | None, typer.Option(help="Also log to wandb, mlflow, trackio or comet, through its own library; repeatable.")
+    ] = None,
     max_unreadable: Annotated[int | None, typer.Option(min=0, help="Unreadable images that may be skipped (0).")] = None,
     allow: Allow = None,
 ) -> None:
@@ -46,6 +49,11 @@ def pretrain(
         from mapet.evaluation.online import OnlineProbe
 
         monitors.append(OnlineProbe(settings))
+    if monitor:
+        from mapet.engine.trackers import TRACKERS
+        from mapet.report.reading import flat
+
+        monitors += [TRACKERS.create(name, flat(settings.science)) for name in dict.fromkeys(monitor)]
     run = run_pretraining(data, settings, out, tokenizer=tokenizer, tokens=tokens, monitors=monitors)
     if not this_process_is_first():
         return
