@@ -142,6 +142,11 @@ def segment_and_die(folder: Path) -> str:
     return segment(folder, lambda training: _in_the_last(training, 10, lambda: os.kill(os.getpid(), signal.SIGKILL)))
 
 
+def segment_and_stop(folder: Path) -> str:
+    """The same; SIGTERM comes to the last process while step number 13 is taken."""
+    return segment(folder, lambda training: _in_the_last(training, 13, lambda: os.kill(os.getpid(), signal.SIGTERM)))
+
+
 def evaluate_segment(folder: Path) -> list[dict[str, float]]:
     """The figures of a short training; the first process keeps the result."""
     opened = LoadedBackbone(SPEC.build(), SPEC, "tiny")

@@ -15,7 +15,8 @@ import socket
 import time
 import traceback
 import warnings
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from multiprocessing import connection, forkserver
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
@@ -38,8 +39,15 @@ def run_ranks(function: str, world: int, folder: Path, killed: int = 0) -> list[
         folder: What it is called with.
         killed: How many processes are expected to be killed; None is returned for each.
     """
-    port = free_port()
-    processes = [forked(run_rank, function, rank, world, port, folder) for rank in range(world)]
+    with reserved_port() as port:
+        processes = [forked(run_rank, function, rank, world, port, folder) for rank in range(world)]
+        _wait_for(processes, killed, folder)
+    results = [folder / f"rank-{rank}.json" for rank in range(world)]
+    return [json.loads(path.read_text()) if path.exists() else None for path in results]
+
+
+def _wait_for(processes: list[ForkServerProcess], killed: int, folder: Path) -> None:
+    """Returns when all have ended well, but `killed` of them; raises AssertionError with what they left in `folder` otherwise."""
     deadline, waiting = time.monotonic() + _SECONDS, {process.sentinel: process for process in processes}
     while waiting:
         ended = [waiting.pop(sentinel) for sentinel in connection.wait([*waiting], deadline - time.monotonic())]
@@ -53,8 +61,6 @@ def run_ranks(function: str, world: int, folder: Path, killed: int = 0) -> list[
                 process.kill()
             words = [path.read_text() for path in folder.glob("rank-*.txt")]
             raise AssertionError("\n".join([f"A process ended with {codes[0]}." if codes else "They did not end.", *words]))
-    results = [folder / f"rank-{rank}.json" for rank in range(world)]
-    return [json.loads(path.read_text()) if path.exists() else None for path in results]
 
 
 def forked(function: Any, *arguments: Any) -> ForkServerProcess:
@@ -69,13 +75,24 @@ def forked(function: Any, *arguments: Any) -> ForkServerProcess:
     return process
 
 
-def free_port() -> int:
-    """One below those that the system gives to connections, so that none takes it before the processes meet there."""
-    for port in range(20_000 + os.getpid() % 10_000, 32_000):
-        with socket.socket() as listener, suppress(OSError):
-            listener.bind(("127.0.0.1", port))
-            return port
-    raise RuntimeError("No port from 20000 to 32000 is free.")
+@contextmanager
+def reserved_port() -> Iterator[int]:
+    """A port for the processes to meet at, which no other call gets until the block ends, in no other process either.
+
+    It lies below those that the system gives to connections. With SO_REUSEADDR the processes may listen where this socket, which
+    does not listen, is bound; a socket without that option, as the next call makes it, finds the port taken.
+    """
+    with socket.socket() as holder:
+        port = next(port for port in range(20_000, 32_000) if _takes(holder, port))
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        yield port
+
+
+def _takes(holder: socket.socket, port: int) -> bool:
+    with suppress(OSError):
+        holder.bind(("", port))
+        return True
+    return False
 
 
 def run_rank(function: str, rank: int, world: int, port: int, folder: Path) -> None:

@@ -112,7 +112,7 @@ def test_what_one_process_cannot_read_counts_in_all(tmp_path: Path) -> None:
 
 
 def test_segmentation_does_not_depend_on_the_number_of_processes(tmp_path: Path) -> None:
-    """Alone, on 3 from start to end, and on 2 of which one is killed, then alone; batches of 5 do not divide."""
+    """Alone, on 3 from start to end, and on 2 of which one is killed, then 3, then 1; batches of 5 do not divide."""
     folders = [tmp_path / name for name in ("alone", "together", "changing")]
     for folder in folders:
         write_folder(folder / "pictures", train=11, test=3)
@@ -126,6 +126,8 @@ def test_segmentation_does_not_depend_on_the_number_of_processes(tmp_path: Path)
     assert_same_weights(whole, [together / f"segment-{rank}.safetensors" for rank in range(3)])
     with pytest.raises(AssertionError, match="ended with -9"):
         run_ranks(f"{MODULE}:segment_and_die", 2, changing)
+    stopped = run_ranks(f"{MODULE}:segment_and_stop", 3, changing)
+    assert [message.partition(" of")[0] for message in stopped] == ["Stopped after step 14"] * 3
     assert on_ranks.segment(changing) == ""
     assert losses_of(changing / "segment") == pytest.approx(expected, rel=1e-5)
     assert_same_weights(whole, [changing / "segment-0.safetensors"])

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
+import os
+import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from mapet.data.skipped import UnreadableImages
+from mapet.errors import MapetError
 from mapet.runtime.processes import Processes, any_process, process_group
 from mapet.runtime.seeding import seeded_globally
 from mapet.tokenizers.vq_kd.distillation import Distillation
 from mapet.tokenizers.vq_kd.settings import VQKDSettings
 from mapet.tokenizers.vq_kd.step import DistillationStep, make_optimizer
 from mapet.tokenizers.vq_kd.tokenizer import VQKD
-from mapet.tokenizers.vq_kd.training import train_vq_kd
-from tests.tiny import BATCH, CPU, IMAGES, TinyImages
+from mapet.tokenizers.vq_kd.training import VQKDTraining, train_vq_kd
+from tests.tiny import BATCH, CPU, IMAGES, TinyImages, at_step
 
 SETTINGS = VQKDSettings(
     teacher="pixels",
@@ -81,6 +87,36 @@ def train_on_ranks(folder: Path) -> list[str]:
             except PausedError:
                 pause_before(None)
     return found
+
+
+def train(folder: Path, disturb: Callable[[VQKDTraining], None] = lambda _: None) -> str:
+    """A training in FOLDER/tokenizer; the message it ends with, or ""."""
+    source: Any = TinyImages("tiny", IMAGES, seed=0)
+    settings = dataclasses.replace(SETTINGS, batch_size=6)
+    run = VQKDTraining.run
+
+    def disturbed(self: VQKDTraining) -> None:
+        if self.processes.rank == self.processes.world - 1:
+            disturb(self)
+        run(self)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(VQKDTraining, "run", disturbed)
+        try:
+            train_vq_kd(source, folder / "tokenizer", settings, unreadable=UnreadableImages(), save_every=2, log_every=1)
+        except MapetError as error:
+            return str(error)
+    return ""
+
+
+def train_and_die(folder: Path) -> str:
+    """The same; the last process is killed at step 3."""
+    return train(folder, lambda training: at_step(training, 3, lambda: os.kill(os.getpid(), signal.SIGKILL)))
+
+
+def train_and_stop(folder: Path) -> str:
+    """The same; SIGTERM comes to the last process while step number 4 is taken."""
+    return train(folder, lambda training: at_step(training, 4, lambda: os.kill(os.getpid(), signal.SIGTERM)))
 
 
 class PausedError(Exception):
