@@ -120,7 +120,7 @@ def evaluate_uncached(folder: Path) -> list[dict[str, float]]:
 
 
 SEGMENTATION = {
-    "steps": 16, "batch_size": 5, "lr": 2e-3, "warmup_steps": 4, "drop_path": 0.2, "crop": 32, "stride": 21, "scale": (128, 32),
+    "steps": 10, "batch_size": 5, "lr": 2e-3, "warmup_steps": 2, "drop_path": 0.2, "crop": 32, "stride": 21, "scale": (128, 32),
     "channels": 8, "aux_channels": 8, "dropout": 0.3,
 }  # fmt: skip
 
@@ -138,13 +138,13 @@ def segment(folder: Path, disturb: Callable[[SegmentationTraining], None] = lamb
 
 
 def segment_and_die(folder: Path) -> str:
-    """The same; the last process is killed at step 10."""
-    return segment(folder, lambda training: _in_the_last(training, 10, lambda: os.kill(os.getpid(), signal.SIGKILL)))
+    """The same; the last process is killed at step 6."""
+    return segment(folder, lambda training: _in_the_last(training, 6, lambda: os.kill(os.getpid(), signal.SIGKILL)))
 
 
 def segment_and_stop(folder: Path) -> str:
-    """The same; SIGTERM comes to the last process while step number 13 is taken."""
-    return segment(folder, lambda training: _in_the_last(training, 13, lambda: os.kill(os.getpid(), signal.SIGTERM)))
+    """The same; SIGTERM comes to the last process while step number 8 is taken."""
+    return segment(folder, lambda training: _in_the_last(training, 8, lambda: os.kill(os.getpid(), signal.SIGTERM)))
 
 
 def evaluate_segment(folder: Path) -> list[dict[str, float]]:
