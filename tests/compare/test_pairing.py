@@ -22,7 +22,7 @@ def measured(top1: list[float], labels: list[int] | None = None, order: list[int
 
 def test_images_are_paired_by_their_keys() -> None:
     """The same outcomes in another order differ in no image, which makes the interval as narrow as it can be."""
-    right = [1.0, 0.0, 0.0, 1.0] * 10
+    right = [1.0, 1.0, 0.0, 0.0] * 10  # another row when it is read backwards
     shuffled = [*reversed(range(len(right)))]
     found = compared([measured(right)], [measured(right, order=shuffled)], "top1")
     assert found == paired_difference(np.zeros((1, len(right))))
