@@ -4,6 +4,7 @@ from __future__ import annotations
 
 _STATISTICS = "compare/test_statistics.py"
 _COMPARE = "compare/test_compare.py"
+_PAIRING = "compare/test_pairing.py"
 _STATISTICS_FILE, _RESULTS_FILE, _MANIFEST_FILE = "compare/statistics.py", "compare/results.py", "compare/manifest.py"
 
 MUTANTS = [
@@ -47,14 +48,14 @@ MUTANTS = [
         _RESULTS_FILE,
         "index = torch.tensor([order[key] for key in sorted(keys)])",
         "index = torch.arange(len(keys))",
-        f"{_COMPARE}::test_images_are_paired_by_their_keys",
+        f"{_PAIRING}::test_images_are_paired_by_their_keys",
     ),
     (
         "compare/classes-weigh-as-many-images-as-they-have",
         _RESULTS_FILE,
         "weights = len(labels) / (np.bincount(labels)[labels] * len(np.unique(labels)))",
         "weights = np.ones(len(labels))",
-        f"{_COMPARE}::test_the_mean_per_class_weighs_classes_alike",
+        f"{_PAIRING}::test_the_mean_per_class_weighs_classes_alike",
     ),
     (
         "compare/other-images-share-a-table",
