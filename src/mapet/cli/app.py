@@ -15,6 +15,7 @@ from mapet.cli import (
     protocols,
     recipes,
     report,
+    reproduce,
     runs,
     tokenize,
     tokenizer,
@@ -36,6 +37,7 @@ app.command("recipes")(recipes.recipes)
 app.command("pretrain")(pretrain.pretrain)
 app.command("evaluate")(evaluate.evaluate)
 app.command("compare")(compare.compare)
+app.command("reproduce")(reproduce.reproduce)
 app.command("validate")(validate.validate)
 app.command("export")(export.export)
 app.command("protocols")(protocols.protocols)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from mapet.cli.options import Allow, Data
+
+if TYPE_CHECKING:
+    from mapet.compare.compare import Comparison
 
 
 def compare(
@@ -53,21 +57,32 @@ def compare(
     allow: Allow = None,
 ) -> None:
     """Compare pre-trainings that differ in nothing but what you name, over several seeds, with intervals."""
-    from mapet.compare.compare import Comparison, part_of
+    from mapet.compare.compare import Comparison, refuse_longer
     from mapet.compare.grid import Grid, parse_vary
-    from mapet.compare.results import ComparisonResults
-    from mapet.compare.table import sentences
-    from mapet.errors import FailedRunError, SettingsError
 
-    chosen = part_of(part)
-    grid = Grid(_names(objectives), _names(tokenizers), _names(backbones), parse_vary(vary or []), parse_vary(tune or []), seeds)
-    comparison = Comparison(out, data, recipe, grid, _names(protocols), set_ or [], budget, evaluate_on or [])
+    grid = Grid(
+        names_of(objectives), names_of(tokenizers), names_of(backbones), parse_vary(vary or []), parse_vary(tune or []), seeds
+    )
+    comparison = Comparison(out, data, recipe, grid, names_of(protocols), set_ or [], budget, evaluate_on or [])
     if dry_run or max_hours is not None:
-        hours = comparison.plan()
-        if max_hours is not None and hours > max_hours:
-            raise SettingsError(f"The trainings take about {hours:.1f} hours, more than --max-hours {max_hours:g}.")
+        refuse_longer(comparison.plan(), max_hours)
         if dry_run:
             return
+    carry_out_and_print(comparison, part)
+
+
+def carry_out_and_print(comparison: Comparison, part: str) -> None:
+    """Trains and evaluates what is left of a comparison, and prints what differs.
+
+    Raises:
+        FailedRunError: Some runs failed.
+    """
+    from mapet.compare.compare import part_of
+    from mapet.compare.results import ComparisonResults
+    from mapet.compare.table import sentences
+    from mapet.errors import FailedRunError
+
+    chosen = part_of(part)
     comparison.begin()
     failed = comparison.run(chosen)
     results = ComparisonResults(comparison.manifest, comparison.tasks)
@@ -78,5 +93,6 @@ def compare(
         raise FailedRunError(f"{len(failed)} runs failed: {failed[0]} The same command tries them again.")
 
 
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(name.strip() for name in text.split(",") if name.strip())
+def names_of(text: str) -> tuple[str, ...]:
+    """Names with commas between them; those inside brackets belong to a name."""
+    return tuple(name.strip() for name in re.split(r",(?![^\[]*\])", text) if name.strip())

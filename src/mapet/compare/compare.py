@@ -10,7 +10,7 @@ from mapet.compare.grid import Cell, Grid
 from mapet.compare.html import comparison_page
 from mapet.compare.manifest import Manifest
 from mapet.compare.results import ComparisonResults
-from mapet.compare.table import comma_separated, latex, markdown
+from mapet.compare.table import PrintedTable, comma_separated, latex, markdown
 from mapet.compare.tasks import tasks_of
 from mapet.compare.tuning import Tuning
 from mapet.errors import SettingsError, nearest
@@ -59,6 +59,7 @@ class Comparison:
         hashes = {task.title: task.protocol.hash for task in self.tasks}
         self.manifest = Manifest(out, data, recipe, overrides, grid, hashes, budget)
         self.manifest.check_equal()
+        self.printed: PrintedTable | None = None
         self.tuning = Tuning(self.manifest, self.tasks[0])
 
     def plan(self) -> float:
@@ -105,7 +106,7 @@ class Comparison:
         """Writes the page, the table in three forms, and the pictures, from what is finished."""
         out = self.manifest.out
         results = ComparisonResults(self.manifest, self.tasks)
-        page, pictures = comparison_page(results, failed, self.tuning)
+        page, pictures = comparison_page(results, failed, self.tuning, self.printed)
         for picture in pictures:
             for suffix, content in (("png", picture.png), ("svg", picture.svg)):
                 if content:
@@ -114,6 +115,16 @@ class Comparison:
         for suffix, form in (("md", markdown), ("tex", latex), ("csv", comma_separated)):
             write_text(out / f"table.{suffix}", form(results.rows))
         write_text(self.page, page)
+
+
+def refuse_longer(hours: float, max_hours: float | None) -> None:
+    """Refuses a comparison that would train for longer than `max_hours`.
+
+    Raises:
+        SettingsError: It would.
+    """
+    if max_hours is not None and hours > max_hours:
+        raise SettingsError(f"The trainings take about {hours:.1f} hours, more than --max-hours {max_hours:g}.")
 
 
 def part_of(text: str) -> tuple[int, int]:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from mapet.config import load_recipe
+from mapet.config.recipes import parse_options
 from mapet.config.settings import ObjectiveSettings, PretrainSettings, TrainingSettings
 from mapet.errors import SettingsError, nearest
 from mapet.objectives import OBJECTIVES
@@ -27,7 +28,8 @@ class Cell:
     """One way to pre-train, for all seeds.
 
     Args:
-        objective: Its registered name; "" where the tokens themselves are evaluated, and nothing is pre-trained.
+        objective: Its registered name, which may have options: `zoomed_in[mask_ratio=0.75]`; "" where the tokens themselves are
+            evaluated, and nothing is pre-trained.
         tokenizer: The features of one that is fitted, or the path of a saved one; None where the objective predicts no tokens.
         backbone: timm's name; "" for that of the recipe.
         varied: Further settings, name to value as text.
@@ -54,8 +56,14 @@ class Cell:
         parts = [self.objective, _label(self.tokenizer or ""), self.backbone]
         parts += [f"{name.rpartition('.')[2]}-{value}" for name, value in self.varied]
         readable = re.sub(r"[^\w.-]+", "-", "-".join(filter(None, parts)))
-        exact = hashlib.sha256(repr((self.tokenizer, self.varied)).encode()).hexdigest()[:4]
-        return f"{readable}-{exact}" if self.varied or is_saved(self.tokenizer or "") else readable
+        with_options = self.objective if "[" in self.objective else ""
+        exact = hashlib.sha256(f"{with_options}{(self.tokenizer, self.varied)!r}".encode()).hexdigest()[:4]
+        return f"{readable}-{exact}" if with_options or self.varied or is_saved(self.tokenizer or "") else readable
+
+    @property
+    def needs(self) -> Collection[str]:
+        """What the objective needs besides images."""
+        return OBJECTIVES.get(parse_objective(self.objective)[0]).needs
 
 
 @dataclass(frozen=True)
@@ -80,8 +88,7 @@ class Grid:
 
     def __post_init__(self) -> None:
         for name in self.objectives:
-            if name not in OBJECTIVES:
-                raise SettingsError(f"There is no objective called '{name}'. {nearest(name, OBJECTIVES)}")
+            parse_objective(name)
         for kind, values in (("objective", self.objectives), ("tokenizer", self.tokenizers), ("backbone", self.backbones)):
             if twice := sorted({value for value in values if values.count(value) > 1}):
                 raise SettingsError(f"The {kind} {twice[0]} is named twice. Name each once.")
@@ -95,7 +102,7 @@ class Grid:
         """All ways to pre-train, the baseline first. An objective without tokens comes once for all tokenizers."""
         varied = [tuple(zip(self.vary, values, strict=True)) for values in itertools.product(*self.vary.values())]
         cells = [
-            Cell(objective, tokenizer if "tokens" in OBJECTIVES.get(objective).needs else None, backbone, some)
+            Cell(objective, tokenizer if "tokens" in Cell(objective, None).needs else None, backbone, some)
             for tokenizer in self.tokenizers or ("",)
             for backbone in self.backbones or ("",)
             for some in varied
@@ -154,9 +161,24 @@ def settings_of(cell: Cell, seed: int, recipe: str, overrides: Sequence[str] = (
     settings = load_recipe(recipe, changes)
     if not cell.objective:
         return settings
-    known = options_of(OBJECTIVES.get(cell.objective))
-    options = {name: value for name, value in settings.objective.options.items() if name in known}
-    return settings.model_copy(update={"objective": ObjectiveSettings(name=cell.objective, options=options)})
+    name, own = parse_objective(cell.objective)
+    known = options_of(OBJECTIVES.get(name))
+    options = {name: value for name, value in settings.objective.options.items() if name in known and value is not None}
+    return settings.model_copy(update={"objective": ObjectiveSettings(name=name, options={**options, **own})})
+
+
+def parse_objective(text: str) -> tuple[str, dict[str, Any]]:
+    """`zoomed_in[mask_ratio=0.75]` to its name and its options; several options have commas between them.
+
+    Raises:
+        SettingsError: There is no such objective, or the brackets hold no options.
+    """
+    name, bracket, rest = text.partition("[")
+    if name not in OBJECTIVES:
+        raise SettingsError(f"There is no objective called '{name}'. {nearest(name, OBJECTIVES)}")
+    if bracket and not rest.endswith("]"):
+        raise SettingsError(f"Options of an objective are given as {name}[option=value], not '{text}'.")
+    return name, parse_options(rest.removesuffix("]").split(",")) if bracket else {}
 
 
 def parse_vary(pairs: Sequence[str]) -> dict[str, tuple[str, ...]]:

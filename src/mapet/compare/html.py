@@ -8,8 +8,9 @@ from mapet.compare.figures import cost_against_accuracy, forest_plots, learning_
 from mapet.compare.grid import Cell, described
 from mapet.compare.results import ComparisonResults
 from mapet.compare.scorecards import tokenizer_pages
-from mapet.compare.table import HEADINGS, cells_of, sentences
+from mapet.compare.table import HEADINGS, PrintedTable, cells_of, sentences
 from mapet.compare.tuning import Tuning
+from mapet.compare.varied import varied_curves
 from mapet.report import page
 from mapet.report.drawing import Picture
 from mapet.report.listing import state_of
@@ -32,20 +33,28 @@ _HOW_TUNED = (
 
 
 def comparison_page(
-    results: ComparisonResults, failed: Sequence[str] = (), tuning: Tuning | None = None
+    results: ComparisonResults,
+    failed: Sequence[str] = (),
+    tuning: Tuning | None = None,
+    printed: PrintedTable | None = None,
 ) -> tuple[str, list[Picture]]:
     """The page, and its pictures.
 
     Args:
         results: Of the comparison.
         failed: A sentence for every run that failed.
+        printed: Figures of a paper that stand beside ours.
         tuning: What the settings of every cell were chosen by.
     """
     rows, grid = results.rows, results.manifest.grid
     baseline = grid.objectives[0] if len(grid.objectives) > 1 else (grid.cells or grid.token_cells)[0].title(grid)
     title = f"Comparison on {results.manifest.data}"
     curves = learning_curves(results)
-    groups = [forest_plots(rows), [curves] if curves else [], cost_against_accuracy(results)]
+    groups = [
+        [*varied_curves(results), *forest_plots(rows)],
+        [curves] if curves else [],
+        cost_against_accuracy(results),
+    ]
     words = [page.text(sentence) for sentence in sentences(sorted(rows, key=lambda row: not row.differs))]
     tokens, galleries = tokenizer_pages(results.manifest)
     groups.append(galleries)
@@ -58,6 +67,7 @@ def comparison_page(
         *unfinished,
         page.section("What differs", page.figures(groups[0]), *words) if words else "",
         page.section("All figures", page.table(HEADINGS, map(cells_of, rows)), page.text(_HOW.format(count=tested))),
+        _printed(printed) if printed else "",
         page.section("Settings that were chosen", page.table(_TUNING_HEADINGS, _trials(tuning)), page.text(_HOW_TUNED))
         if tuning and tuning.trials
         else "",
@@ -84,6 +94,15 @@ _RUN_HEADINGS = (
     "torch",
     "commit",
 )
+
+
+def _printed(table: PrintedTable) -> str:
+    """Figures of a paper, marked as such."""
+    return page.section(
+        f"Printed in the paper ({table.source})",
+        page.text(f"Not measured here: {table.caption}. {table.expect}"),
+        page.table(table.columns, table.rows),
+    )
 
 
 def _trials(tuning: Tuning) -> list[list[str]]:

@@ -5,10 +5,31 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from mapet.compare.results import Row
 from mapet.compare.statistics import Difference
 from mapet.evaluation.protocol import METRICS
+
+
+@dataclass(frozen=True)
+class PrintedTable:
+    """What a paper printed, to stand beside our figures.
+
+    Args:
+        caption: Data, model, figure and unit.
+        columns: Headings.
+        rows: As text.
+        source: The paper.
+        expect: What the printed figures show, in words.
+    """
+
+    caption: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    source: str
+    expect: str
+
 
 HEADINGS = ("", "figure", "value (%)", "seeds", "difference (points)", "to", "adjusted p", "")
 _COLUMNS = (

@@ -16,7 +16,6 @@ from mapet.data.skipped import UnreadableImages
 from mapet.data.sources import open_source
 from mapet.errors import InUseError
 from mapet.models.backbone import grid_size
-from mapet.objectives import OBJECTIVES
 from mapet.pretraining.pretrain import backbone_spec, fit_settings
 from mapet.runtime.device import choose_device
 from mapet.runtime.files import recover
@@ -31,7 +30,7 @@ _SECONDS_BETWEEN_TRIES = 5.0
 
 def tokens_of(manifest: Manifest, cell: Cell) -> Path | None:
     """The tokens of a cell, made once for all its runs; None where the objective needs none, or makes them as it goes."""
-    if "tokens" not in OBJECTIVES.get(cell.objective).needs or manifest.settings(cell, 0).view.name == "online":
+    if "tokens" not in cell.needs or manifest.settings(cell, 0).view.name == "online":
         return None
     return _made_once(manifest, cell, make_tokens)
 
