@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mapet.cli.options import Allow, Data
+from mapet.cli.options import Allow, Data, DryRun, EvaluateOn, MaxHours, Part
 
 if TYPE_CHECKING:
     from mapet.compare.compare import Comparison
@@ -38,10 +38,7 @@ def compare(
         ),
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Seeds of every cell.")] = 3,
-    evaluate_on: Annotated[
-        list[str] | None,
-        typer.Option(metavar="DATA", help="Labelled images to evaluate on, instead of those of the pre-training; repeatable."),
-    ] = None,
+    evaluate_on: EvaluateOn = None,
     protocols: Annotated[str, typer.Option(help="Names from `mapet protocols`.")] = "knn,linear",
     set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting of all runs; repeatable.")] = None,
     budget: Annotated[
@@ -51,9 +48,9 @@ def compare(
             "baseline, by a few timed steps."
         ),
     ] = "steps",
-    part: Annotated[str, typer.Option(metavar="I/N", help="Take every N-th run, from the I-th on; jobs meet in --out.")] = "1/1",
-    max_hours: Annotated[float | None, typer.Option(min=0, help="Refuse a comparison that would train for longer.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan with an estimate of its time, and stop.")] = False,
+    part: Part = "1/1",
+    max_hours: MaxHours = None,
+    dry_run: DryRun = False,
     allow: Allow = None,
 ) -> None:
     """Compare pre-trainings that differ in nothing but what you name, over several seeds, with intervals."""

@@ -51,6 +51,13 @@ Allow = Annotated[
         "by default none; repeatable.",
     ),
 ]
+EvaluateOn = Annotated[
+    list[str] | None,
+    typer.Option(metavar="DATA", help="Labelled images to evaluate on, instead of those of the pre-training; repeatable."),
+]
+Part = Annotated[str, typer.Option(metavar="I/N", help="Take every N-th run, from the I-th on; jobs meet in --out.")]
+MaxHours = Annotated[float | None, typer.Option(min=0, help="Refuse what would train for longer.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan with an estimate of its time, and stop.")]
 Seed = Annotated[int, typer.Option(help="Determines every random draw.")]
 
 

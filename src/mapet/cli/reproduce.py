@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mapet.cli.options import Allow
+from mapet.cli.options import Allow, DryRun, EvaluateOn, MaxHours, Part
 
 if TYPE_CHECKING:
     from mapet.compare.compare import Comparison
@@ -20,16 +20,13 @@ def reproduce(
     data: Annotated[str | None, typer.Argument(help="Images; not needed at the size smoke.")] = None,
     size: Annotated[str, typer.Option(help="smoke (digits, minutes), small (Tiny-ImageNet, hours) or paper (ImageNet).")] = "smoke",
     out: Annotated[Path | None, typer.Option(help="Folder; by default reproduce-NAME-SIZE. The same command continues.")] = None,
-    evaluate_on: Annotated[
-        list[str] | None,
-        typer.Option(metavar="DATA", help="Labelled images of another set, for table4 and table5; repeatable."),
-    ] = None,
+    evaluate_on: EvaluateOn = None,
     tokenizers: Annotated[str, typer.Option(help="Other tokenizers: features to fit, or paths of saved ones.")] = "",
     seeds: Annotated[int | None, typer.Option(min=1, help="Another number of seeds.")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting of all runs; repeatable.")] = None,
-    part: Annotated[str, typer.Option(metavar="I/N", help="Take every N-th run, from the I-th on; jobs meet in --out.")] = "1/1",
-    max_hours: Annotated[float | None, typer.Option(min=0, help="Refuse what would train for longer.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan with an estimate of its time, and stop.")] = False,
+    part: Part = "1/1",
+    max_hours: MaxHours = None,
+    dry_run: DryRun = False,
     yes: Annotated[bool, typer.Option("--yes", help="Begin the size paper without asking.")] = False,
     allow: Allow = None,
 ) -> None:

@@ -65,8 +65,11 @@ class Comparison:
     def plan(self) -> float:
         """Says what will be done, and returns the hours that the trainings take by a few timed steps, without evaluations."""
         manifest, grid = self.manifest, self.manifest.grid
+        if not grid.cells:
+            say("Nothing is pre-trained: the tokens are evaluated alone.")
+            return 0.0
         seconds = {cell: seconds_per_step(manifest, cell) for cell in grid.cells}
-        steps = {**equal_steps(manifest, [1.0] * len(grid.cells)), **manifest.steps} if grid.cells else {}
+        steps = {**equal_steps(manifest, [1.0] * len(grid.cells)), **manifest.steps}
         total = sum(seconds[cell] * steps[cell.name] for cell in grid.cells) * (grid.seeds + len(self.tuning.values))
         trials = f" and {len(self.tuning.trials)} trials" if self.tuning.trials else ""
         say(f"{len(grid.cells)} x {grid.seeds} runs{trials}, about {format_seconds(total)} of training on this machine:")

@@ -17,7 +17,7 @@ from mapet.config.settings import ObjectiveSettings, PretrainSettings, TrainingS
 from mapet.errors import SettingsError, nearest
 from mapet.objectives import OBJECTIVES
 from mapet.registry import options_of
-from mapet.tokenizers.features.base import check_features_name
+from mapet.tokenizers.features.names import check_features_name
 from mapet.tokenizers.load import is_saved, load_tokenizer
 
 RANDOM = "random initialisation"

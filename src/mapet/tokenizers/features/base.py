@@ -93,22 +93,8 @@ def create_features(name: str, *, image_size: int, patch_size: int, **options: A
     Raises:
         TokenizerError: Unknown name or option, an option's value of another type, or sizes that do not fit.
     """
-    kind, options = _resolve(name, options)
+    kind, options = resolve_features(name, options)
     return _create(kind, {"image_size": image_size, "patch_size": patch_size, **options})
-
-
-def check_features_name(name: str) -> None:
-    """Refuses a name of features that `create_features` would refuse. Nothing is loaded or fetched.
-
-    Raises:
-        TokenizerError: With the nearest name.
-    """
-    from mapet.tokenizers.features.timm_model import require_model
-
-    kind, options = _resolve(name, {})
-    FEATURES.get(kind)
-    if kind == "timm":
-        require_model(options["model"])
 
 
 def restore_features(settings: Any) -> FeatureExtractor:
@@ -151,7 +137,7 @@ def run_behind(name: str) -> str | None:
     return name if name and Path(name).is_dir() and name not in FEATURES and not timm.is_model(name) else None
 
 
-def _resolve(name: str, options: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+def resolve_features(name: str, options: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     """The registered kind behind `name`, and the options that `name` implies."""
     if name in FEATURES:
         return name, options
