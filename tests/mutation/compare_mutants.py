@@ -4,6 +4,7 @@ from __future__ import annotations
 
 _STATISTICS = "compare/test_statistics.py"
 _COMPARE = "compare/test_compare.py"
+_TASKS = "compare/test_tasks.py"
 _PAIRING = "compare/test_pairing.py"
 _STATISTICS_FILE, _RESULTS_FILE, _MANIFEST_FILE = "compare/statistics.py", "compare/results.py", "compare/manifest.py"
 
@@ -70,6 +71,27 @@ MUTANTS = [
         "round(steps * cost[0] / own)",
         "round(steps * own / cost[0])",
         f"{_COMPARE}::test_equal_rows",
+    ),
+    (
+        "tuning/on-the-test-images",
+        "evaluation/evaluate.py",
+        "train, test = _training_images_alone(train, self._validation_share)",
+        "pass",
+        f"{_TASKS}::test_tuning_chooses_on_training_images_and_is_shown",
+    ),
+    (
+        "tuning/the-worst-is-chosen",
+        "compare/tuning.py",
+        "self.manifest.chosen[cell] = max(",
+        "self.manifest.chosen[cell] = min(",
+        f"{_TASKS}::test_tuning_chooses_on_training_images_and_is_shown",
+    ),
+    (
+        "compare/one-baseline-for-all-tokens",
+        "compare/grid.py",
+        "        if cell.objective == first.objective:",
+        "        if True:",
+        f"{_COMPARE}::test_each_cell_is_compared_with_the_first_objective_on_the_same_tokens",
     ),
     (
         "checkpoint/parts-of-another-model",
