@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -117,3 +118,19 @@ def test_unknown_tokenizers_are_refused_before_work_begins(tmp_path: Path) -> No
     for name, message in [("coatess", "no features called 'coatess'.*coates"), ("k-clip", "no tokenizer 'k-clip' on this machine")]:
         with pytest.raises(TokenizerError, match=message):
             comparison(tmp_path / "out", Grid(("mim",), (name, "coates")))
+
+
+def test_the_page_is_written_between_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever looks before the end finds what is finished, and the names of what is not."""
+    monkeypatch.setattr("mapet.compare.compare._SECONDS_BETWEEN_PAGES", 0.0)
+    made, pages = comparison(tmp_path / "out", Grid(("mim", "mapet"), seeds=1)), []
+    write = made.write
+
+    def writing(failed: Sequence[str] = ()) -> None:
+        write(failed)
+        pages.append(made.page.read_text(encoding="utf-8"))
+
+    monkeypatch.setattr(made, "write", writing)
+    made.begin()
+    assert made.run() == []
+    assert ["mapet, seed 0 (not finished)" in page for page in pages] == [True, False, False]

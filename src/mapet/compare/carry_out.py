@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -29,7 +29,13 @@ from mapet.runtime.progress import say
 _TIMED_STEPS = 3
 
 
-def carry_out(manifest: Manifest, tasks: Sequence[Task], tuning: Tuning, part: tuple[int, int] = (1, 1)) -> list[str]:
+def carry_out(
+    manifest: Manifest,
+    tasks: Sequence[Task],
+    tuning: Tuning,
+    part: tuple[int, int] = (1, 1),
+    after_run: Callable[[], None] = lambda: None,
+) -> list[str]:
     """Trains and evaluates what is left, seed by seed, so that a comparison that is stopped has whole seeds.
 
     Args:
@@ -37,6 +43,7 @@ def carry_out(manifest: Manifest, tasks: Sequence[Task], tuning: Tuning, part: t
         tasks: What to measure.
         tuning: Of the same comparison; its trials come first.
         part: (i, n): this job takes every n-th run, from the i-th on; jobs meet in the folder of the comparison.
+        after_run: Called after every run.
 
     Returns:
         A sentence for every run that failed; the others went on.
@@ -61,6 +68,7 @@ def carry_out(manifest: Manifest, tasks: Sequence[Task], tuning: Tuning, part: t
                 _run(manifest, cell, seed, left)
             else:
                 _evaluate_tokens(manifest, cell, seed, left)
+        after_run()
     return failed.sentences
 
 

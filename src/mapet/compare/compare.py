@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from mapet.runtime.files import atomic_file, write_text
 from mapet.runtime.lock import only_writer
 from mapet.runtime.progress import format_seconds, say
 
+_SECONDS_BETWEEN_PAGES = 60.0
 BUDGETS = ("steps", "rows", "seconds")
 _COSTS: dict[str, Callable[[Manifest, Cell], float]] = {"rows": rows_per_step, "seconds": seconds_per_step}
 
@@ -93,7 +95,7 @@ class Comparison:
         return self.manifest.out / "comparison.html"
 
     def run(self, part: tuple[int, int] = (1, 1)) -> list[str]:
-        """Trains and evaluates what is left, and writes the page.
+        """Trains and evaluates what is left, and writes the page: between runs about once a minute, and at the end.
 
         Args:
             part: (i, n): this job takes every n-th run, from the i-th on.
@@ -101,7 +103,15 @@ class Comparison:
         Returns:
             A sentence for every run that failed.
         """
-        failed = carry_out(self.manifest, self.tasks, self.tuning, part)
+        written = time.monotonic()
+
+        def write_now_and_then() -> None:
+            nonlocal written
+            if time.monotonic() - written > _SECONDS_BETWEEN_PAGES:
+                self.write()
+                written = time.monotonic()
+
+        failed = carry_out(self.manifest, self.tasks, self.tuning, part, write_now_and_then)
         self.write(failed)
         return failed
 
