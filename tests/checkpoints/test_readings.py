@@ -29,7 +29,7 @@ READ = [
     (PLAIN, {"qkv_bias": False}, {}),
     (PLAIN, {"proj_bias": False}, {}),
     (PLAIN, {"init_values": 1e-5}, {}),
-    (PLAIN, {"pre_norm": True}, {}),
+    (PLAIN, {"pre_norm": True}, {"pre_norm": True}),
     (PLAIN, {"final_norm": False}, {}),
     (PLAIN, {"global_pool": "avg"}, {}),
     (PLAIN, {"global_pool": "avg", "num_classes": 5}, {}),
@@ -93,7 +93,49 @@ def test_what_timm_builds_is_read_by_its_name_and_options(tmp_path, name, option
     compare(network, load_backbone(path, model=name, options={**TINY, **options}))
 
 
+CLIP, QUICK = "vit_base_patch16_clip_224", "vit_base_patch16_clip_quickgelu_224"
+
+
+def test_what_weights_do_not_tell_is_taken_from_the_name(tmp_path):
+    """R10: epsilon and activation of CLIP; the same file gives another model under each name."""
+    for name in (CLIP, QUICK):
+        network, path = written(tmp_path, name, {})
+        loaded = load_backbone(path, model=name, options=TINY)
+        compare(network, loaded)
+        assert loaded.conversion is not None
+        assert ("have quick GELU" in loaded.conversion.summary()) == (name == CLIP)
+    _, path = written(tmp_path, PLAIN, {})
+    with pytest.raises(ModelError, match=rf"'{CLIP}' has a norm in front of the blocks .* these weights have none"):
+        load_backbone(path, model=CLIP, options=TINY)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "given", "taken"),
+    [
+        (PLAIN, {}, {}, "GELU, 1e-06 and 4 x 4 patches"),
+        (PLAIN, {"num_heads": 2}, HEADS, "GELU, 1e-06 and 4 x 4 patches"),
+        (PLAIN, {}, {"img_size": 32}, "GELU and 1e-06"),
+        ("vit_giant_patch14_dinov2", {"mlp_ratio": 3.0}, {}, "SiLU, 1e-06 and 4 x 4 patches"),
+        ("beit_base_patch16_224", {}, {}, "GELU, 1e-06 and 4 x 4 patches"),
+        ("vit_base_patch16_siglip_gap_256", {}, {}, "GELU, 1e-06 and 4 x 4 patches"),  # whose activation is another
+    ],
+    ids=str,
+)
+def test_what_is_taken_for_granted_is_stated(tmp_path, name, options, given, taken):
+    """R10: whatever no file of weights tells stands in one line; a name tells it."""
+    network, path = written(tmp_path, name, options)
+    loaded = load_backbone(path, options=given)
+    assert loaded.conversion is not None
+    assert f": {taken} are taken. timm's name for the model (--model NAME)" in loaded.conversion.summary()
+    named = load_backbone(path, model=name, options={**TINY, **options})
+    assert named.conversion is not None
+    assert "epsilon" not in named.conversion.summary()
+    compare(network, named)
+
+
 REFUSED = [
+    (CLIP, {}, {}, r"norm in front of the blocks .* Give timm's name .*quick GELU"),
+    (PLAIN, {"pre_norm": True}, {}, r"norm in front of the blocks .* options pre_norm=True"),
     (PLAIN, {"no_embed_class": True}, {}, r"16 positions, which can be read in two ways: 4 x 4 .*img_size=32.*3 x 5.*\[24, 40\]"),
     (PLAIN, {"img_size": (24, 40)}, {}, r"16 positions, which can be read in two ways"),
     (PLAIN, {"img_size": (24, 40)}, {"img_size": [24, 40]}, r"24 x 40 pixels.*images are square here"),

@@ -115,7 +115,7 @@ def _by_name(name: str, prefix: str, options: dict[str, Any]) -> LoadedBackbone:
 def _of_hugging_face(folder: Path, title: str, model: str | None, options: Mapping[str, Any]) -> LoadedBackbone:
     found = read_model(folder)
     given = {**found.options, **options}
-    return _converted(found.tensors, title, model or found.model, given, found.normalisation, found.notes)
+    return _converted(found.tensors, title, model or found.model, given, found.normalisation, found.notes, True)
 
 
 def _converted(
@@ -125,8 +125,11 @@ def _converted(
     options: Mapping[str, Any],
     normalisation: Any = None,
     notes: tuple[str, ...] = (),
+    configured: bool = False,
 ) -> LoadedBackbone:
-    backbone, spec, conversion = convert(tensors, title, model=model, options=options, normalisation=normalisation)
+    backbone, spec, conversion = convert(
+        tensors, title, model=model, options=options, normalisation=normalisation, configured=configured
+    )
     conversion = replace(conversion, notes=(*conversion.notes, *notes))
     say(f"{title} is a {conversion.summary()}")
     return LoadedBackbone(backbone, spec, title, conversion=conversion)

@@ -159,6 +159,8 @@ def timm_options(name: str, found: Architecture, family: Family, asked: Mapping[
     """
     model = skeleton(name, asked)
     usual = Architecture.of(model.state_dict(), apart=getattr(model, "no_embed_class", False))
+    if found.pre_norm != usual.pre_norm:
+        raise ModelError(_pre_norm_question(found, name if strictly else ""))
     sizes = _sizes(found, model, asked)
     if strictly:
         _check_sizes(name, usual, found)
@@ -301,13 +303,25 @@ def _parts(found: Architecture, usual: Architecture, family: Family, beit: bool)
         apart, usually_apart = (bool(one.class_token or one.registers) and not one.prefix_positions for one in (found, usual))
         parts |= {
             "in_chans": (found.channels, usual.channels, found.channels),
-            "pre_norm": (found.pre_norm, usual.pre_norm, found.pre_norm),
             "proj_bias": (found.proj_bias, usual.proj_bias, found.proj_bias),
             "class_token": (found.class_token, usual.class_token, found.class_token),
             "reg_tokens": (found.registers, usual.registers, found.registers),
             "no_embed_class": (apart, usually_apart, apart),
         }
     return {name: value for name, (here, there, value) in parts.items() if here != there}
+
+
+def _pre_norm_question(found: Architecture, name: str) -> str:
+    """What to ask for where a norm in front of the blocks leaves several models, which differ in what weights do not tell."""
+    if not found.pre_norm:
+        return f"'{name}' has a norm in front of the blocks (norm_pre), and these weights have none. Give another model, or none."
+    named = f"'{name}' has none" if name else "what else differs is not told by weights"
+    return (
+        f"The weights have a norm in front of the blocks (norm_pre), as those of CLIP have; {named}. Give timm's name for the "
+        "model: --model vit_base_patch16_clip_224, for one (norms with an epsilon of 1e-5 and GELU), or "
+        "vit_base_patch16_clip_quickgelu_224 (quick GELU, as in the weights of OpenAI). Give options pre_norm=True for a plain ViT "
+        "with this norm (1e-6 and GELU)."
+    )
 
 
 def _check_sizes(model: str, expected: Architecture, found: Architecture) -> None:

@@ -61,6 +61,7 @@ def convert(
     model: str | None = None,
     options: Mapping[str, Any] | None = None,
     normalisation: tuple[tuple[float, float, float], tuple[float, float, float]] | None = None,
+    configured: bool = False,
 ) -> tuple[VisionTransformer, BackboneSpec, Conversion]:
     """The backbone of a checkpoint, in evaluation mode on the CPU.
 
@@ -72,12 +73,13 @@ def convert(
             `num_classes=0` drops a classifier.
         normalisation: Mean and standard deviation per channel, if they are known; by default those of the model's weights at
             timm where `model` names some, else those that the family was trained with.
+        configured: A configuration beside the weights tells what they do not tell: heads, activation, epsilon.
 
     Raises:
         ModelError: The file is none that is known, or does not fit; what was expected and what was found.
     """
     try:
-        return _convert(tensors, title, model, dict(options or {}), normalisation)
+        return _convert(tensors, title, model, dict(options or {}), normalisation, configured)
     except ModelError as error:
         if title in str(error):
             raise
@@ -95,6 +97,7 @@ def _convert(
     model: str | None,
     options: dict[str, Any],
     normalisation: tuple[tuple[float, float, float], tuple[float, float, float]] | None,
+    configured: bool,
 ) -> tuple[VisionTransformer, BackboneSpec, Conversion]:
     published = recognise(tensors)
     if published is None and model is not None:
@@ -120,14 +123,38 @@ def _convert(
     backbone = spec.build()
     spec = replace(spec, image_size=image_size(backbone)[0])
     conversion = _load(backbone, published, found, tuple(tensors), all_options)
-    if found.heads is None and model is None and "num_heads" not in options:
-        heads = num_heads(backbone)
-        note = f"The file does not tell the number of heads; {heads} are taken ({found.width // heads} wide). --option num_heads=N."
-        conversion = replace(conversion, notes=(*conversion.notes, note))
+    notes = [] if configured else _taken_for_granted(backbone, found, options, model)
     if told is None:
-        note = f"The file does not say how images were normalised; mean {mean} and standard deviation {std} are taken."
-        conversion = replace(conversion, notes=(*conversion.notes, note))
+        notes.append(f"The file does not say how images were normalised; mean {mean} and standard deviation {std} are taken.")
+    conversion = replace(conversion, notes=(*conversion.notes, *notes))
     return backbone.eval(), spec, conversion
+
+
+def _taken_for_granted(
+    backbone: VisionTransformer, found: Architecture, options: Mapping[str, Any], model: str | None
+) -> list[str]:
+    """What no file of weights tells, and what is taken: the number of heads, the activation, the epsilon of the norms, the grid."""
+    first: Any = backbone.blocks[0]
+    act = type(first.mlp.act).__name__
+    if model is not None:
+        openai = found.pre_norm and act == "GELU" and "clip" in model
+        return (
+            ["Its activation is GELU; OpenAI's weights of CLIP have quick GELU (--model ..._clip_quickgelu_...)."] if openai else []
+        )
+    notes = []
+    if found.heads is None and "num_heads" not in options:
+        heads = num_heads(backbone)
+        notes.append(
+            f"The file does not tell the number of heads; {heads} are taken ({found.width // heads} wide). --option num_heads=N."
+        )
+    taken, untold = [act, f"{first.norm1.eps:g}"], ["activation", "epsilon of its norms"]
+    if "img_size" not in options:
+        taken, untold = [*taken, "{} x {} patches".format(*found.grid())], [*untold, "shape of its images"]
+    notes.append(
+        f"The file does not tell {', '.join(untold[:-1])} and {untold[-1]}: {', '.join(taken[:-1])} and {taken[-1]} are taken. "
+        "timm's name for the model (--model NAME) tells the first two."
+    )
+    return notes
 
 
 def _named(model: str | None) -> str | None:
