@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 
@@ -134,7 +134,7 @@ def _taken_for_granted(
     backbone: VisionTransformer, found: Architecture, options: Mapping[str, Any], model: str | None
 ) -> list[str]:
     """What no file of weights tells, and what is taken: the number of heads, the activation, the epsilon of the norms, the grid."""
-    first: Any = backbone.blocks[0]
+    first = cast(Any, backbone.blocks)[0]
     act = type(first.mlp.act).__name__
     if model is not None:
         openai = found.pre_norm and act == "GELU" and "clip" in model
