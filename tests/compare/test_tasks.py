@@ -126,11 +126,12 @@ def test_the_page_is_written_between_runs(tmp_path: Path, monkeypatch: pytest.Mo
     made, pages = comparison(tmp_path / "out", Grid(("mim", "mapet"), seeds=1)), []
     write = made.write
 
-    def writing(failed: Sequence[str] = ()) -> None:
-        write(failed)
+    def writing(failed: Sequence[str] = (), with_tokenizers: bool = True) -> None:
+        write(failed, with_tokenizers)
         pages.append(made.page.read_text(encoding="utf-8"))
 
     monkeypatch.setattr(made, "write", writing)
     made.begin()
     assert made.run() == []
     assert ["mapet, seed 0 (not finished)" in page for page in pages] == [True, False, False]
+    assert ["The codes of" in page for page in pages] == [False, False, True]

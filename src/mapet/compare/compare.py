@@ -108,18 +108,23 @@ class Comparison:
         def write_now_and_then() -> None:
             nonlocal written
             if time.monotonic() - written > _SECONDS_BETWEEN_PAGES:
-                self.write()
+                self.write(with_tokenizers=False)
                 written = time.monotonic()
 
         failed = carry_out(self.manifest, self.tasks, self.tuning, part, write_now_and_then)
         self.write(failed)
         return failed
 
-    def write(self, failed: Sequence[str] = ()) -> None:
-        """Writes the page, the table in three forms, and the pictures, from what is finished."""
+    def write(self, failed: Sequence[str] = (), with_tokenizers: bool = True) -> None:
+        """Writes the page, the table in three forms, and the pictures, from what is finished.
+
+        Args:
+            failed: A sentence for every run that failed.
+            with_tokenizers: Whether the tokenizers are scored, which takes minutes where they are networks on a CPU.
+        """
         out = self.manifest.out
         results = ComparisonResults(self.manifest, self.tasks)
-        page, pictures = comparison_page(results, failed, self.tuning, self.printed)
+        page, pictures = comparison_page(results, failed, self.tuning, self.printed, with_tokenizers)
         for picture in pictures:
             for suffix, content in (("png", picture.png), ("svg", picture.svg)):
                 if content:

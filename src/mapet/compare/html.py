@@ -37,6 +37,7 @@ def comparison_page(
     failed: Sequence[str] = (),
     tuning: Tuning | None = None,
     printed: PrintedTable | None = None,
+    with_tokenizers: bool = True,
 ) -> tuple[str, list[Picture]]:
     """The page, and its pictures.
 
@@ -44,6 +45,7 @@ def comparison_page(
         results: Of the comparison.
         failed: A sentence for every run that failed.
         printed: Figures of a paper that stand beside ours.
+        with_tokenizers: Whether the tokenizers are scored and shown.
         tuning: What the settings of every cell were chosen by.
     """
     rows, grid = results.rows, results.manifest.grid
@@ -56,7 +58,7 @@ def comparison_page(
         cost_against_accuracy(results),
     ]
     words = [page.text(sentence) for sentence in sentences(sorted(rows, key=lambda row: not row.differs))]
-    tokens, galleries = tokenizer_pages(results.manifest)
+    tokens, galleries = tokenizer_pages(results.manifest) if with_tokenizers else ("", [])
     groups.append(galleries)
     unfinished = [page.left_out(f"{run} (not finished).") for run in results.missing] + [page.left_out(text) for text in failed]
     tested = sum(row.difference is not None for row in rows)
