@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,7 +21,7 @@ from tests.command import mapet
 
 LIBRARIES = {"wandb": "wandb", "mlflow": "mlflow", "trackio": "trackio", "comet": "comet_ml"}
 # Where the entry arrives.
-LOGS = {"wandb": "init().log", "mlflow": "log_metrics", "trackio": "log", "comet": "OfflineExperiment().log_metrics"}
+LOGS = {"wandb": "init().log", "mlflow": "log_metrics", "trackio": "log", "comet": "start().log_metrics"}
 
 
 @pytest.fixture(autouse=True)
@@ -29,14 +32,18 @@ def nothing_configured(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(name, "true")  # so that they are restored
 
 
+def log_one(name: str, folder: Path, step: int) -> None:
+    """Begins or continues a record, and passes one entry on."""
+    tracker = TRACKERS.create(name, {"training.lr": 0.1})
+    tracker.begin(RunContext(RunDirectory(folder), torch.nn.Linear(1, 1), torch.device("cpu"), 0, 10, 5))
+    tracker.observe(LogPoint(step, 0.1, {"step": step, "loss": 2.5, "bad": float("nan")}))
+
+
 @pytest.mark.parametrize("name", LIBRARIES)
 def test_entries_arrive_and_nothing_is_sent(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     library: Any = MagicMock()
     monkeypatch.setitem(sys.modules, LIBRARIES[name], library)
-    tracker = TRACKERS.create(name, {"training.lr": 0.1})
-    model = torch.nn.Linear(1, 1)
-    tracker.begin(RunContext(RunDirectory(tmp_path / "run"), model, torch.device("cpu"), 0, 10, 5))
-    tracker.observe(LogPoint(7, 0.1, {"step": 7, "loss": 2.5, "bad": float("nan")}))
+    log_one(name, tmp_path / "run", 7)
     (call,) = [each for each in library.mock_calls if each[0] == LOGS[name]]
     assert call.args == ({"loss": 2.5},)
     assert call.kwargs["step"] == 7
@@ -44,6 +51,44 @@ def test_entries_arrive_and_nothing_is_sent(name: str, tmp_path: Path, monkeypat
         assert library.init.call_args.kwargs["mode"] == "offline"
     if name == "mlflow":
         assert library.set_tracking_uri.call_args.args[0].startswith("file://")
+    if name == "comet":
+        assert library.start.call_args.kwargs["online"] is False
+        options = library.ExperimentConfig.call_args.kwargs
+        assert [options[key] for key in ("log_code", "log_git_metadata", "log_git_patch", "auto_output_logging")] == [False] * 4
+
+
+REAL = """
+import sys
+from pathlib import Path
+from tests.engine.test_trackers import log_one
+log_one(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]))
+"""
+
+
+@pytest.mark.parametrize("name", LIBRARIES)
+def test_the_real_library_keeps_a_run_and_continues_it_without_a_network(name: str, tmp_path: Path) -> None:
+    """Each begin has a process of its own, as a run that is continued has."""
+    if importlib.util.find_spec(LIBRARIES[name]) is None:
+        pytest.skip(f"{LIBRARIES[name]} is not installed")
+    folder = tmp_path / "run"
+    folder.mkdir()
+    for step in (3, 6):
+        command = [sys.executable, "-c", REAL, name, str(folder), str(step)]
+        done = subprocess.run(
+            command, env={**os.environ, "TRACKIO_DIR": str(tmp_path / "trackio")}, capture_output=True, text=True, timeout=300
+        )
+        assert done.returncode == 0, done.stderr
+    kept = {
+        "wandb": "run/wandb/offline-run-*",
+        "mlflow": "run/mlruns/*/*/metrics",
+        "trackio": "trackio/*.db",
+        "comet": "run/comet/*",
+    }
+    records = len([*tmp_path.glob(kept[name])])
+    assert records == (1 if name in ("mlflow", "trackio") else 2)  # W&B and Comet join two parts when they are uploaded
+    if name == "mlflow":
+        (losses,) = (folder / "mlruns").glob("*/*/metrics/loss")
+        assert [line.split()[-1] for line in losses.read_text().splitlines()] == ["3", "6"]
 
 
 @pytest.mark.parametrize("name", LIBRARIES)

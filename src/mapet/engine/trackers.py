@@ -21,6 +21,18 @@ from mapet.registry import Registry
 from mapet.runtime.rank import this_process_is_first
 
 _PROJECT = "mapet"
+_COMET_ADDS = (  # of its own accord
+    "log_code",
+    "log_git_metadata",
+    "log_git_patch",
+    "log_env_details",
+    "log_graph",
+    "parse_args",
+    "auto_output_logging",
+    "auto_param_logging",
+    "auto_metric_logging",
+    "auto_log_co2",
+)
 Log = Callable[[dict[str, float], int], object]
 
 
@@ -66,7 +78,7 @@ class Tracker(Monitor[RunContext]):
 
 
 class WeightsAndBiases(Tracker):
-    """Offline, in the run directory, unless WANDB_API_KEY or WANDB_MODE is set."""
+    """Offline, in the run directory, unless WANDB_API_KEY or WANDB_MODE is set. Neither code nor terminal output goes there."""
 
     library = extra = "wandb"
 
@@ -74,7 +86,8 @@ class WeightsAndBiases(Tracker):
         offline = not {"WANDB_API_KEY", "WANDB_MODE"} & os.environ.keys()
         if offline:
             os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
-        options = {"mode": "offline"} if offline else {}
+        options: dict[str, Any] = {"mode": "offline"} if offline else {}
+        options["settings"] = library.Settings(disable_git=True, disable_code=True, console="off")
         run = library.init(
             project=_PROJECT, name=folder.name, id=_key(folder), resume="allow", dir=str(folder), config=self._config, **options
         )
@@ -91,7 +104,9 @@ class Mlflow(Tracker):
             os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
             library.set_tracking_uri((folder / "mlruns").as_uri())
         library.set_experiment(_PROJECT)
-        run = library.start_run(run_name=folder.name)
+        mine = {"mapet_run": _key(folder)}
+        begun = library.search_runs(filter_string=f"tags.mapet_run = '{mine['mapet_run']}'", output_format="list")
+        run = library.start_run(run_id=begun[0].info.run_id) if begun else library.start_run(run_name=folder.name, tags=mine)
         library.log_params({name: str(value)[:500] for name, value in self._config.items()})
         return lambda entry, step: library.log_metrics(entry, step=step, run_id=run.info.run_id)
 
@@ -111,16 +126,17 @@ class Trackio(Tracker):
 
 
 class Comet(Tracker):
-    """Offline, in the run directory, unless COMET_API_KEY is set."""
+    """Offline, in the run directory, unless COMET_API_KEY is set. Only the settings and the log go there."""
 
     library, extra = "comet_ml", "comet"
 
     def _start(self, library: Any, folder: Path) -> Log:
-        if "COMET_API_KEY" in os.environ:
-            experiment = library.start(project_name=_PROJECT, experiment_key=_key(folder))
-        else:
-            experiment = library.OfflineExperiment(project_name=_PROJECT, offline_directory=str(folder / "comet"))
-        experiment.set_name(folder.name)
+        kept = folder / "comet"
+        kept.mkdir(parents=True, exist_ok=True)
+        config = library.ExperimentConfig(name=folder.name, offline_directory=str(kept), **dict.fromkeys(_COMET_ADDS, False))
+        experiment = library.start(
+            project_name=_PROJECT, experiment_key=_key(folder), online="COMET_API_KEY" in os.environ, experiment_config=config
+        )
         experiment.log_parameters(self._config)
         return lambda entry, step: experiment.log_metrics(entry, step=step)
 
