@@ -11,6 +11,7 @@ from mapet.compare.grid import Cell, Grid
 from mapet.compare.html import comparison_page
 from mapet.compare.manifest import Manifest
 from mapet.compare.results import ComparisonResults
+from mapet.compare.scorecards import tokenizer_pages
 from mapet.compare.table import PrintedTable, comma_separated, latex, markdown
 from mapet.compare.tasks import tasks_of
 from mapet.compare.tuning import Tuning
@@ -123,8 +124,9 @@ class Comparison:
             with_tokenizers: Whether the tokenizers are scored, which takes minutes where they are networks on a CPU.
         """
         out = self.manifest.out
+        tokenizers = tokenizer_pages(self.manifest) if with_tokenizers else ("", [])  # may take minutes: results are read after it
         results = ComparisonResults(self.manifest, self.tasks)
-        page, pictures = comparison_page(results, failed, self.tuning, self.printed, with_tokenizers)
+        page, pictures = comparison_page(results, failed, self.tuning, self.printed, tokenizers)
         for picture in pictures:
             for suffix, content in (("png", picture.png), ("svg", picture.svg)):
                 if content:

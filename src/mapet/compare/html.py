@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from mapet.compare.figures import cost_against_accuracy, forest_plots, learning_curves
 from mapet.compare.grid import Cell, described
 from mapet.compare.results import ComparisonResults
-from mapet.compare.scorecards import tokenizer_pages
 from mapet.compare.table import HEADINGS, PrintedTable, cells_of, sentences
 from mapet.compare.tuning import Tuning
 from mapet.compare.varied import varied_curves
@@ -37,7 +36,7 @@ def comparison_page(
     failed: Sequence[str] = (),
     tuning: Tuning | None = None,
     printed: PrintedTable | None = None,
-    with_tokenizers: bool = True,
+    tokenizers: tuple[str, list[Picture]] = ("", []),
 ) -> tuple[str, list[Picture]]:
     """The page, and its pictures.
 
@@ -45,8 +44,8 @@ def comparison_page(
         results: Of the comparison.
         failed: A sentence for every run that failed.
         printed: Figures of a paper that stand beside ours.
-        with_tokenizers: Whether the tokenizers are scored and shown.
         tuning: What the settings of every cell were chosen by.
+        tokenizers: The content of their section, and its pictures.
     """
     rows, grid = results.rows, results.manifest.grid
     baseline = grid.objectives[0] if len(grid.objectives) > 1 else (grid.cells or grid.token_cells)[0].title(grid)
@@ -58,7 +57,7 @@ def comparison_page(
         cost_against_accuracy(results),
     ]
     words = [page.text(sentence) for sentence in sentences(sorted(rows, key=lambda row: not row.differs))]
-    tokens, galleries = tokenizer_pages(results.manifest) if with_tokenizers else ("", [])
+    tokens, galleries = tokenizers
     groups.append(galleries)
     unfinished = [page.left_out(f"{run} (not finished).") for run in results.missing] + [page.left_out(text) for text in failed]
     tested = sum(row.difference is not None for row in rows)

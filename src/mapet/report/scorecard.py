@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from functools import lru_cache
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -23,10 +23,11 @@ from mapet.runtime.files import atomic_directory, write_json, write_text
 from mapet.runtime.run_directory import describe_environment
 from mapet.tokenizers.scoring.perturbations import PERTURBATIONS
 from mapet.tokenizers.scoring.score import ScoredTokenizer
-from mapet.tokenizers.scoring.scorecard import Scorecard
+from mapet.tokenizers.scoring.scorecard import Judged, Scorecard
 
 PAGE, FIGURES, CARD = "codebook.html", "codebook-figures", "scorecard.json"
 FORMAT = 1
+_AnyJudged = TypeVar("_AnyJudged", bound=Judged)
 
 
 @dataclass(frozen=True)
@@ -96,12 +97,12 @@ def write_scorecards(scored: Sequence[ScoredTokenizer], source: ImageSource, out
     return out / PAGE
 
 
-def rank(scored: Iterable[ScoredTokenizer]) -> list[ScoredTokenizer]:
+def rank(scored: Iterable[_AnyJudged]) -> list[_AnyJudged]:
     """The tokenizer whose tokens keep most information comes first."""
     return sorted(scored, key=lambda entry: (-entry.card.information, entry.title))
 
 
-def table_rows(ranked: Sequence[ScoredTokenizer]) -> list[list[str]]:
+def table_rows(ranked: Sequence[Judged]) -> list[list[str]]:
     """What is measured, and its value for every tokenizer; what applies to none is left out."""
     columns = [_facts(entry.card) for entry in ranked]
     names = dict.fromkeys(name for column in columns for name in column)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from mapet.report.drawing import INK, LINE, RUN_COLORS, SOFT, Picture, canvas
 from mapet.tokenizers.scoring.perturbations import PERTURBATIONS
-from mapet.tokenizers.scoring.score import ScoredTokenizer
+from mapet.tokenizers.scoring.scorecard import Judged
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -16,7 +16,7 @@ _MARKERS = "osD^v"
 _BETWEEN = 0.17  # rows between the dots of neighbouring tokenizers
 
 
-def survival_figure(ranked: Sequence[ScoredTokenizer]) -> Picture:
+def survival_figure(ranked: Sequence[Judged]) -> Picture:
     """Two panels of dots, a row for every change and a colour for every tokenizer, best tokenizer on top."""
     changes = [change for change in PERTURBATIONS if change.name in ranked[0].card.survival]
     height = 0.42 + max(0.0, (len(ranked) - 2) * 0.1)

@@ -40,7 +40,23 @@ def load_tokenizer(tokenizer: Path | str) -> Tokenizer:
         from mapet.tokenizers.released import tokenizer_from_file
 
         return tokenizer_from_file(path)
-    name = str(tokenizer)
+    return _load_folder(_folder(tokenizer))
+
+
+def fingerprint_of(tokenizer: Path | str) -> str:
+    """The fingerprint of the tokenizer that a user names, as its folder records it; computed where there is only a weights file.
+
+    Raises:
+        TokenizerError: As `load_tokenizer` raises it, as far as that shows without the weights.
+    """
+    if recover(tokenizer).is_file():
+        return load_tokenizer(tokenizer).fingerprint
+    return str(_read_description(_folder(tokenizer)).get("fingerprint"))
+
+
+def _folder(tokenizer: Path | str) -> Path:
+    """The folder that a path or one of the names stands for; it need not exist where it is a path."""
+    path, name = recover(tokenizer), str(tokenizer)
     if name in _MAKE and not path.exists():
         path = recover(named_folder(name))
         if not path.is_dir():
@@ -48,7 +64,7 @@ def load_tokenizer(tokenizer: Path | str) -> Tokenizer:
                 f"There is no tokenizer '{name}' on this machine: neither a folder of that name here nor {path}. To make it: "
                 f"{_MAKE[name].format(folder=path)}"
             )
-    return _load_folder(path)
+    return path
 
 
 def is_saved(tokenizer: str) -> bool:

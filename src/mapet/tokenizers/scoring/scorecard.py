@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -98,6 +99,20 @@ class Scorecard:
     def tokens(self) -> int:
         """Tokens that were looked at."""
         return self.images * self.grid_size[0] * self.grid_size[1]
+
+
+class Judged(Protocol):
+    """A tokenizer by its title, with its scorecard."""
+
+    @property
+    def title(self) -> str:
+        """What to call it."""
+        ...
+
+    @property
+    def card(self) -> Scorecard:
+        """Its scorecard."""
+        ...
 
 
 def make_scorecard(

@@ -1,0 +1,97 @@
+"""The scorecards and galleries of tokenizers, made once and kept: a network takes minutes to tokenise the images on a CPU."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from mapet.errors import CheckpointError
+from mapet.report.drawing import Picture, slug
+from mapet.runtime.files import atomic_directory, recover, sha256, write_json
+from mapet.runtime.json_files import read_json, sealed, unsealed
+from mapet.runtime.lock import only_writer
+from mapet.tokenizers.scoring.scorecard import Scorecard
+
+_FORMAT = 1
+_CARD = "scorecard.json"
+
+
+@dataclass(frozen=True)
+class KeptScore:
+    """A scorecard and the pictures of the codes.
+
+    Args:
+        title: What to call the tokenizer.
+        card: Its scorecard.
+        pictures: Its galleries.
+    """
+
+    title: str
+    card: Scorecard
+    pictures: list[Picture]
+
+
+def kept_score(folder: Path, title: str, facts: dict[str, Any], make: Callable[[], KeptScore]) -> KeptScore:
+    """What `make` makes, or made before; made again where what was kept is damaged or of another version.
+
+    Args:
+        folder: Every tokenizer has a folder of its own in it.
+        title: What to call the tokenizer now.
+        facts: Everything that the scores depend on, JSON.
+        make: Scores the tokenizer, and draws its galleries.
+
+    Raises:
+        InUseError: Another process makes it.
+        MapetError: Whatever `make` raises.
+    """
+    own = folder / hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+    facts = {"format": _FORMAT, **facts}
+    if found := _read(own, title, facts):
+        return found
+    with only_writer(own):
+        if found := _read(own, title, facts):  # another process made it meanwhile
+            return found
+        made = make()
+        _write(own, made, facts)
+        return made
+
+
+def _write(own: Path, made: KeptScore, facts: dict[str, Any]) -> None:
+    with atomic_directory(own) as partial:
+        pictures = []
+        for picture in made.pictures:
+            name = picture.name.removesuffix(f"-{slug(made.title)}")
+            (partial / f"{name}.png").write_bytes(picture.png)
+            described = {key: getattr(picture, key) for key in ("width", "height", "alt", "caption")}
+            pictures.append({"name": name, "sha256": sha256(partial / f"{name}.png"), **described})
+        write_json(partial / _CARD, sealed({**facts, "card": asdict(made.card), "pictures": pictures}))
+
+
+def _read(own: Path, title: str, facts: dict[str, Any]) -> KeptScore | None:
+    """None where there is nothing, or something else than `_write` wrote for these facts."""
+    path = recover(own) / _CARD
+    if not path.is_file():
+        return None
+    try:
+        content = unsealed(read_json(path, dict), path, required=True)
+        if any(content.get(name) != value for name, value in facts.items()):
+            return None
+        card = TypeAdapter(Scorecard).validate_python(content["card"])
+        return KeptScore(title, card, [_picture(own, title, described) for described in content["pictures"]])
+    except (CheckpointError, ValidationError, LookupError, TypeError, OSError):
+        return None
+
+
+def _picture(own: Path, title: str, described: dict[str, Any]) -> Picture:
+    facts = {**described}
+    path, digest = own / f"{facts['name']}.png", facts.pop("sha256")
+    if sha256(path) != digest:
+        raise CheckpointError(f"{path} is not what was written.")
+    picture = Picture(png=path.read_bytes(), **facts)
+    return replace(picture, name=f"{picture.name}-{slug(title)}")
