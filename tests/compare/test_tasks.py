@@ -14,7 +14,8 @@ from PIL import Image
 from mapet.compare.compare import Comparison
 from mapet.compare.grid import Grid, parse_vary
 from mapet.compare.table import markdown
-from mapet.compare.tasks import Task
+from mapet.compare.tasks import Task, titles_of
+from mapet.compare.tokens import existing_tokenizer
 from mapet.errors import SettingsError, TokenizerError
 from mapet.evaluation.probes.knn import KNN
 from mapet.evaluation.tokens.protocol import TokenClassification
@@ -77,6 +78,17 @@ def test_several_sets_of_labelled_images(tmp_path: Path) -> None:
     assert results(made).missing == []
 
 
+def test_sets_of_one_name_are_kept_apart() -> None:
+    """Named sets below one folder have their own names; folders of one name are given whole."""
+    assert titles_of(["one/val"]) == {"one/val": ""}
+    assert titles_of(["cars:/data", "food101:/data", "/data/own"]) == {
+        "cars:/data": "cars",
+        "food101:/data": "food101",
+        "/data/own": "own",
+    }
+    assert titles_of(["one/val", "two/val", "one/val"]) == {"one/val": "one/val", "two/val": "two/val"}
+
+
 def write_classes(folder: Path, count: int) -> None:
     generator = np.random.default_rng(count)
     for part in ("train", "val"):
@@ -107,6 +119,12 @@ def test_tokens_alone_stand_beside_the_probes(tmp_path: Path) -> None:
     assert alone[1].baseline == "coates alone"
     assert alone[1].difference is not None
     assert len([row for row in rows if row.protocol == "knn (both)"]) == 3
+    replaced = grid.token_cells[0]
+    tokenizer = existing_tokenizer(made.manifest, replaced)
+    assert isinstance(tokenizer, Path)
+    description = json.loads((tokenizer / "tokenizer.json").read_text())
+    (tokenizer / "tokenizer.json").write_text(json.dumps({**description, "fingerprint": "0" * 64}))
+    assert short.result_file(made.manifest, replaced, 0) is None  # the figure is that of another tokenizer
     only = carried_out_shortly(tmp_path / "only", dataclasses.replace(grid, objectives=()))
     assert [row.values for row in results(only).rows] == [row.values for row in alone]
     assert not (tmp_path / "only" / "runs").exists()

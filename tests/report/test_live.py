@@ -16,6 +16,7 @@ from mapet.report.live import server
 from mapet.runtime.files import write_json
 from mapet.runtime.run_directory import RunDirectory
 from tests.browser import browse, needs_browser
+from tests.command import mapet
 
 
 @pytest.fixture
@@ -90,3 +91,8 @@ def test_wrong_places(running: RunDirectory, port: int) -> None:
     for folder, number, message in wrong:
         with pytest.raises(SettingsError, match=message):
             server(folder, number)
+
+
+@pytest.mark.parametrize("option", [["--compare"], ["--json"], ["--where", "seed=1"]])
+def test_options_that_have_no_meaning_with_the_live_page_are_refused(tmp_path: Path, option: list[str]) -> None:
+    assert mapet("runs", str(tmp_path), "--serve", *option) == 2

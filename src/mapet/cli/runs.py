@@ -23,8 +23,11 @@ def runs(
     import json
 
     from mapet.config.recipes import parse_options
+    from mapet.errors import SettingsError
     from mapet.report.listing import differences, list_runs, selected, table
 
+    if serve and (where or compare or as_json):
+        raise SettingsError("--serve shows all runs: --where, --compare and --json have no meaning with it. Leave them out.")
     if serve:
         from mapet.report.live import serve as serve_runs
 
@@ -37,4 +40,4 @@ def runs(
     elif found:
         print(differences(found, folder) if compare else table(found, folder))
     else:
-        print(f"{len(listed)} runs lie below {folder}; none is as wanted." if listed else f"No run lies below {folder}.")
+        print(f"{len(listed)} runs lie below {folder}; none has these settings." if listed else f"No run lies below {folder}.")

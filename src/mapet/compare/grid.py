@@ -163,7 +163,7 @@ def settings_of(cell: Cell, seed: int, recipe: str, overrides: Sequence[str] = (
         return settings
     name, own = parse_objective(cell.objective)
     known = options_of(OBJECTIVES.get(name))
-    options = {name: value for name, value in settings.objective.options.items() if name in known and value is not None}
+    options = {name: value for name, value in settings.objective.options.items() if name in known}
     return settings.model_copy(update={"objective": ObjectiveSettings(name=name, options={**options, **own})})
 
 

@@ -91,7 +91,7 @@ def _read(own: Path, title: str, facts: dict[str, Any]) -> KeptScore | None:
 def _picture(own: Path, title: str, described: dict[str, Any]) -> Picture:
     facts = {**described}
     path, digest = own / f"{facts['name']}.png", facts.pop("sha256")
-    if sha256(path) != digest:
+    if path.parent != own or sha256(path) != digest:
         raise CheckpointError(f"{path} is not what was written.")
     picture = Picture(png=path.read_bytes(), **facts)
     return replace(picture, name=f"{picture.name}-{slug(title)}")

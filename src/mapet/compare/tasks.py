@@ -8,10 +8,13 @@ from pathlib import Path
 
 from mapet.compare.grid import Cell
 from mapet.compare.manifest import Manifest
+from mapet.compare.tokens import existing_tokenizer
 from mapet.data.address import DataAddress
+from mapet.data.named_sets import is_named_set
 from mapet.errors import SettingsError
 from mapet.evaluation.presets import protocols_of
 from mapet.evaluation.protocol import Protocol, data_digits
+from mapet.tokenizers.load import fingerprint_of
 
 
 @dataclass(frozen=True)
@@ -21,19 +24,19 @@ class Task:
     Args:
         protocol: Of backbones or of tokenizers.
         data: The images.
-        named: Whether the images are named in the title, because there are several sets.
+        place: What the images are called in the title; "" where there is one set.
     """
 
     protocol: Protocol
     data: str
-    named: bool = False
+    place: str = ""
 
     @property
     def title(self) -> str:
         """The protocol, its pool and, where there are several, the images."""
         protocol = self.protocol
         title = f"{protocol.title} ({protocol.pool})" if protocol.pools else protocol.title
-        return f"{title} on {Path(DataAddress.parse(self.data).place).name}" if self.named else title
+        return f"{title} on {self.place}" if self.place else title
 
     @property
     def is_of_tokenizers(self) -> bool:
@@ -53,10 +56,11 @@ class Task:
 
     def result_file(self, manifest: Manifest, cell: Cell, seed: int) -> Path | None:
         """The file of its result; None before it was measured."""
-        folder, protocol = self.folder(manifest, cell, seed), self.protocol_for(seed)
+        folder, protocol, data = self.folder(manifest, cell, seed), self.protocol_for(seed), self.data
         if self.is_of_tokenizers:  # the name depends on the tokenizer's fingerprint, too
-            return next(iter(sorted(folder.glob(f"{protocol.name}-{protocol.hash}-*.json"))), None)
-        path = folder / f"{protocol.stem(self.data)}.json"
+            tokenizer = existing_tokenizer(manifest, cell)
+            data = f"{data} {fingerprint_of(tokenizer)}" if tokenizer else data
+        path = folder / f"{protocol.stem(data)}.json"
         return path if path.is_file() else None
 
 
@@ -72,7 +76,17 @@ def tasks_of(protocols: Sequence[str], places: Sequence[str]) -> list[Task]:
             raise SettingsError(
                 f"'{protocol.name}' evaluates a {protocol.takes_a}, and a comparison has backbones and tokenizers. Leave it out."
             )
-    return [Task(protocol, place, len(places) > 1) for place in places for protocol in chosen]
+    titles = titles_of(places)
+    return [Task(protocol, place, title) for place, title in titles.items() for protocol in chosen]
+
+
+def titles_of(places: Sequence[str]) -> dict[str, str]:
+    """What sets of images are called beside each other: a name, or the whole location where names repeat; "" for one set."""
+    places = [*dict.fromkeys(places)]
+    addresses = [DataAddress.parse(place).place for place in places]
+    names = [address.partition(":")[0] if is_named_set(address) else Path(address).name for address in addresses]
+    titles = [name if names.count(name) == 1 else place for name, place in zip(names, places, strict=True)]
+    return dict(zip(places, titles if len(places) > 1 else [""], strict=True))
 
 
 def tasks_for(cell: Cell, tasks: Sequence[Task]) -> list[Task]:

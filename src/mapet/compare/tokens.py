@@ -42,6 +42,15 @@ def tokenizer_of(manifest: Manifest, cell: Cell) -> Path | str:
     return _made_once(manifest, cell, make_tokenizer)
 
 
+def existing_tokenizer(manifest: Manifest, cell: Cell) -> Path | str | None:
+    """The tokenizer of a cell; None before it was fitted."""
+    tokenizer = cell.tokenizer or ""
+    if is_saved(tokenizer):
+        return tokenizer
+    path = recover(_own_tokenizer(manifest.settings(cell, 0), manifest.out / "tokens", tokenizer))
+    return path if path.is_dir() else None
+
+
 def _made_once(manifest: Manifest, cell: Cell, make: Callable[[str, PretrainSettings, Path, str], Path]) -> Path:
     """What `make` makes, or another job before it, for which this one waits."""
     waiting = False
@@ -91,9 +100,8 @@ def make_tokens(data: str, settings: PretrainSettings, folder: Path, tokenizer: 
 
 def make_tokenizer(data: str, settings: PretrainSettings, folder: Path, tokenizer: str = "") -> Path:
     """Fits a tokenizer on the training images of `data`, unless that was done before; the arguments of `make_tokens`."""
-    own, mechanics = folder / _name(settings, tokenizer, None), settings.mechanics
-    out = own / "tokenizer"
-    with only_writer(own):
+    out, mechanics = _own_tokenizer(settings, folder, tokenizer), settings.mechanics
+    with only_writer(out.parent):
         if not recover(out).is_dir():
             fit_tokenizer(
                 open_source(data, "train"),
@@ -105,6 +113,10 @@ def make_tokenizer(data: str, settings: PretrainSettings, folder: Path, tokenize
                 unreadable=UnreadableImages(mechanics.max_unreadable),
             )
     return out
+
+
+def _own_tokenizer(settings: PretrainSettings, folder: Path, tokenizer: str) -> Path:
+    return folder / _name(settings, tokenizer, None) / "tokenizer"
 
 
 def _name(settings: PretrainSettings, tokenizer: str, saved: str | None) -> str:

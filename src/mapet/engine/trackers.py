@@ -10,6 +10,7 @@ import hashlib
 import importlib
 import math
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,7 @@ _COMET_ADDS = (  # of its own accord
 Log = Callable[[dict[str, float], int], object]
 
 
-class Tracker(Monitor[RunContext]):
+class Tracker(Monitor[RunContext], ABC):
     """Passes every entry of the log on.
 
     Args:
@@ -64,9 +65,9 @@ class Tracker(Monitor[RunContext]):
             self._log(numbers, point.step)
         return Observation()
 
+    @abstractmethod
     def _start(self, library: Any, folder: Path) -> Log:
         """Begins the record of the run in `folder`; what it returns is called with every entry and its step."""
-        raise NotImplementedError
 
     def _imported(self) -> Any:
         try:
