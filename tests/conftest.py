@@ -31,3 +31,13 @@ def small_fits_and_figures():
         patch.setattr(gallery, "CODES", 3)
         patch.setattr(gallery, "PATCHES", 4)
         yield
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_allowed_yet():
+    """A name that one test types, and so allows, is not allowed in the next test of the same process."""
+    from mapet import registry
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(registry, "_typed", type(registry._typed)("typed", default=frozenset()))
+        yield
