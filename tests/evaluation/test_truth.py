@@ -77,6 +77,17 @@ def test_an_attentive_probe_keeps_features_beyond_half_precision() -> None:
     assert figures[1] == figures[0] > 0.9
 
 
+@pytest.mark.parametrize("title", ["knn", "linear", "linear:paper", "attentive"])
+@pytest.mark.parametrize(("offset", "lines"), [(0.0, 0), (100.0, 0), (1e3, 1), (7e4, 1)])
+def test_features_that_hardly_differ_are_stated(title: str, offset: float, lines: int, capsys) -> None:
+    """R13: a large number that all features have in common leaves few digits; one line, whatever the protocol."""
+    frozen = tiny_frozen()
+    with torch.no_grad():
+        frozen.backbone.get_parameter("norm.bias").add_(offset)
+    protocol_of(title, QUICK[title]).evaluate(frozen)
+    assert " ".join(capsys.readouterr().err.split()).count("Little precision is left") == lines
+
+
 def test_numbers_within_half_precision_are_rounded_as_ever() -> None:
     numbers = torch.tensor([[1.0001, -3.3], [65_504.0, 0.1]])
     assert rounded_to_half(numbers).dtype == torch.float16

@@ -29,11 +29,13 @@ from mapet.evaluation.copies import KeyedImages, SeenKeys
 from mapet.models.backbone import normed_tokens
 from mapet.models.spec import BackboneSpec
 from mapet.runtime.processes import any_process, errors_in_all, gather_rows
+from mapet.runtime.progress import say
 from mapet.runtime.rank import this_process
 
 POOLS = ("mean", "cls", "both")
 BATCH_SIZE = 256
 _CHECKED = 8
+_LITTLE = 3e-3  # of the length of features; below it, half precision leaves three bits or fewer
 
 
 @dataclass(frozen=True)
@@ -209,6 +211,7 @@ class FrozenBackbone(ImageReader):
     ) -> None:
         super().__init__(title, train, test, **work)
         self.spec = spec
+        self._remarked = False
         self.backbone = backbone.to(self.device).eval().requires_grad_(False)
 
     @property
@@ -249,7 +252,21 @@ class FrozenBackbone(ImageReader):
             return *features, cast(Tensor, loaded.labels)
 
         mean, cls, labels = self.compute(self.load(source, view, part), describe)
+        self.remark_on_variation(mean)
         return FeatureSet(mean, cls, labels.to(self.device))
+
+    def remark_on_variation(self, features: Tensor) -> None:
+        """Says once where features (n, ...) of images are nearly the same vector, of which few digits tell images apart."""
+        some = features[:: max(1, len(features) // BATCH_SIZE)].flatten(1).float().cpu().double()
+        length = float(torch.linalg.vector_norm(some, dim=1).mean()) if len(some) else 0.0
+        share = float(torch.linalg.vector_norm(some - some.mean(dim=0), dim=1).mean()) / length if length else 1.0
+        if share < _LITTLE and not self._remarked:
+            self._remarked = True
+            say(
+                f"The features of images differ by {100 * share:.2g} % of their length ({self.title} backbone). Little precision "
+                "is left for what tells images apart: protocols that do not standardise features in float64 can give figures that "
+                "are too low. logistic and fewshot do."
+            )
 
     def check_finite(self) -> None:
         """Looks at the features of the first training images, before a long training begins with this backbone.

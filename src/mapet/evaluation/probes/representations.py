@@ -47,6 +47,7 @@ def describe_all(frozen: FrozenBackbone, source: ImageSource, view: View, descri
         return found, cast(Tensor, loaded.labels)
 
     found, labels = frozen.compute(frozen.load(source, view, part), described)
+    frozen.remark_on_variation(found)
     return found, labels.to(frozen.device)
 
 
