@@ -105,6 +105,15 @@ def image_size(content: bytes) -> tuple[int, int]:
         return (height, width) if _orientation(image) in _TURNED else (width, height)
 
 
+def is_turned(content: bytes) -> bool:
+    """Whether the EXIF of an image says that it is stored in another position than it is shown; False where it cannot be read."""
+    try:
+        with _in_words(content):
+            return _orientation(_open(content, FORMATS)) in _UNDO_ROTATION
+    except UnreadableImageError:
+        return False
+
+
 @contextmanager
 def _in_words(content: bytes, formats: Collection[str] = FORMATS) -> Iterator[None]:
     """Turns what Pillow raises into the reason why an image is unreadable."""

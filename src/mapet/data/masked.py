@@ -11,21 +11,22 @@ names of splits are those of `mapet.data.splits`; `#split=test` behind ROOT take
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
 from mapet.data.address import DataAddress
-from mapet.data.decode import image_size
+from mapet.data.decode import image_size, is_turned
 from mapet.data.image_names import is_image_name, say_left_out
 from mapet.data.mask_files import ADE20K_LISTING, IGNORE_ID, MASK_SUFFIXES, MaskIds, ids_of, read_ids
 from mapet.data.source import HASHING_THREADS, SILENT_SECONDS, sample_key
 from mapet.data.sources import HELD_OUT_SHARE
 from mapet.data.splits import TRAIN, by_split, validation_part
-from mapet.data.tree import entries, read_file, visible_folders
+from mapet.data.tree import entries, holds_images, read_file, visible_folders
 from mapet.errors import DataError, UnreadableImageError
+from mapet.runtime.printable import few
 from mapet.runtime.progress import progress, say
 from mapet.runtime.regular import read_text
 
@@ -33,7 +34,7 @@ LAYOUT = (
     "Expected: images/train/X.jpg and images/val/X.jpg with annotations/train/X.png and annotations/val/X.png (ADE20K: training "
     f"and validation), or images/X.jpg with annotations/X.png, and beside them labels.txt (ADE20K: {ADE20K_LISTING})."
 )
-_Fact = tuple[str, str, np.ndarray, int]
+_Fact = tuple[str, str, np.ndarray, int, bool]
 _Pair = tuple[Path, Path]
 
 
@@ -52,6 +53,7 @@ class MaskedImages:
         class_names: Of the classes that are told apart.
         class_pixels: (C,) int64, how many pixels are of each class.
         unnamed_pixels: How many have the id 255 without a name for it.
+        turned_alone: How many images are turned by their EXIF, and their masks are not.
 
     Raises:
         DataError: A mask is unreadable, not of its image's size, or holds unknown ids.
@@ -68,8 +70,9 @@ class MaskedImages:
         self._facts = facts = self._check_all() if facts is None else list(facts)
         self.keys = [key for key, *_ in facts]
         self.digest = hashlib.sha256("".join(key + mask for key, mask, *_ in facts).encode()).hexdigest()
-        self.class_pixels = np.stack([counts for *_, counts, _ in facts]).sum(axis=0)
-        self.unnamed_pixels = sum(unnamed for *_, unnamed in facts)
+        self.class_pixels = np.stack([counts for *_, counts, _, _ in facts]).sum(axis=0)
+        self.unnamed_pixels = sum(unnamed for *_, unnamed, _ in facts)
+        self.turned_alone = sum(turned for *_, turned in facts)
 
     def __len__(self) -> int:
         return len(self._pairs)
@@ -100,7 +103,7 @@ class MaskedImages:
         return facts
 
     def _check(self, index: int) -> _Fact:
-        """Sample key, digest of the mask, pixels of every class, and pixels of the id 255 where it has no name."""
+        """Sample key, digest of the mask, pixels of every class, unnamed pixels, whether the image is turned alone."""
         path = self._pairs[index][1]
         ids = read_ids(path)
         mask = self._ids.classes_of(ids, path)
@@ -117,7 +120,9 @@ class MaskedImages:
                 "of each says: one of them may lack it."
             )
         key = sample_key(content) if content else ""
-        return key, sample_key(mask.tobytes()), np.bincount(mask[mask >= 0], minlength=len(self.class_names)), unnamed
+        counts = np.bincount(mask[mask >= 0], minlength=len(self.class_names))
+        turned_alone = is_turned(content) and not is_turned(read_file(path))
+        return key, sample_key(mask.tobytes()), counts, unnamed, turned_alone
 
     def describe_classes(self, numbers: Sequence[int]) -> str:
         """Names and ids of some classes, the first five."""
@@ -143,7 +148,7 @@ def open_segmentation(location: str) -> tuple[MaskedImages, MaskedImages]:
 
 
 def _remark(train: MaskedImages, test: MaskedImages) -> None:
-    """States which listed classes no pixel has, and how many pixels are ignored because of their id."""
+    """States which listed classes no pixel has, how many pixels are ignored because of their id, and images turned alone."""
     seen = {"training": train.class_pixels > 0, "test": test.class_pixels > 0}
     lacking = {part: [*map(int, np.flatnonzero(~found))] for part, found in seen.items()}
     both = [number for number in lacking["training"] if number in lacking["test"]]
@@ -157,6 +162,11 @@ def _remark(train: MaskedImages, test: MaskedImages) -> None:
         share = unnamed / (unnamed + train.class_pixels.sum() + test.class_pixels.sum())
         hint = " If they are a class, give it an id from the class list." if both else ""
         say(f"The id {IGNORE_ID} is ignored: {unnamed:,} pixels, {share:.1%} of those with a class or this id.{hint}")
+    if turned := train.turned_alone + test.turned_alone:
+        say(
+            f"{turned:,} images are turned as their EXIF says, and their masks have no such entry and stay as they are. If the "
+            "masks were drawn on images that were not turned, give the masks the same entry."
+        )
 
 
 def _open(location: str) -> tuple[MaskedImages, MaskedImages]:
@@ -193,6 +203,7 @@ def _split_folders(root: Path) -> dict[str, list[_Pair]]:
     images, masks = (by_split(entries(root / name)[0], str(root / name)) for name in ("images", "annotations"))
     if not images:
         return {}
+    _say_folders_left_out(root / "images", images.values())
     if TRAIN not in images or len(images) < 2:
         missing = "val (or validation, or test)" if TRAIN in images else "train (or training)"
         raise DataError(f"{root / 'images'} has '{next(iter(images.values()))}' and lacks {missing}. {LAYOUT}")
@@ -239,6 +250,7 @@ def _pairs(images: Path, masks: Path) -> list[tuple[Path, Path]]:
     by_stem = _by_stem([masks / name for name in entries(masks)[1] if name.lower().endswith(MASK_SUFFIXES)])
     _by_stem(found)
     say_left_out(str(images), names)
+    _say_folders_left_out(images)
     if not found:
         raise DataError(f"{images} holds no images. {LAYOUT}")
     if lost := [image for image in found if image.stem not in by_stem]:
@@ -247,6 +259,13 @@ def _pairs(images: Path, masks: Path) -> list[tuple[Path, Path]]:
             f"name of its image and one of the suffixes {' '.join(MASK_SUFFIXES)}."
         )
     return [(image, by_stem[image.stem]) for image in found]
+
+
+def _say_folders_left_out(root: Path, used: Collection[str] = ()) -> None:
+    """One line about the folders in `root` that hold images and are not read."""
+    left = [name for name in entries(root)[0] if name not in used and holds_images(root / name)]
+    if left:
+        say(f"{root}: left out are the images in {few(left)}. Move them to where the others lie. {LAYOUT}")
 
 
 def _by_stem(files: Sequence[Path]) -> dict[str, Path]:

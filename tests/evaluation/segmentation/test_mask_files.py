@@ -58,6 +58,28 @@ def test_r16_sizes_that_differ_are_refused(tmp_path: Path, orientations: tuple[i
         open_segmentation(pairs(tmp_path, *orientations, suffix=suffix))
 
 
+@pytest.mark.parametrize("orientation", [2, 3, 4])
+def test_r16_an_image_that_is_turned_alone_is_stated(tmp_path: Path, orientation: int, capsys) -> None:
+    """R16: where the sizes fit either way, only the user knows on which of the two the mask was drawn."""
+    open_segmentation(pairs(tmp_path / "both", orientation, orientation))
+    assert "turned" not in capsys.readouterr().err
+    open_segmentation(pairs(tmp_path / "one", orientation, 1))
+    assert "4 images are turned as their EXIF says, and their masks have no such entry" in capsys.readouterr().err
+
+
+def test_f8_folders_of_images_that_are_not_read_are_stated(tmp_path: Path, capsys) -> None:
+    """F8: within a split, and beside the splits."""
+    root = Path(pairs(tmp_path, 1, 1))
+    for place in ("train/city", "extra"):
+        write(root / "images" / place / "9.png", Image.fromarray(IDS))
+    (root / "images/train/empty").mkdir()
+    train, _ = open_segmentation(str(root))
+    assert len(train) == 3
+    said = capsys.readouterr().err
+    assert "images/train: left out are the images in city." in said
+    assert "images: left out are the images in extra." in said
+
+
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
