@@ -16,7 +16,8 @@ from mapet.cli.main import main
 from mapet.config.settings import hash_of_science
 from mapet.errors import CheckpointError
 from mapet.report import html
-from mapet.report.html import write_report
+from mapet.report.html import _page_at, write_report
+from mapet.report.reading import open_runs
 from mapet.runtime.files import write_json
 from mapet.runtime.run_directory import RunDirectory
 from tests.report.conftest import result
@@ -191,7 +192,7 @@ def test_several_runs_side_by_side(run, others, tmp_path):
     out = tmp_path / "comparison" / "page.html"
     write_report([run, RunDirectory(others["mim"]), RunDirectory(others["pim"])], out)
     page = read(out)
-    assert page.headings[0] == "MaPeT and MIM and PIM pre-training on digits: 3 runs"
+    assert page.headings[0] == "MaPeT, MIM and PIM pre-training on digits: 3 runs"
     assert "run: On 360 test images" in page.text
     assert "lowers the linear probe accuracy from 70.0 to 60.0 % (-10.0 points)" in page.text
     assert "mim: Not judged yet." in page.text
@@ -200,6 +201,30 @@ def test_several_runs_side_by_side(run, others, tmp_path):
     assert '<tr><th scope="row">training.<wbr>batch_size</th><td>8</td><td>8</td><td>8</td></tr>' in text
     assert (out.parent / "page-figures" / "masks-raster-pim.png").is_file()
     assert (out.parent / "page-figures" / "masks-mim.png").is_file()
+
+
+def test_many_runs_are_rows_and_what_they_share_stands_once(run, others, tmp_path):
+    """Four runs and more: a table of results, facts that differ, and one vocabulary for runs on the same tokens."""
+    copies = [RunDirectory(shutil.copytree(run.path, tmp_path / f"copy{number}")) for number in range(2)]
+    write_json(copies[1].evaluations / "knn.json", asdict(result("knn", top1=0.75)))
+    for copy in copies:
+        write_json(copy.config, copy.read_config() | {"tokens": str(run.tokens)})
+    (tmp_path / "pages").mkdir()
+    out = write_report([run, *copies, RunDirectory(others["mim"]), run], tmp_path / "pages")
+    assert out == tmp_path / "pages" / "report.html"
+    page, text = read(out), out.read_text(encoding="utf-8")
+    assert page.headings[0] == "MaPeT and MIM pre-training on digits: 4 runs"
+    assert '<th scope="row">mim</th><td>not measured</td>' in text
+    first = 100 * open_runs([run])[0].results[0].value
+    assert f'<th scope="row">copy1</th><td>75.0 ({75 - first:+.1f})</td>' in text
+    assert '<th scope="row">training.<wbr>batch_size</th><td>8</td></tr>' in text
+    assert '<th scope="col">objective.name</th>' in text
+    assert page.text.count("Also of copy0, copy1.") == 1
+
+
+@pytest.mark.parametrize(("name", "page"), [("p", "p.html"), ("p.htm", "p.htm"), ("a.b", "a.b.html")])
+def test_the_name_of_a_page_ends_as_browsers_expect(name, page, tmp_path):
+    assert _page_at(tmp_path / name) == tmp_path / page
 
 
 def test_command_line(run, tmp_path, monkeypatch, capsys):

@@ -14,7 +14,10 @@ def report(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run directories: the --out of `mapet pretrain`.")],
     out: Annotated[
         Path | None,
-        typer.Option(help="The page; by default report.html in the run, report-with-OTHERS.html in the first of several."),
+        typer.Option(
+            help="The page, NAME.html, or a folder that is there; by default report.html in the run, report-with-OTHERS.html in "
+            "the first of several."
+        ),
     ] = None,
     allow: Allow = None,
 ) -> None:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -77,6 +77,11 @@ def _color(run: ReportedRun, runs: Sequence[ReportedRun]) -> str:
     return RUN_COLORS[runs.index(run) % len(RUN_COLORS)]
 
 
+def _dash(run: ReportedRun, runs: Sequence[ReportedRun]) -> str:
+    """Runs of one colour differ in it."""
+    return ("-", "--", "-.", ":")[runs.index(run) // len(RUN_COLORS) % 4]
+
+
 def running_mean(values: np.ndarray, width: int) -> np.ndarray:
     """(n,) means over a window centred on every value, shorter at the ends."""
     sums = np.concatenate([[0.0], np.cumsum(values)])
@@ -100,8 +105,9 @@ def _curve(logged: Sequence[ReportedRun], runs: Sequence[ReportedRun], quantity:
             if not points:
                 continue
             steps, values = np.array(points).T
-            color, width = _color(run, runs), max(1.2, 2.8 - 0.6 * len(told))  # equal curves both show
-            smoothed |= _draw_line(axes, steps, values, color, _name(run), width if len(logged) > 1 else 1.6)
+            width = max(1.2, 2.8 - 0.6 * len(told)) if len(logged) > 1 else 1.6  # equal curves both show
+            style = {"color": _color(run, runs), "linestyle": _dash(run, runs), "linewidth": width}
+            smoothed |= _draw_line(axes, steps, values, _name(run), style)
             told.append(f"{run.title} from {values[0]:.3g} to {values[-1]:.3g} over {int(steps[-1]):,} steps")
         for line in references:
             axes.axhline(scale * line.value, color=line.color, linestyle=line.dash, linewidth=1.1, label=line.label)
@@ -115,14 +121,14 @@ def _curve(logged: Sequence[ReportedRun], runs: Sequence[ReportedRun], quantity:
     )
 
 
-def _draw_line(axes: Axes, steps: np.ndarray, values: np.ndarray, color: str, label: str, width: float) -> bool:
+def _draw_line(axes: Axes, steps: np.ndarray, values: np.ndarray, label: str, style: dict[str, Any]) -> bool:
     """Draws one run; long ones also smoothed. Returns whether it was smoothed."""
     marker = "o" if len(values) == 1 else None
     if len(values) < _SMOOTHED_FROM:
-        axes.plot(steps, values, color=color, label=label, marker=marker, linewidth=width)
+        axes.plot(steps, values, label=label, marker=marker, **style)
         return False
-    axes.plot(steps, values, color=color, alpha=0.3, linewidth=0.8)
-    axes.plot(steps, running_mean(values, len(values) // 30), color=color, label=label, linewidth=width)
+    axes.plot(steps, values, color=style["color"], alpha=0.3, linewidth=0.8)
+    axes.plot(steps, running_mean(values, len(values) // 30), label=label, **style)
     return True
 
 

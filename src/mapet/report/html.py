@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from mapet.errors import MapetError
 from mapet.report import page
-from mapet.report.between_runs import comparisons
+from mapet.report.between_runs import comparisons, results_table
 from mapet.report.codebook import codebook_figures
 from mapet.report.curves import curves
 from mapet.report.drawing import Picture, slug
+from mapet.report.facts import FEW, environment_tables, facts_table, settings_tables
 from mapet.report.masks import mask_figures
 from mapet.report.prediction import prediction_figure
 from mapet.report.probe_bars import probe_bars
 from mapet.report.probes import copies_words, summarise
-from mapet.report.reading import ReportedRun, flat, open_runs
+from mapet.report.reading import ReportedRun, open_runs
 from mapet.report.segmentation import segmentation_figures
 from mapet.report.vitals import vital_figures, warning_texts
 from mapet.runtime.files import atomic_file, write_text
 from mapet.runtime.lock import only_writer
-from mapet.runtime.progress import format_seconds, progress
+from mapet.runtime.progress import progress
 from mapet.runtime.run_directory import RunDirectory
 
 _OVERVIEW = "Overview"
@@ -39,8 +38,8 @@ def write_report(runs: Sequence[RunDirectory], out: Path | None = None) -> Path:
 
     Args:
         runs: At least one; several are shown side by side.
-        out: The page, by default report.html in the run, or report-with-OTHERS.html in the first of several; figures go to a
-            folder named after it ("report-figures").
+        out: The page, by default report.html in the run, or report-with-OTHERS.html in the first of several; in a folder that is
+            there, report.html. Its name ends in .html. Figures go to a folder named after it ("report-figures").
 
     Returns:
         The path of the page.
@@ -50,7 +49,8 @@ def write_report(runs: Sequence[RunDirectory], out: Path | None = None) -> Path:
         InUseError: Another process writes the page.
         StorageError: The page cannot be written.
     """
-    out = Path(out) if out is not None else _default_page(runs)
+    runs = list({run.path.resolve(): run for run in runs}.values())
+    out = _default_page(runs) if out is None else _page_at(Path(out))
     with only_writer(out):
         report = _Report(open_runs(runs))
         content = report.page()
@@ -65,6 +65,13 @@ def _default_page(runs: Sequence[RunDirectory]) -> Path:
     """Of several runs another page than the first run's own."""
     others = "-".join(slug(run.path.resolve().name) for run in runs[1:])
     return runs[0].path / f"report-with-{others[:_LONGEST_NAME]}.html" if others else runs[0].report
+
+
+def _page_at(out: Path) -> Path:
+    """A browser knows a page by the end of its name."""
+    if out.is_dir():
+        return out / "report.html"
+    return out if out.suffix.lower() in (".html", ".htm") else out.with_name(f"{out.name}.html")
 
 
 class _Report:
@@ -98,9 +105,10 @@ class _Report:
             "Segmentation": self._segmentations,
             "Vital signs": partial(self._for_every_run, vital_figures, warning_texts),
             "One image, its tokens, and the model's confidence": partial(self._for_every_run, _prediction),
-            "The visual vocabulary": partial(self._for_every_run, codebook_figures),
+            "The visual vocabulary": self._vocabularies,
             "Who sees what": partial(self._for_every_run, mask_figures),
-            **tables(self.runs),
+            "Settings": partial(settings_tables, self.runs),
+            "Environment": partial(environment_tables, self.runs),
         }
 
     def _show(self, pictures: Iterable[Picture]) -> str:
@@ -111,7 +119,8 @@ class _Report:
     def _probes(self) -> str:
         if any(run.results for run in self.runs):
             results = [result for run in self.runs for result in run.results]
-            sentences = [*copies_words(results), *comparisons(self.runs)]
+            between = comparisons(self.runs) if len(self.runs) <= FEW else []
+            sentences = [*copies_words(results), *between]
             return "".join(map(page.text, sentences)) + self._show([probe_bars(self.runs)])
         return page.left_out(_how_to_evaluate(self.runs[0]))
 
@@ -126,11 +135,25 @@ class _Report:
         run = self.runs[0]
         return page.left_out(f"{run.run.metrics} has no entries yet; they come while `mapet pretrain` runs.")
 
+    def _vocabularies(self) -> str:
+        """Runs on the same tokens have one vocabulary."""
+        runs_on: dict[str, list[ReportedRun]] = {}
+        for run in self.runs:
+            runs_on.setdefault(run.tokens_folder, []).append(run)
+        parts = []
+        for first, *others in runs_on.values():
+            shared = page.text(f"Also of {', '.join(run.title for run in others)}.") if others else ""
+            parts.append(self._for_every_run(codebook_figures, lambda _, shared=shared: shared, [first]))
+        return "".join(parts)
+
     def _for_every_run(
-        self, draw: Callable[[ReportedRun], list[Picture]], words: Callable[[ReportedRun], str] = lambda _: ""
+        self,
+        draw: Callable[[ReportedRun], list[Picture]],
+        words: Callable[[ReportedRun], str] = lambda _: "",
+        runs: Sequence[ReportedRun] | None = None,
     ) -> str:
         parts = []
-        for run in self.runs:
+        for run in self.runs if runs is None else runs:
             try:
                 shown = self._show(draw(run))
             except (MapetError, OSError) as error:
@@ -143,19 +166,9 @@ class _Report:
 
 def overview(runs: Sequence[ReportedRun]) -> str:
     """The first section: what the runs are worth, what of them cannot be read, and their facts side by side."""
-    summaries = [_summary(run, len(runs) > 1) for run in runs]
-    facts = [_facts(run) for run in runs]
-    columns = ["", *(run.title for run in runs)]
+    worth = [_summary(run, len(runs) > 1) for run in runs] if len(runs) <= FEW else [results_table(runs)]
     damaged = [page.left_out(remark) for run in runs for remark in run.left_out]
-    return "".join([*summaries, *damaged]) + page.table(columns, [[name, *(fact[name] for fact in facts)] for name in facts[0]])
-
-
-def tables(runs: Sequence[ReportedRun]) -> dict[str, Callable[[], str]]:
-    """The last sections, by their headings."""
-    return {
-        "Settings": lambda: "".join(_settings_tables(runs)),
-        "Environment": lambda: "".join(map(_environment_table, runs)),
-    }
+    return "".join([*worth, *damaged, facts_table(runs)])
 
 
 def _prediction(run: ReportedRun) -> list[Picture]:
@@ -163,9 +176,14 @@ def _prediction(run: ReportedRun) -> list[Picture]:
 
 
 def _title(runs: Sequence[ReportedRun]) -> str:
-    objectives = " and ".join(dict.fromkeys(run.objective_title for run in runs))
-    data = " and ".join(dict.fromkeys(Path(run.data).name or run.data for run in runs))
+    objectives = _listed(run.objective_title for run in runs)
+    data = _listed(Path(run.data).name or run.data for run in runs)
     return f"{objectives} pre-training on {data}" + (f": {len(runs)} runs" if len(runs) > 1 else "")
+
+
+def _listed(names: Iterable[str]) -> str:
+    *others, last = dict.fromkeys(names)
+    return f"{', '.join(others)} and {last}" if others else last
 
 
 def _summary(run: ReportedRun, named: bool) -> str:
@@ -178,58 +196,3 @@ def _summary(run: ReportedRun, named: bool) -> str:
 def _how_to_evaluate(run: ReportedRun) -> str:
     finished = "" if run.run.backbone.is_dir() else "Let the pre-training finish; then "
     return f"{finished}`mapet evaluate knn,linear {run.run.path}` measures it, and `mapet report` shows it here."
-
-
-def _facts(run: ReportedRun) -> dict[str, str]:
-    latest = run.environments[-1] if run.environments else {}
-    gpus = ", ".join(latest.get("gpus", []))
-    machine = f"{latest.get('processor', 'unknown')}, {latest.get('cores', '?')} cores" + (f", {gpus}" if gpus else "")
-    return {
-        "Objective": f"{run.objective_title} {_pairs(run, 'objective.options.')}".strip(),
-        "Backbone": f"{run.science.get('backbone.name', 'unknown')} {_pairs(run, 'backbone.options.')}".strip(),
-        "Data": run.data,
-        "Steps": f"{run.steps:,}" + ("" if run.run.backbone.is_dir() else " (not finished)"),
-        "Images seen": f"{run.images_seen:,}",
-        "Training time": format_seconds(run.training_seconds),
-        "Science hash": str(run.config.get("science_hash", "unknown")),
-        "Commit": str(latest.get("commit") or "unknown"),
-        "Hardware": machine if latest else "unknown",
-        "Command": str(latest.get("command", "unknown")),
-    }
-
-
-def _pairs(run: ReportedRun, prefix: str) -> str:
-    pairs = [f"{name.removeprefix(prefix)} {_value(value)}" for name, value in run.science.items() if name.startswith(prefix)]
-    return f"({', '.join(pairs)})" if pairs else ""
-
-
-def _settings_tables(runs: Sequence[ReportedRun]) -> list[str]:
-    several = " Rows that differ between the runs are marked." if len(runs) > 1 else ""
-    return [
-        page.heading("Science: what changes the result", 3),
-        page.text(f"Hashed; a run is only continued with the same.{several}"),
-        _settings_table(runs, [run.science for run in runs]),
-        page.heading("Mechanics: how the work is done", 3),
-        _settings_table(runs, [run.mechanics for run in runs]),
-    ]
-
-
-def _settings_table(runs: Sequence[ReportedRun], settings: Sequence[dict[str, Any]]) -> str:
-    names = list(dict.fromkeys(name for values in settings for name in values))
-    rows = [[name, *(_value(values[name]) if name in values else "not set" for values in settings)] for name in names]
-    return page.table(["", *(run.title for run in runs)], rows, [name for name, *values in rows if len(set(values)) > 1])
-
-
-def _environment_table(run: ReportedRun) -> str:
-    if not run.environments:
-        return page.left_out(f"{run.run.environment} is missing; `mapet pretrain` writes it at every start.")
-    starts = [f"Start {number}" if len(run.environments) > 1 else run.title for number in range(1, len(run.environments) + 1)]
-    described = [flat(environment) for environment in run.environments]
-    names = list(dict.fromkeys(name for values in described for name in values))
-    rows = [[name, *(_value(values.get(name)) for values in described)] for name in names]
-    title = page.heading(run.title, 3) if len(run.environments) > 1 else ""
-    return title + page.table(["", *starts], rows, [name for name, *values in rows if len(set(values)) > 1 and name != "time"])
-
-
-def _value(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -100,7 +100,7 @@ thead th { color: var(--soft); font-weight: 600; }
 tbody th { font-weight: 400; color: var(--soft); white-space: nowrap; }
 th:first-child { position: sticky; left: 0; background: var(--page); }
 td { min-width: 8em; max-width: 44em; overflow-wrap: anywhere; }
-tr:has(td:nth-child(6)) td { min-width: 2em; white-space: nowrap; }
+tr:has(td:nth-child(6)) td { min-width: 2em; max-width: none; white-space: nowrap; }
 tr.marked th, tr.marked td { font-weight: 600; color: var(--ink); background: var(--marked); }
 footer { color: var(--soft); font-size: .875rem; margin-top: 3em; }
 @media (max-width: 560px) { body { font-size: 15px; } main { padding: 20px 14px 40px; } h1 { font-size: 1.4rem; }

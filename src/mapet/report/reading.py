@@ -34,7 +34,8 @@ from mapet.token_store.token_source import OnlineTokens, StoredTokens, TokenSour
 from mapet.tokenizers.load import load_tokenizer
 from mapet.tokenizers.scoring import information
 
-_OBJECTIVES = {"mapet": "MaPeT", "pim": "PIM", "mim": "MIM"}
+_OBJECTIVES = {"mapet": "MaPeT", "pim": "PIM", "mim": "MIM", "beit": "BEiT", "beit_v2": "BEiT v2", "cae": "CAE"}
+_OBJECTIVES |= {"simmim": "SimMIM", "maskfeat": "MaskFeat", "mvp": "MVP"}
 
 _STEM = re.compile(r".+-[0-9a-f]{8}-([0-9a-f]{8})")  # of `Protocol.stem`
 _POOLS = ("both", "mean", "cls")  # in this order
@@ -173,6 +174,13 @@ class ReportedRun:
             tokenizer = load_tokenizer(Path(self.config.get("tokenizer") or self.run.tokenizer))
             return OnlineTokens(tokenizer, torch.device("cpu"))
         return StoredTokens(TokenStore.open(Path(self.config.get("tokens") or self.run.tokens)))
+
+    @property
+    def tokens_folder(self) -> str:
+        """Where the tokens of the run are; runs of one comparison share them."""
+        if self.science.get("view.name") == "online":
+            return str(self.config.get("tokenizer") or self.run.tokenizer)
+        return str(self.config.get("tokens") or self.run.tokens)
 
     @cached_property
     def usage(self) -> np.ndarray:
