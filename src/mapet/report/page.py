@@ -106,7 +106,7 @@ footer { color: var(--soft); font-size: .875rem; margin-top: 3em; }
 @media (max-width: 560px) { body { font-size: 15px; } main { padding: 20px 14px 40px; } h1 { font-size: 1.4rem; }
   tbody th { white-space: normal; min-width: 7em; overflow-wrap: anywhere; } td { min-width: 9em; } }
 @media print { :root { --ink: #1f2328; --soft: #59636e; --line: #d8dee4; --page: #fff; --code: #f3f5f7; --marked: #fff7e6; }
-  main { max-width: none; padding: 0; } body { font-size: 10pt; } h2, h3 { break-after: avoid; }
+  main { max-width: none; padding: 0; } body { font-size: 10pt; } h2, h3, h2 + p, h3 + p { break-after: avoid; }
   .figures { grid-template-columns: 1fr 1fr; gap: 10px 18px; } .scroll { overflow: visible; }
   table { font-size: 7.5pt; } tbody th { white-space: normal; }
   td, tr:has(td:nth-child(6)) td { min-width: 0; padding-right: .6em; white-space: normal; }
