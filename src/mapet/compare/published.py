@@ -12,9 +12,12 @@ from mapet.compare.compare import Comparison
 from mapet.compare.grid import Grid, parse_vary
 from mapet.compare.table import PrintedTable
 from mapet.config.plain_yaml import parse_own_yaml
+from mapet.data.labelled_digits import labelled_digits
 from mapet.errors import SettingsError, nearest
+from mapet.runtime.files import home_folder
 
 SIZES = ("smoke", "small", "paper")
+COMES_ALONG = "labelled digits"
 FIGURES = ("fig2", "fig3", "fig4", "fig5")
 
 
@@ -126,7 +129,9 @@ def comparison_of(
     command = f"mapet reproduce {reproduction.name} DATA --size {size}"
     if data is None and not chosen.data:
         raise SettingsError(f"{reproduction.name} at the size {size} needs images: {chosen.wants}. Give them: {command}")
-    if chosen.evaluates_on and not evaluate_on:
+    if chosen.evaluates_on == COMES_ALONG and not evaluate_on:
+        evaluate_on = [labelled_digits(home_folder() / "labelled-digits")]
+    elif chosen.evaluates_on and not evaluate_on:
         raise SettingsError(
             f"{reproduction.name} at the size {size} evaluates on other images: {chosen.evaluates_on}. Give them: {command} "
             "--evaluate-on LABELLED"

@@ -108,6 +108,12 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2) + "\n")
 
 
+def home_folder() -> Path:
+    """Where what belongs to no run is kept: MAPET_HOME, by default ~/.cache/mapet."""
+    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(os.environ.get("MAPET_HOME") or f"{cache}/mapet").expanduser()
+
+
 def sha256(path: Path) -> str:
     """The SHA-256 of a file's content, in hex."""
     with open_regular(path) as file:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ import torch
 from safetensors import SafetensorError
 
 from mapet.errors import NotAllowedError, TokenizerError, UsageError, in_one_line, nearest
-from mapet.runtime.files import recover
+from mapet.runtime.files import home_folder, recover
 from mapet.runtime.json_files import read_json
 from mapet.runtime.regular import open_regular
 from mapet.runtime.tensors import load_tensors, open_tensors
@@ -74,9 +73,7 @@ def is_saved(tokenizer: str) -> bool:
 
 def named_folder(name: str) -> Path:
     """Where a tokenizer is found by its name from anywhere: below MAPET_HOME, by default ~/.cache/mapet."""
-    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    home = os.environ.get("MAPET_HOME") or f"{cache}/mapet"
-    return Path(home).expanduser() / "tokenizers" / name
+    return home_folder() / "tokenizers" / name
 
 
 def _load_folder(path: Path) -> Tokenizer:
