@@ -136,6 +136,7 @@ _BOUNDS = {
     "less_than": ("a number below", "lt"),
     "less_than_equal": ("at most", "le"),
     "too_long": ("a list whose length is at most", "max_length"),
+    "string_too_long": ("text whose length is at most", "max_length"),
     "too_short": ("a list whose length is at least", "min_length"),
 }
 
@@ -152,6 +153,8 @@ def _wanted(problem: Mapping[str, Any]) -> str:
         return f"{words} {context[limit]:,}" if isinstance(context[limit], int) else f"{words} {context[limit]:g}"
     if kind == "literal_error":
         return str(context["expected"])
+    if kind == "string_pattern_mismatch":
+        return f"text that matches {context['pattern']}"
     return _KINDS.get(kind.partition("_")[0], str(problem["msg"]))
 
 

@@ -74,6 +74,8 @@ def test_f17_values_have_their_own_type(folder: Path, entries: dict[str, object]
         ({"depth": 10**9}, "depth = 1000000000 is not allowed. Allowed: at most"),
         ({"depth": True}, "depth = True"),
         ({"act_layer": "no_such"}, "timm cannot build"),
+        ({"act_layer": "os.system"}, r"act_layer = 'os.system' is not allowed. Allowed: text that matches \^"),
+        ({"act_layer": "a" * 41}, "Allowed: text whose length is at most 40"),
     ],
 )
 def test_options_are_those_of_an_architecture(options: dict[str, object], message: str) -> None:

@@ -225,7 +225,7 @@ MUTANTS = [
     (
         "lock/a-file-that-a-killed-process-leaves-behind",
         "runtime/lock.py",
-        "lock = FileLock(file, mode=0o666, fallback_to_soft=False, on_acquired=_sign)",
+        "lock = FileLock(file, mode=0o666, fallback_to_soft=False, on_acquired=partial(_sign, file))",
         "from filelock import SoftFileLock\n\n        lock = SoftFileLock(file, mode=0o666)",
         "runtime/test_lock.py::test_f6_the_lock_of_a_killed_process_is_taken_over",
     ),

@@ -124,11 +124,26 @@ def refusing(number: int, name: str):
     return refuse
 
 
-@pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES, errno.ENOSPC])
-def test_f11_what_cannot_be_written_is_refused_before_the_work(tmp_path: Path, number: int, monkeypatch) -> None:
+@pytest.mark.parametrize(
+    ("number", "remedy"), [(errno.EROFS, "make it writable"), (errno.EACCES, "make it writable"), (errno.ENOSPC, "make room")]
+)
+def test_f11_what_cannot_be_written_is_refused_before_the_work(tmp_path: Path, number: int, remedy: str, monkeypatch) -> None:
     monkeypatch.setattr(os, "open", refusing(number, ".lock"))
-    with pytest.raises(StorageError, match=f"Cannot write .*out: {os.strerror(number)}"), only_writer(tmp_path / "out"):
+    with pytest.raises(StorageError, match=f"Cannot write .*out: {os.strerror(number)}.*{remedy}"), only_writer(tmp_path / "out"):
         pytest.fail("the work began")
+
+
+def test_f10_a_disk_without_room_for_the_name_of_the_holder_keeps_no_lock(tmp_path: Path, monkeypatch) -> None:
+    """F10: an empty file still fits on a full disk."""
+
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "write", full)
+    with pytest.raises(StorageError, match=r"No space left on device.*make room"), only_writer(tmp_path / "a" / "out"):
+        pytest.fail("the work began")
+    monkeypatch.undo()
+    assert [*tmp_path.iterdir()] == []
 
 
 def test_f11_a_file_in_place_of_a_parent_is_refused(tmp_path: Path) -> None:

@@ -16,6 +16,8 @@ from typing import Any
 from mapet.errors import StorageError
 from mapet.runtime.regular import open_regular
 
+MAY_NOT = (errno.EACCES, errno.EPERM, errno.EROFS)
+
 
 @contextmanager
 def storage_errors(path: Path) -> Iterator[None]:
@@ -25,10 +27,11 @@ def storage_errors(path: Path) -> Iterator[None]:
     except (FileExistsError, NotADirectoryError) as error:
         raise StorageError(f"Cannot write {path}: {error.strerror}, where a folder is wanted. Give another --out.") from error
     except OSError as error:
-        free = _free_bytes(path)
+        free = None if error.errno in MAY_NOT else _free_bytes(path)
         room = "" if free is None else f" {free / 2**20:.0f} MiB are free there."
+        remedy = "make it writable" if error.errno in MAY_NOT else "make room"
         raise StorageError(
-            f"Cannot write {path}: {error.strerror or error}.{room} What was written before is intact; make room (or give another "
+            f"Cannot write {path}: {error.strerror or error}.{room} What was written before is intact; {remedy} (or give another "
             "--out) and run the same command again."
         ) from error
 

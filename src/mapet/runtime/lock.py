@@ -15,12 +15,13 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 from mapet.errors import InUseError
-from mapet.runtime.files import storage_errors
+from mapet.runtime.files import MAY_NOT, storage_errors
 from mapet.runtime.printable import printable
 from mapet.runtime.progress import say
 from mapet.runtime.regular import open_regular
@@ -28,7 +29,6 @@ from mapet.runtime.regular import open_regular
 # A process that was just killed may need a moment to go.
 PATIENCE = 0.5
 _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
-_MAY_NOT = (errno.EACCES, errno.EPERM, errno.EROFS)
 _LONGEST_RECORD = 500
 
 
@@ -84,7 +84,7 @@ def _locked(out: Path) -> FileLock | None:
     if out.is_dir():  # a folder may be all that can be written, and all that two containers share
         files = [out / ".lock"] if out.is_mount() else [*files, out / ".lock"]
     for file in files:
-        lock = FileLock(file, mode=0o666, fallback_to_soft=False, on_acquired=_sign)
+        lock = FileLock(file, mode=0o666, fallback_to_soft=False, on_acquired=partial(_sign, file))
         try:
             lock.acquire(timeout=PATIENCE)
             return lock
@@ -96,17 +96,21 @@ def _locked(out: Path) -> FileLock | None:
             if error.errno in _NO_LOCKS:
                 say(f"The file system of {out} has no locks ({error.strerror}): see to it that no other process writes there.")
                 return None
-            if error.errno not in _MAY_NOT or file == files[-1]:
+            if error.errno not in MAY_NOT or file == files[-1]:
                 raise
     raise AssertionError
 
 
-def _sign(descriptor: int) -> None:
-    """Writes into the lock file who holds it."""
+def _sign(file: Path, descriptor: int) -> None:
+    """Writes into the lock file who holds it; a file for which there is no room is removed while it is held."""
     command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
     record = f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')} ({command})"
-    os.truncate(descriptor, 0)
-    os.write(descriptor, record.encode(errors="backslashreplace")[:_LONGEST_RECORD])
+    try:
+        os.truncate(descriptor, 0)
+        os.write(descriptor, record.encode(errors="backslashreplace")[:_LONGEST_RECORD])
+    except OSError:
+        file.unlink(missing_ok=True)
+        raise
 
 
 def _holder(file: Path) -> str:

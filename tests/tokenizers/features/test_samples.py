@@ -194,6 +194,6 @@ def test_unreadable_images_are_counted_once_and_named_again(digits: ImageSource,
 
 def test_too_little_room_is_said_before_the_work(digits: ImageSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(feature_samples.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
-    with pytest.raises(StorageError, match=r"The features take 0.0 GiB in .* Make room"):
+    with pytest.raises(StorageError, match=r"The features take 0.0 MiB in .* Make room"):
         extract(digits, tmp_path / "deep" / "folder", per_image=16)
     assert not (tmp_path / "deep").exists()

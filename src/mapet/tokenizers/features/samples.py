@@ -198,6 +198,6 @@ def _refuse_full_disk(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(existing).free
     if needed > free:
         raise StorageError(
-            f"The features take {needed / 2**30:.1f} GiB in {folder}, where {free / 2**30:.1f} GiB are free. Make room, give "
+            f"The features take {needed / 2**20:,.1f} MiB in {folder}, where {free / 2**20:,.1f} MiB are free. Make room, give "
             "another --out, or cluster fewer patches (--points, --share)."
         )
