@@ -104,6 +104,7 @@ def canvas(height: float, vectors: bool = False) -> Iterator[Canvas]:
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         drawn = Canvas(Figure(figsize=(WIDTH, height), layout="constrained", facecolor="white"))
         yield drawn
+        _lay_out(drawn.figure)
         buffer = io.BytesIO()
         drawn.figure.savefig(buffer, format="png", dpi=DPI)
         drawn.png = buffer.getvalue()
@@ -111,6 +112,19 @@ def canvas(height: float, vectors: bool = False) -> Iterator[Canvas]:
             buffer = io.BytesIO()
             drawn.figure.savefig(buffer, format="svg", metadata={"Date": None})
             drawn.svg = buffer.getvalue()
+
+
+def _lay_out(figure: Figure) -> None:
+    """Places everything, for `DPI`; savefig with a layout engine would draw the whole figure once more for that."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    FigureCanvasAgg(figure)
+    engine, dpi = figure.get_layout_engine(), figure.get_dpi()
+    assert engine is not None
+    figure.set_dpi(DPI)
+    engine.execute(figure)
+    figure.set_dpi(dpi)
+    figure.set_layout_engine(None)
 
 
 def slug(name: str) -> str:
