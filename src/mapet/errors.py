@@ -19,7 +19,7 @@ MapetError
 │   └── RequeueError        SIGUSR1, after a checkpoint                 (exit code 75)
 └── NotThereError           a section of a report has nothing to show   (said in the report)
 
-A message says what was wrong, the value found, what is allowed, and the way out.
+A message has the problem, the value, the allowed values, and a remedy.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class MapetError(Exception):
 
 
 class UsageError(MapetError):
-    """The request cannot be met as given; the message says what to change."""
+    """The request cannot be met as given; the message has the necessary change."""
 
     exit_code = 2
 
@@ -74,7 +74,7 @@ class CheckpointError(UsageError):
 
 
 class InUseError(UsageError):
-    """Another process writes where this one wants to; the message names it."""
+    """Another process writes to the same place; the message names it."""
 
 
 class FailedRunError(MapetError):
@@ -94,7 +94,7 @@ class StorageError(FailedRunError):
 
 
 class InterruptedRunError(MapetError):
-    """The user or the scheduler asked the run to stop; everything needed to continue is on disk."""
+    """The user or the scheduler stopped the run; everything needed to continue is on disk."""
 
     exit_code = 130
 
@@ -106,7 +106,7 @@ class RequeueError(InterruptedRunError):
 
 
 class NotThereError(MapetError):
-    """A run lacks what a section of its report is about; the message says what would bring it."""
+    """A run lacks the data for a section of its report; the message has the command that adds it."""
 
 
 _MOST_NAMES, _SHOWN_OF_MORE = 20, 5

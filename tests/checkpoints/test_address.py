@@ -370,5 +370,5 @@ def test_a_number_of_heads_that_no_file_tells_is_stated(tmp_path: Path, options:
     torch.save(model.state_dict(), tmp_path / "weights.pth")
     backbone = load_backbone(tmp_path / "weights.pth", options=options).backbone
     assert num_heads(backbone) == 3
-    said = "does not tell the number of heads; 3 are taken (64 wide). --option num_heads=N." in capsys.readouterr().err
+    said = "does not contain the number of heads; 3 are assumed (64 wide). --option num_heads=N." in capsys.readouterr().err
     assert said is (not options)

@@ -169,9 +169,7 @@ def test_a_planted_call_is_not_made(tmp_path, zipped):
     mark = tmp_path / "was_here"
     calls = [Planted(os.system, f"touch {mark}"), Planted(eval, f"__import__('os').mkdir({str(mark)!r})"), Planted(mark.exists)]
     path = save({"weight": torch.ones(2), "other": calls, "more": {"x": calls[0]}}, tmp_path / "weights.pth", zipped)
-    with pytest.raises(
-        ModelError, match=r"weights\.pth is refused: its pickle asks for os\.system to be called; .*Nothing in it was"
-    ):
+    with pytest.raises(ModelError, match=r"weights\.pth is refused: its pickle calls os\.system; .*Nothing in it was"):
         read_tensors(path)
     assert not mark.exists()
     with pytest.raises(FileExistsError):  # what the file does to who runs it: both calls were made

@@ -105,7 +105,7 @@ def test_values_beside_the_weights_do_no_harm(tmp_path, monkeypatch, kind, zippe
     real = builtins.__import__
     monkeypatch.setattr(builtins, "__import__", lambda *given, **more: (imported.append(given[0]), real(*given, **more))[1])
     if kind == "function":  # Python's own functions are refused by name, though this one does nothing
-        with pytest.raises(ModelError, match=r"asks for math\.floor to be called"):
+        with pytest.raises(ModelError, match=r"its pickle calls math\.floor"):
             read_tensors(path)
     else:
         found = read_tensors(path)
@@ -130,7 +130,7 @@ NAMES = [
 def test_names_that_run_code_are_named(tmp_path, asked, form):
     module, _, attribute = asked.rpartition(".")
     form(b"}" + text("x") + name(module, attribute) + text("x") + b"\x85Rs", tmp_path / "weights.pth")
-    with pytest.raises(ModelError, match=rf"asks for {re.escape(asked)} to be called; .*Nothing in it was run"):
+    with pytest.raises(ModelError, match=rf"its pickle calls {re.escape(asked)}; .*Nothing in it was run"):
         read_tensors(tmp_path / "weights.pth")
 
 
@@ -143,7 +143,7 @@ def test_names_that_run_code_are_named(tmp_path, asked, form):
 )  # fmt: skip
 def test_other_names_of_the_same_are_named(tmp_path, module, attribute, asked):
     zip_of(b"}" + text("x") + name(module, attribute) + text("x") + b"\x85Rs", tmp_path / "weights.pth")
-    with pytest.raises(ModelError, match=f"asks for {re.escape(asked)}"):
+    with pytest.raises(ModelError, match=f"its pickle calls {re.escape(asked)}"):
         read_tensors(tmp_path / "weights.pth")
 
 
@@ -201,7 +201,7 @@ def test_calls_in_pickles_of_every_protocol_are_not_made(tmp_path, monkeypatch, 
     for asked, call in (("os.system", Call(os.system, "touch ran")), ("builtins.eval", Call(eval, "open('ran', 'w')"))):
         tree = {"os": "system", "model": torch.ones(2), "more": [call, call]}
         torch.save(tree, "weights.pth", pickle_protocol=protocol, _use_new_zipfile_serialization=zipped)
-        with pytest.raises(ModelError, match=rf"asks for {asked} to be called; .*Nothing in it was run"):
+        with pytest.raises(ModelError, match=rf"its pickle calls {asked}; .*Nothing in it was run"):
             read_tensors("weights.pth")
     assert [file.name for file in tmp_path.iterdir()] == ["weights.pth"]
 
@@ -216,7 +216,7 @@ def short(value: str) -> bytes:
         (short("os\nsystem") + short("x") + b"\x93)R", "which is no name"),
         (short("posix") + b"N" + short("system") + b"\x93)R", "not a pickle that can be read"),
         (b"\x93)R", "not a pickle that can be read"),
-        (short("posix") + b"\x94" + short("system") + b"\x94h\x00h\x01\x93)R", r"asks for os\.system to be called"),
+        (short("posix") + b"\x94" + short("system") + b"\x94h\x00h\x01\x93)R", r"its pickle calls os\.system"),
         (b"h\x07", "not a pickle that can be read"),
         (b"Nq\x05", "numbers its objects as no pickler does"),
         (b"cm\nC\n)}\x92", "NEWOBJ_EX, which torch.save does not"),

@@ -38,7 +38,7 @@ def test_tokens_of_a_tokenizer_are_judged(tmp_path: Path, capsys: pytest.Capture
     assert mapet("evaluate", "tokens", tmp_path / "tokenizer") == 2
     assert "has no images of its own" in capsys.readouterr().err
     assert mapet("evaluate", "tokens,knn", tmp_path / "tokenizer", photos) == 2
-    assert "'tokens' judges a tokenizer and 'knn' a backbone" in capsys.readouterr().err
+    assert "'tokens' evaluates a tokenizer and 'knn' a backbone" in capsys.readouterr().err
 
 
 def test_transfer_to_named_sets_and_folders(tmp_path: Path, monkeypatch, capsys: pytest.CaptureFixture[str]) -> None:

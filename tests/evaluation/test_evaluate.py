@@ -211,7 +211,7 @@ def test_results_of_another_backbone_are_not_written_over(run: RunDirectory, tmp
     evaluate(target, None, [KNN()], device=CPU, folder=tmp_path, with_random=False)
     (kept,) = tmp_path.glob("knn-*.json")
     before = kept.read_text()
-    with pytest.raises(SettingsError, match=r"is the result of .*, and another is to be judged"):
+    with pytest.raises(SettingsError, match=r"is the result of .*, not of another"):
         evaluate(dataclasses.replace(target, title="another"), None, [KNN()], device=CPU, folder=tmp_path, with_random=False)
     assert kept.read_text() == before
 
@@ -243,5 +243,5 @@ def test_lists_of_other_classes_are_refused() -> None:
 
 def test_images_with_masks_are_for_another_command(run: RunDirectory, tmp_path: Path) -> None:
     write_images(tmp_path / "data", " ".join(f"{part}/{n}.png" for part in ("images", "annotations") for n in range(20)))
-    with pytest.raises(DataError, match=r"images with masks, not classes\. Judge with `mapet evaluate segment`"):
+    with pytest.raises(DataError, match=r"images with masks, not classes\. Use `mapet evaluate segment`"):
         evaluate(run, str(tmp_path / "data"), [KNN()], device=CPU)

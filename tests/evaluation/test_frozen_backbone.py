@@ -62,6 +62,6 @@ def test_broken_images_of_the_first_batch_are_not_said_to_be_all(tmp_path: Path,
     splits, common = open_splits(str(tmp_path)), {"device": torch.device("cpu"), "workers": 0}
     evaluated = FrozenBackbone("pre-trained", torch.nn.Identity(), spec, *splits, unreadable=UnreadableImages(), **common)  # type: ignore[arg-type]
     monkeypatch.setattr(evaluated, "features", lambda images: (images.flatten(1).float(),) * 2)
-    seen = r"cat/2.png(.|\n)*--max-unreadable N\.\nOnly 2 of 6 training images were looked at; .* in other parts\.$"
+    seen = r"cat/2.png(.|\n)*--max-unreadable N\.\nOnly 2 of 6 training images were read; .* in other parts\.$"
     with pytest.raises(DataError, match=seen):
         _ = evaluated.train_features

@@ -39,7 +39,7 @@ def test_of_fewer_than_five_classes_all_are_among_the_likeliest() -> None:
 
 
 def test_no_image_is_refused() -> None:
-    with pytest.raises(DataError, match="nothing to judge by"):
+    with pytest.raises(DataError, match="nothing can be evaluated"):
         classified(torch.zeros(0, 3), torch.zeros(0, dtype=torch.int64))
 
 

@@ -246,7 +246,7 @@ def test_broken_images_of_one_part_are_not_said_to_be_all(tmp_path: Path) -> Non
     for part in ("train", "val"):
         (tmp_path / f"photos/{part}/cat/1.png").write_bytes(b"no image")
     tokenizer = tiny_tokenizer()
-    with pytest.raises(DataError, match=r"train/cat/1.png(.|\n)*Only 4 of 4 training images were looked at; .*other parts"):
+    with pytest.raises(DataError, match=r"train/cat/1.png(.|\n)*Only 4 of 4 training images were read; .*other parts"):
         evaluate(TokenMaker("tiny", OnlineTokens(tokenizer, CPU)), data, [QUICK], device=CPU)
 
 

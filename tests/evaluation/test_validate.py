@@ -194,7 +194,7 @@ def test_some_of_imagenets_classes_are_found_by_their_wnids(tmp_path: Path, caps
 def test_classes_that_do_not_fit_the_head_are_refused(tmp_path: Path) -> None:
     source = validation_images(str(images_of(tmp_path / "val", classes=("cat", "dog"))))
     for outputs in (1000, 5, 1):
-        with pytest.raises(DataError, match=rf"has 2 classes \(cat, dog\), the head tells {outputs} apart.*--class-map FILE"):
+        with pytest.raises(DataError, match=rf"has 2 classes \(cat, dog\), the head has {outputs}.*--class-map FILE"):
             head_numbers(source, outputs)
     assert head_numbers(source, 2).tolist() == [0, 1]
     assert head_numbers(source, 3, ("dog", "horse", "cat")).tolist() == [2, 0]
@@ -246,7 +246,7 @@ def test_other_locations_give_their_held_out_part(tmp_path: Path) -> None:
         (ModelChoice(), r"Give --model NAME. It contains 36 tensors: blocks \(28\), .*head \(2\)"),
         (tiny_choice(pool="token"), r"With --gp token, .* has norm.weight .* trained with --gp avg"),
         (tiny_choice(pool="mean"), "no pooling 'mean'"),
-        (tiny_choice(classes=1000), "has 5 classes, and --num-classes says 1000"),
+        (tiny_choice(classes=1000), "has 5 classes, but --num-classes is 1000"),
         (ModelChoice("vit_tiny_patch16_224", options={"depht": 2}), "timm cannot build 'vit_tiny_patch16_224'"),
     ],
 )
@@ -262,7 +262,7 @@ def test_code_in_a_checkpoint_never_runs(tmp_path: Path) -> None:
 
     path = publish(tmp_path / "vit.tar", split_queries(tiny_state()), hostile=Hostile())
     with pytest.raises(
-        ModelError, match=r"vit\.tar cannot be read as a file of weights: its pickle asks for what torch does not do"
+        ModelError, match=r"vit\.tar cannot be read as a file of weights: its pickle needs operations that torch does not allow"
     ):
         load_classifier(path, tiny_choice())
     (tmp_path / "file.tar").write_bytes(pickle.dumps(Hostile()))

@@ -62,7 +62,7 @@ def test_without_a_name_timms_model_of_these_shapes_is_named(tmp_path: Path) -> 
         (
             {"depth": 1, "embed_dim": 128, "num_heads": 2, "patch_size": 32},
             "--model-kwargs embed_dim=128 --model-kwargs depth=1 --model-kwargs patch_size=32 --model-kwargs num_heads=2. "
-            "The weights do not tell the number of heads; heads of 64 are usual.",
+            "The weights do not contain the number of heads; 64 wide is usual.",
         ),
     ],
 )

@@ -306,7 +306,7 @@ def test_the_card_of_a_fine_tuned_model_says_for_what_it_was_trained(tmp_path):
             "| Started from | run-7 |",
             "| Data | cats |",
         ),
-        *("| Images learned from | 2,345 |", "| Images judged | 678 |", "| manx, ragdoll, sphynx |"),
+        *("| Training images | 2,345 |", "| Test images | 678 |", "| manx, ragdoll, sphynx |"),
         "| finetune:small | `abcd1234` | cats | top1 81.25 % |",
     ):
         assert fact in card, fact

@@ -88,14 +88,14 @@ MUTANTS = [
     (
         "store/one-row-on",
         "token_store/read.py",
-        "np.searchsorted(self._keys, wanted)",
-        'np.searchsorted(self._keys, wanted, side="right")',
+        "np.searchsorted(self._keys, requested)",
+        'np.searchsorted(self._keys, requested, side="right")',
         "token_store/test_read.py::test_lookup_gives_the_tokens_of_each_image_in_any_order_and_repeated",
     ),
     (
         "store/unknown-keys-take-a-neighbour",
         "token_store/read.py",
-        "return rows, (self._keys[rows] == wanted) & whole",
+        "return rows, (self._keys[rows] == requested) & whole",
         "return rows, whole",
         "token_store/test_read.py::test_unknown_keys_are_refused",
     ),

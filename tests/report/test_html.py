@@ -119,7 +119,7 @@ def test_run_that_has_only_begun(run, tmp_path):
     begun.mkdir()
     shutil.copy(run.config, begun)
     page = read(write_report([RunDirectory(begun)]))
-    assert "Not judged yet." in page.text
+    assert "Not evaluated yet." in page.text
     assert "(not finished)" in page.text
     assert page.text.count("Not shown") == 6
 
@@ -195,7 +195,7 @@ def test_several_runs_side_by_side(run, others, tmp_path):
     assert page.headings[0] == "MaPeT, MIM and PIM pre-training on digits: 3 runs"
     assert "run: On 360 test images" in page.text
     assert "lowers the linear probe accuracy from 70.0 to 60.0 % (-10.0 points)" in page.text
-    assert "mim: Not judged yet." in page.text
+    assert "mim: Not evaluated yet." in page.text
     text = out.read_text(encoding="utf-8")
     assert '<tr class="marked"><th scope="row">objective.<wbr>name</th><td>mapet</td><td>mim</td><td>pim</td></tr>' in text
     assert '<tr><th scope="row">training.<wbr>batch_size</th><td>8</td><td>8</td><td>8</td></tr>' in text

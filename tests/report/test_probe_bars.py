@@ -93,7 +93,7 @@ def test_data_sets_are_headings_and_tell_alike_names_apart(monkeypatch: pytest.M
     sets = ["/a/photos", "/b/photos", "/a/tinyimagenet64"]
     _, written, _ = drawn(monkeypatch, [result(data=data) for data in sets])
     assert [name for name in written if name in (*sets, "photos", "tinyimagenet64")] == ["/a/photos", "/b/photos", "tinyimagenet64"]
-    assert written.count("10 classes, 1,437 images to learn from, 360 judged") == 3
+    assert written.count("10 classes, 1,437 training images, 360 test images") == 3
 
 
 def test_a_tokenizer_is_not_called_pre_trained(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,7 +101,7 @@ def test_a_tokenizer_is_not_called_pre_trained(monkeypatch: pytest.MonkeyPatch) 
     assert {"token classification", "tokenizer", "14.9 %", "most frequent class", "0.5 %"} <= {*written}
     assert "pre-trained" not in written
     assert "tokenizer 14.9%, most frequent class 0.5%" in picture.alt
-    assert "judges the tokenizer" in picture.caption
+    assert "evaluates the tokenizer" in picture.caption
 
 
 def test_a_segmentation_is_beside_the_most_frequent_class(monkeypatch: pytest.MonkeyPatch) -> None:

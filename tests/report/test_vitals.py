@@ -32,7 +32,7 @@ def test_a_picture_for_every_kind_of_sign(run) -> None:
     found = write(run, {"step": 100, **SIGNS}, {"step": 200, **SIGNS, "accuracy_by_rank/2": 0.4, "bits_gained": 1.75})
     pictures = {picture.name: picture for picture in vital_figures(found)}
     assert [*pictures] == [f"vital-{name}-run" for name in ("gain", "effective-rank", "updates", "online-probe", "rank")]
-    assert pictures["vital-gain-run"].alt == "Bits a token: over token frequencies 1.5 to 1.75; owed to the image 0.2 to 0.2."
+    assert pictures["vital-gain-run"].alt == "Bits a token: over token frequencies 1.5 to 1.75; due to the image 0.2 to 0.2."
     assert "k-NN 50 to 50" in pictures["vital-online-probe-run"].alt
     assert "20.0 % of the first targets, 40.0 % of the last" in pictures["vital-rank-run"].alt
     assert "patch embed" not in pictures["vital-updates-run"].alt  # 0 has no place on a logarithmic axis

@@ -149,7 +149,7 @@ def test_f10_a_disk_without_room_for_the_name_of_the_holder_keeps_no_lock(tmp_pa
 def test_f11_a_file_in_place_of_a_parent_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with (
-        pytest.raises(StorageError, match=r"where a folder is wanted\. Give another --out"),
+        pytest.raises(StorageError, match=r"not a folder\. Give another --out"),
         only_writer(tmp_path / "file" / "out"),
     ):
         pytest.fail("the work began")

@@ -52,7 +52,7 @@ def test_keys_are_text_bytes_or_arrays_of_them(store: TokenStore) -> None:
         assert store.contains(keys).all()
     assert store.keys[3] in store
     assert store.lookup(store.keys[:0]).shape == (0, 2, 2)
-    with pytest.raises(TokenStoreError, match=r"no tokens for 1 of 2 images .*sample keys f{32}\)"):
+    with pytest.raises(TokenStoreError, match=r"no tokens for 1 of 2 requested images .*sample keys f{32}\)"):
         store.lookup(np.array([texts[0], "f" * 32], "S32"))
 
 
@@ -81,7 +81,7 @@ def test_unknown_keys_are_refused(store: TokenStore) -> None:
     known = store.keys[0].decode()
     for unknown in ("0" * 32, known + "00", known[:-1], "", "ü" * 32, "\udcff" * 32, "f" * 32):
         assert unknown not in store
-        with pytest.raises(TokenStoreError, match=r"no tokens for 1 of 2 images .*mapet tokenize"):
+        with pytest.raises(TokenStoreError, match=r"no tokens for 1 of 2 requested images .*mapet tokenize"):
             store.lookup([known, unknown])
     assert known in store
     assert store.lookup([]).shape == (0, 2, 2)

@@ -82,7 +82,7 @@ def test_lookup_takes_one_view_for_all_or_one_for_each(folder: Path, tmp_path: P
         assert found.dtype == torch.int64
         assert np.array_equal(found, expected)
     assert store.lookup([], 2).shape == (0, 2, 2)
-    with pytest.raises(TokenStoreError, match=r"3 views of every image\. Say which is meant: lookup\(sample_keys, views\).*0 to 2"):
+    with pytest.raises(TokenStoreError, match=r"3 views of every image\. Give the view: lookup\(sample_keys, views\).*0 to 2"):
         store.lookup(keys)
     for wrong in (3, -1, [0, 3, 0]):
         with pytest.raises(TokenStoreError, match=r"no view (3|-1) of an image; allowed: 0 to 2.*--views 3 --scale 0\.3 0\.9"):

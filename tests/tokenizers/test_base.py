@@ -115,10 +115,10 @@ def test_other_code_of_the_features_is_another_tokenizer(made, tmp_path, monkeyp
         (torch.rand(2, 3, 8, 8), r"shape \(B, 3, 16, 16\), not \(2, 3, 8, 8\)"),
         (torch.rand(3, 16, 16), r"not \(3, 16, 16\)"),
         (torch.zeros(2, 3, 16, 16, dtype=torch.uint8), "Divide 8-bit images by 255"),
-        (torch.rand(2, 3, 16, 16) * 200, "look like 8-bit images"),
+        (torch.rand(2, 3, 16, 16) * 200, "are probably 8-bit images"),
         (torch.rand(2, 3, 16, 16) * 4 - 2, "look ImageNet-normalised"),
         (torch.full((2, 3, 16, 16), float("nan")), "NaN"),
-        (torch.full((2, 3, 16, 16), float("inf")), "no scale"),
+        (torch.full((2, 3, 16, 16), float("inf")), "an unknown scale"),
     ],
 )
 def test_wrong_images(tokenizer, images, message):

@@ -54,7 +54,7 @@ class LoadedBackbone:
 
 
 def load_backbone(address: str | Path, *, model: str | None = None, options: Mapping[str, Any] | None = None) -> LoadedBackbone:
-    """Opens the backbone at `address`; says what was converted and what dropped, if it is a published one.
+    """Opens the backbone at `address`; prints the converted and dropped entries of a published one.
 
     Args:
         address: A run directory, or a folder with a saved backbone; a file with the checkpoint of MaPeT, BEiT, BEiT v2, CAE, MAE,
@@ -100,7 +100,7 @@ def _classes(folder: Path, count: int) -> tuple[str, ...] | None:
 
 def _refuse(model: str | None, address: str) -> None:
     if model is not None:
-        raise ModelError(f"{address} says itself which model it is. Leave out the model '{model}'.")
+        raise ModelError(f"{address} already names its model. Leave out the model '{model}'.")
 
 
 def _by_name(name: str, prefix: str, options: dict[str, Any]) -> LoadedBackbone:

@@ -23,14 +23,14 @@ _PLAIN = {192: "tiny", 384: "small", 768: "base", 1024: "large", 1280: "huge"}
 
 @dataclass(frozen=True)
 class Architecture:
-    """What the shapes in a state dict tell; heads and image size are not always among it.
+    """The architecture as far as the shapes in a state dict determine it; heads and image size are not always known.
 
     Args:
         width: Of a token.
         depth: Number of blocks.
         patch: Height and width of a patch in pixels.
         hidden: Width inside the MLP.
-        heads: Of an attention, if a table of relative positions tells.
+        heads: Of an attention, if a table of relative positions has them.
         num_patches: That there are positions for.
         classes: Of the classifier; 0 without one.
         pool: What the classifier sees: "token" behind `norm`, or "avg" before `fc_norm`.
@@ -71,11 +71,11 @@ class Architecture:
 
     @classmethod
     def of(cls, tensors: Mapping[str, Tensor], apart: bool | None = None) -> Architecture:
-        """Of a state dict under timm's names, of which only shapes are looked at.
+        """Of a state dict under timm's names, by shapes alone.
 
         Args:
             tensors: The state dict.
-            apart: Class token and registers have no places among the positions; None where only shapes tell.
+            apart: Class token and registers have no places among the positions; None where only shapes are known.
 
         Raises:
             ModelError: A part that every ViT has is missing, or has another form; or two readings fit.
@@ -113,13 +113,13 @@ class Architecture:
             proj_bias="blocks.0.attn.proj.bias" in tensors,
         )
 
-    def grid(self, asked: Any = None) -> tuple[int, int]:
-        """Rows and columns of patches: a square, or those of the image size `asked` for if they have as many patches.
+    def grid(self, requested: Any = None) -> tuple[int, int]:
+        """Rows and columns of patches: a square, or those of the requested image size if they have as many patches.
 
         Raises:
-            ModelError: The patches make no square, and the image size that was asked for does not fit.
+            ModelError: The patches make no square, and the requested image size does not fit.
         """
-        rows, columns = cells(asked, self.patch)
+        rows, columns = cells(requested, self.patch)
         if rows * columns == self.num_patches:
             return rows, columns
         side = math.isqrt(max(self.num_patches, 0))
@@ -144,32 +144,32 @@ def timm_name(found: Architecture, family: Family) -> str:
     return name if timm.is_model(name) else "vit_huge_patch14_224" if size == "huge" else f"vit_{size}_patch16_224"
 
 
-def timm_options(name: str, found: Architecture, family: Family, asked: Mapping[str, Any], *, strictly: bool) -> dict[str, Any]:
+def timm_options(name: str, found: Architecture, family: Family, requested: Mapping[str, Any], *, strictly: bool) -> dict[str, Any]:
     """Keyword arguments with which timm's model `name` takes the weights.
 
     Args:
         name: A timm model.
         found: What the weights belong to.
         family: Where they come from.
-        asked: Keyword arguments that the user gave; they come first.
+        requested: Keyword arguments that the user gave; they come first.
         strictly: The user named the model: width, depth, patch and MLP must be those of the model.
 
     Raises:
-        ModelError: Says what the model expects and what the weights have.
+        ModelError: The message has the shapes of the model and of the weights.
     """
-    model = skeleton(name, asked)
+    model = skeleton(name, requested)
     usual = Architecture.of(model.state_dict(), apart=getattr(model, "no_embed_class", False))
     if found.pre_norm != usual.pre_norm:
         raise ModelError(_pre_norm_question(found, name if strictly else ""))
-    sizes = _sizes(found, model, asked)
+    sizes = _sizes(found, model, requested)
     if strictly:
         _check_sizes(name, usual, found)
         sizes = {key: value for key, value in sizes.items() if key == "img_size"}
     classes = {} if found.classes == usual.classes else {"num_classes": found.classes}
     options = sizes | classes | _parts(found, usual, family, is_beit(name))
     if not is_beit(name):
-        options |= _last_norm(found, usual, family, asked)
-    return {**options, **asked}
+        options |= _last_norm(found, usual, family, requested)
+    return {**options, **requested}
 
 
 def skeleton(name: str, options: Mapping[str, Any]) -> Any:
@@ -184,7 +184,7 @@ def skeleton(name: str, options: Mapping[str, Any]) -> Any:
 
 
 def told_apart(tensors: Mapping[str, Tensor], options: Mapping[str, Any]) -> bool | None:
-    """Whether the positions of `tensors` are those of patches only, where the options that a user gave tell it.
+    """Whether the positions of `tensors` are those of patches only, where the user's options determine it.
 
     `no_embed_class` does, and so does an image size that one reading fits.
     """
@@ -211,12 +211,12 @@ def cells(image_size: Any, patch: Sequence[int]) -> tuple[int, int]:
     return sides[0] // patch[0], sides[1] // patch[1]
 
 
-def _last_norm(found: Architecture, usual: Architecture, family: Family, asked: Mapping[str, Any]) -> dict[str, Any]:
+def _last_norm(found: Architecture, usual: Architecture, family: Family, requested: Mapping[str, Any]) -> dict[str, Any]:
     """The options that keep the one trained norm behind the blocks where timm would put another in its place."""
     if len(found.norms) != 1:
         return {"final_norm": False} if not found.norms and family.apart is None else {}
-    pool, averaged = asked.get("global_pool", found.pool), found.norms == ("fc_norm",)
-    if "global_pool" in asked and not averaged:  # fine-tuning on the mean of the patches begins with a norm of its own
+    pool, averaged = requested.get("global_pool", found.pool), found.norms == ("fc_norm",)
+    if "global_pool" in requested and not averaged:  # fine-tuning on the mean of the patches begins with a norm of its own
         return {}
     overridden = (usual.norms == ("fc_norm",)) != (usual.pool == "avg")
     return {"fc_norm": averaged} if overridden or averaged != (pool in ("avg", "avgmax", "max")) else {}
@@ -258,16 +258,16 @@ def _depth(tensors: Mapping[str, Tensor]) -> int:
     return len(blocks)
 
 
-def _sizes(found: Architecture, model: Any, asked: Mapping[str, Any]) -> dict[str, Any]:
+def _sizes(found: Architecture, model: Any, requested: Mapping[str, Any]) -> dict[str, Any]:
     """Options of width, depth, heads, patch and image size that differ from those of the model."""
-    patch, (rows, columns) = found.patch, found.grid(asked.get("img_size"))
+    patch, (rows, columns) = found.patch, found.grid(requested.get("img_size"))
     image = (rows * patch[0], columns * patch[1])
     first = model.blocks[0]
-    heads = found.heads or asked.get("num_heads") or (first.attn.num_heads if model.embed_dim == found.width else None)
+    heads = found.heads or requested.get("num_heads") or (first.attn.num_heads if model.embed_dim == found.width else None)
     if heads is None:
         if found.width % HEAD_DIM:
             raise ModelError(
-                f"The weights do not tell the number of heads, and the width {found.width} is no multiple of {HEAD_DIM}, the "
+                f"The weights do not contain the number of heads, and the width {found.width} is no multiple of {HEAD_DIM}, the "
                 "usual width of a head. Give options num_heads=N."
             )
         heads = found.width // HEAD_DIM
@@ -278,8 +278,8 @@ def _sizes(found: Architecture, model: Any, asked: Mapping[str, Any]) -> dict[st
         "depth": len(model.blocks),
         "num_heads": first.attn.num_heads,
     }
-    wanted = {"img_size": image, "patch_size": patch, "embed_dim": found.width, "depth": found.depth, "num_heads": heads}
-    options: dict[str, Any] = {key: _side(value) for key, value in wanted.items() if value != present[key]}
+    sizes = {"img_size": image, "patch_size": patch, "embed_dim": found.width, "depth": found.depth, "num_heads": heads}
+    options: dict[str, Any] = {key: _side(value) for key, value in sizes.items() if value != present[key]}
     if first.mlp.fc1.out_features / model.embed_dim != found.hidden / found.width:
         ratio = found.hidden / found.width
         options["mlp_ratio"] = ratio if int(found.width * ratio) == found.hidden else (found.hidden + 0.5) / found.width

@@ -1,8 +1,8 @@
-"""The tensors in any file of weights that people publish, read without running what the file says.
+"""The tensors in any file of weights that people publish, read without running code of the file.
 
 safetensors      as it is
 torch.save       a zip, or what PyTorch wrote before 1.6: a state dict, nested dicts, or a whole pickled module
-TorchScript      the same zip; its code is not looked at
+TorchScript      the same zip; its code is not read
 
 Pickles are read by `torch.load(weights_only=True)`. The classes that a file names are neither imported nor called: inert stand-ins
 take their places, so that the classes of a pickled module need not be installed. Before that, the pickle's limits are checked
@@ -63,7 +63,7 @@ def read_tensors(path: Path | str) -> dict[str, Tensor]:
         Tensors on the CPU in the file's own dtypes. They are mapped from the file where that can be: copy them before it changes.
 
     Raises:
-        ModelError: There is no such file, it is damaged, its pickle asks for harm or for more work than its size warrants, or it
+        ModelError: There is no such file, it is damaged, its pickle is harmful or needs more work than its size warrants, or it
             holds no tensors.
     """
     return _read(Path(path), ())
@@ -131,7 +131,7 @@ def _open_zip(mapped: mmap, path: Path) -> Any:
         if kind != "storage" or f"data/{key}" not in records:
             raise ModelError(f"there is no record 'data/{str(key)[:100]}' in the file")
         if count * _width(of_type) > records[f"data/{key}"].length:
-            raise ModelError(f"its storage '{key[:100]}' is said to hold {count} numbers and has less")
+            raise ModelError(f"its storage '{key[:100]}' should hold {count} numbers and has less")
     # torch would take it for another format, or cannot read its pickle
     if "constants.pkl" in records or path.suffix == ".safetensors" or pickled is not original:
         return _load(_copy(mapped, records, pickled), contents, path)
@@ -145,7 +145,7 @@ def _load(source: Path | io.BytesIO, contents: PickleContents, path: Path, *, ma
             return torch.load(source, map_location="cpu", weights_only=True, mmap=mapped)
         except UnpicklingError as error:  # whose message advises to load without the limit
             raise ModelError(
-                "its pickle asks for what torch does not do for files of weights, such as a call of an object in it"
+                "its pickle needs operations that torch does not allow for files of weights, such as a call of an object in it"
             ) from error
 
 
@@ -197,7 +197,7 @@ def _checked(mapped: mmap, record: zipfile.ZipInfo) -> _Record:
     if record.compress_type != zipfile.ZIP_STORED or record.compress_size != record.file_size:
         raise ModelError(f"its record {name} is compressed, as PyTorch's never are")
     with memoryview(mapped) as whole, whole[start : start + record.file_size] as content:
-        if record.CRC and zlib.crc32(content) != record.CRC:  # 0: PyTorch was told to write none
+        if record.CRC and zlib.crc32(content) != record.CRC:  # 0: PyTorch was configured to write none
             raise ModelError(f"its record {name} is damaged: the checksum is another")
     return _Record(start, record.file_size)
 
@@ -249,7 +249,7 @@ def _check_storages(tree: PickleContents, keys: PickleContents, mapped: mmap | b
     for key in listed:
         width, count = described[key]
         if int.from_bytes(mapped[position : position + 8], "little") != count:
-            raise ModelError(f"its storage {key[:100]!r} is said to hold {count} numbers and does not")
+            raise ModelError(f"its storage {key[:100]!r} should hold {count} numbers and does not")
         position += 8 + count * width
     if position > len(mapped):
         raise ModelError("it is cut off")

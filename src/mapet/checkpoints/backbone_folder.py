@@ -100,7 +100,7 @@ def what_lies_in(folder: Path) -> str:
     files = sorted(path for path in folder.iterdir() if path.suffix.lower() in _WEIGHTS)
     if files:
         more = f" and {len(files) - 3} more" if len(files) > 3 else ""
-        return f"{start} that says itself which model it is, but files of weights: {_listed(files)}{more}. Give one of the files."
+        return f"{start} that names its model, but files of weights: {_listed(files)}{more}. Give one of the files."
     return f"{start}: model.json or weights.safetensors is missing. Give a run directory, a folder with both, or a file of weights."
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints that nobody but timm knows: CLIP's image tower, for one."""
+"""Checkpoints that only timm can convert, such as CLIP's image tower."""
 
 from __future__ import annotations
 

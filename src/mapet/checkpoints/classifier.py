@@ -1,8 +1,8 @@
-"""A classifier from a published checkpoint: the model, its weights, and how it wants to be fed.
+"""A classifier from a published checkpoint: the model, its weights and its preprocessing.
 
 MaPeT's fine-tuned checkpoints are timm training checkpoints of `vit_standard_{tiny,small,base}_patch16_224`: timm's ViT of the same
 size with LayerScale, queries apart from keys and values (facts: MaPeT's release, README and key names). Any other timm model is
-read too. What a checkpoint says of itself is compared with the model before anything is loaded.
+read too. The checkpoint's own description is compared with the model before anything is loaded.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Classifier:
     Args:
         model: In evaluation mode, on the CPU.
         name: As the user calls it.
-        preprocessing: How it wants its images.
+        preprocessing: Of its images.
         classes: Outputs of its head.
         checkpoint: The file or folder.
         sha256: Of the weights' file.
@@ -82,7 +82,7 @@ class Classifier:
 
 @dataclass(frozen=True)
 class ModelChoice:
-    """What a user says of the model; None is found out from the checkpoint.
+    """The user's options of the model; None is detected from the checkpoint.
 
     Args:
         name: A name of the release or of timm.
@@ -106,12 +106,12 @@ def load_classifier(
 
     Args:
         checkpoint: A file (torch.save, safetensors), or a folder with a saved model (model.json). Code in it is never run.
-        choice: What the user says of the model.
+        choice: The user's options.
         use_ema: Take the moving average of the weights, where the checkpoint keeps one.
         names: Of the outputs, in order; by default those that are kept beside a fine-tuned model.
 
     Raises:
-        ModelError: The file cannot be read, holds no classifier, or one of another architecture; says what was expected and found.
+        ModelError: The file cannot be read, holds no classifier, or one of another architecture; the message has both.
     """
     path, choice = Path(checkpoint), choice or ModelChoice()
     if path.is_dir():
@@ -214,7 +214,7 @@ def _head_classes(timm_name: str, weights: Mapping[str, Tensor], choice: ModelCh
             f"{listing(weights)}"
         )
     if choice.classes not in (None, head.shape[0]):
-        raise ModelError(f"The head in {path} has {head.shape[0]} classes, and --num-classes says {choice.classes}. Leave it out.")
+        raise ModelError(f"The head in {path} has {head.shape[0]} classes, but --num-classes is {choice.classes}. Leave it out.")
     return head.shape[0]
 
 

@@ -1,4 +1,4 @@
-"""Which model the weights of a classifier belong to, and what to say where they are another's."""
+"""The model that the weights of a classifier belong to, and the error if it is another."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def released_name(weights: Mapping[str, Tensor], path: Path, published: bool) ->
         known = "" if published else _plain_name(found)
         shapes = f" Its shapes are those of {known}: --model {known}, if it was trained as that." if known else ""
         raise ModelError(
-            f"Which model {path} belongs to cannot be told from its weights. Give --model NAME.{shapes} It contains "
+            f"Which model {path} belongs to cannot be detected from its weights. Give --model NAME.{shapes} It contains "
             f"{listing(weights)}"
         )
     return name
@@ -67,7 +67,7 @@ def check_fit(weights: Mapping[str, Tensor], model: nn.Module, name: str, path: 
         published: See `released_name`.
 
     Raises:
-        ModelError: Says what was expected, what was found, and which --model or --model-kwargs fit.
+        ModelError: The message has the expected and actual values, and the --model or --model-kwargs that fit.
     """
     expected, found = vit_facts(model.state_dict()), vit_facts(weights)
     if expected and not found:
@@ -90,7 +90,7 @@ def _model_that_fits(found: Mapping[str, int], published: bool, scaled: bool) ->
     if released and scaled:
         return (
             f"It fits --model {released} if it is MaPeT's (images normalised by ImageNet's mean and deviation), --model {plain} if "
-            "it is not (images prepared as timm says of that model)."
+            "it is not (with timm's preprocessing of that model)."
         )
     return f"It fits --model {plain}." if plain else ""
 
@@ -103,7 +103,7 @@ def _options_that_fit(expected: Mapping[str, int], found: Mapping[str, int]) -> 
     heads = ""
     if "embed_dim" in options:
         options["num_heads"] = found["width"] // HEAD_DIM if found["width"] % HEAD_DIM == 0 else "N"
-        heads = f" The weights do not tell the number of heads{'; heads of 64 are usual' if options['num_heads'] != 'N' else ''}."
+        heads = f" The weights do not contain the number of heads{'; 64 wide is usual' if options['num_heads'] != 'N' else ''}."
     ratio = found["MLP width"] / found["width"]
     if ratio != expected["MLP width"] / expected["width"]:
         options["mlp_ratio"] = f"{ratio:g}"

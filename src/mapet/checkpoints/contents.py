@@ -1,4 +1,4 @@
-"""What a file of weights holds, in words, for those who cannot be told what it is."""
+"""A summary of the contents of an unknown file of weights."""
 
 from __future__ import annotations
 

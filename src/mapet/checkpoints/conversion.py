@@ -33,8 +33,8 @@ class Conversion:
         kept: Names in the file of entries that are in the model as they were, perhaps under another name.
         converted: Names in the file of entries that were joined, resized or changed otherwise.
         dropped: Names in the file of entries that the model has no place for.
-        new: Names in the model that the file says nothing about; they are at their initialisation.
-        notes: What else there is to know, each a sentence.
+        new: Names in the model that are not in the file; they are at their initialisation.
+        notes: Further remarks, each a sentence.
     """
 
     family: str
@@ -115,8 +115,8 @@ def _convert(
     found = Architecture.of(inside, apart)
     name = _named(model) or timm_name(found, published.family)
     all_options = timm_options(name, found, published.family, options, strictly=model is not None)
-    told = normalisation or _normalisation(model)
-    mean, std = told or (published.family.mean, published.family.std)
+    stated = normalisation or _normalisation(model)
+    mean, std = stated or (published.family.mean, published.family.std)
     spec = BackboneSpec(name, all_options, 0, mean, std, seed=0)
     own = skeleton(name, all_options).state_dict()  # before memory is spent on what does not fit
     _check_names("Beit" if is_beit(name) else "VisionTransformer", published.entries, own, found)
@@ -124,7 +124,7 @@ def _convert(
     spec = replace(spec, image_size=image_size(backbone)[0])
     conversion = _load(backbone, published, found, tuple(tensors), all_options)
     notes = [] if configured else _taken_for_granted(backbone, found, options, model)
-    if told is None:
+    if stated is None:
         notes.append(f"The file does not say how images were normalised; mean {mean} and standard deviation {std} are taken.")
     conversion = replace(conversion, notes=(*conversion.notes, *notes))
     return backbone.eval(), spec, conversion

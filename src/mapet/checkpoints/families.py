@@ -1,4 +1,4 @@
-"""Whose checkpoint a file is, told from the names in it, and its backbone under timm's names.
+"""The family of a checkpoint, detected from its parameter names, and its backbone under timm's names.
 
 MaPeT        q and kv apart, LayerScale            https://github.com/aimagelab/MaPeT
 BEiT         q_bias and v_bias, relative positions https://github.com/microsoft/unilm (beit, beit2)

@@ -26,13 +26,13 @@ Triple = tuple[float, float, float]
 
 @dataclass(frozen=True)
 class HuggingFaceModel:
-    """What such a folder says.
+    """The content of such a folder.
 
     Args:
         tensors: The weights under their own names.
         model: timm's name, where timm wrote the folder.
-        options: Keyword arguments of `timm.create_model` that only config.json tells.
-        normalisation: Mean and standard deviation per channel, if the folder tells.
+        options: Keyword arguments of `timm.create_model` that only config.json has.
+        normalisation: Mean and standard deviation per channel, if the folder has them.
         notes: What differs from timm's model, each a sentence.
     """
 

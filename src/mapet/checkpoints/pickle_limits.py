@@ -1,4 +1,4 @@
-"""What a pickle names and how much work it asks for, found without unpickling it.
+"""The names in a pickle and the work of reading it, computed without unpickling it.
 
 torch's reader with `weights_only=True` runs no code, but it sets no limit: a file of some kilobytes can have a dict copied a
 million times. So each pickle is first walked through operation by operation, on a stack that holds sizes in place of objects.
@@ -34,7 +34,7 @@ class PickleContents:
     """What one pickle holds.
 
     Args:
-        names: Of everything that it asks for, as (module, name).
+        names: Everything that it imports, as (module, name).
         references: Its persistent ids: (kind, type, key, device, count, ...) of storages.
         constants: Its numbers, strings, True and False in order.
         modules: Where legacy files refer to a class with its source: first byte of the reference, byte behind it.
@@ -63,7 +63,7 @@ def examine(content: bytes) -> PickleContents:
     """Walks through the pickle at the beginning of `content`.
 
     Raises:
-        ModelError: It is damaged, has operations that torch's reader lacks, or asks for more work or memory than files of weights
+        ModelError: It is damaged, has operations that torch's reader lacks, or needs more work or memory than files of weights
             of its size do; the message is a clause.
     """
     try:

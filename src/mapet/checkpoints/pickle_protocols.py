@@ -1,4 +1,4 @@
-"""Pickles of protocols 3 to 5 in the operations of protocol 2, which are those that torch's safe reader knows.
+"""Pickles of protocols 3 to 5 in the operations of protocol 2, the only ones that torch's safe reader supports.
 
 `torch.save(..., pickle_protocol=4)` writes the same objects as protocol 2, by other operations. These are replaced one by one, and
 nothing is unpickled. The result is examined (`pickle_limits`) and read like any other pickle.
@@ -84,7 +84,7 @@ class _Rewriter:
     def _name(self) -> None:
         (module, start), (attribute, _) = self._texts[-2:]
         if "\n" in module + attribute:
-            raise ModelError(f"it asks for {module[:50]!r}.{attribute[:50]!r}, which is no name")
+            raise ModelError(f"it names {module[:50]!r}.{attribute[:50]!r}, which is no name")
         del self.written[start:]
         self._texts.clear()
         self.written += f"c{module}\n{attribute}\n".encode()

@@ -113,9 +113,9 @@ def refuse_code(names: Iterable[tuple[str, str]], path: Path) -> None:
         of_python = top in sys.stdlib_module_names and not (top == "code" and below)  # a package of one's own may be called code
         through = not sys.stdlib_module_names.isdisjoint(below) and "." in name
         if (of_python and (not harmless or "." in name)) or through or f"{module}.{name}".startswith(_RUNS_CODE):
-            asked = f"{_ALIASES.get(top, top)}.{'.'.join([*below, name.rpartition('.')[2]])}"[:100]
+            called = f"{_ALIASES.get(top, top)}.{'.'.join([*below, name.rpartition('.')[2]])}"[:100]
             raise ModelError(
-                f"{path} is refused: its pickle asks for {asked} to be called; weights need nothing of the kind. Nothing in it was "
+                f"{path} is refused: its pickle calls {called}; weights need nothing of the kind. Nothing in it was "
                 "run. torch.load with weights_only=False, or pickle, would make the call: do not open it so. Get the weights from "
                 "where you trust, as safetensors if they are there."
             )

@@ -1,4 +1,4 @@
-"""`mapet codebook`: how good visual vocabularies are, and what their codes look like."""
+"""`mapet codebook`: scores of visual vocabularies, and example patches of their codes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def codebook(
     ],
     data: Data,
     out: Annotated[Path, typer.Option(help="Folder for codebook.html, its figures and scorecard.json.")] = Path("codebook"),
-    images: Annotated[int, typer.Option(min=2, help="Images to look at, drawn by the seed.")] = 2000,
+    images: Annotated[int, typer.Option(min=2, help="Number of images, drawn by the seed.")] = 2000,
     split: Annotated[str, typer.Option(help="train, test or all.")] = "all",
     codes: Annotated[str | None, typer.Option(help="Codes to show, such as 12,77.")] = None,
     random: Annotated[int | None, typer.Option(min=1, help="Show so many codes drawn by the seed.")] = None,
@@ -30,7 +30,7 @@ def codebook(
     max_unreadable: MaxUnreadable = 0,
     allow: Allow = None,
 ) -> None:
-    """Judge tokenizers on the same images: which codes are used, which survive small changes, what they tell and show."""
+    """Score tokenizers on the same images: use of codes, stability under small changes, information, example patches."""
     from mapet.data.skipped import UnreadableImages
     from mapet.data.sources import open_source
     from mapet.report.scorecard import CARD, FIGURES, Shown, write_scorecards

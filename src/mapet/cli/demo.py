@@ -12,7 +12,7 @@ def demo(
     out: Annotated[Path, typer.Option(help="Run directory.")] = Path("runs/demo"),
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "cpu",
 ) -> None:
-    """Tokenise scikit-learn's handwritten digits, pre-train MaPeT on them, judge the backbone, write a report."""
+    """Tokenise scikit-learn's handwritten digits, pre-train MaPeT on them, evaluate the backbone, write a report."""
     from mapet.workflows.demo import run_demo
 
     print(f"Report: {run_demo(out, device)}")

@@ -40,7 +40,7 @@ ClassMap = Annotated[
 UseEma = Annotated[bool, typer.Option("--use-ema", help="Of classify: take the moving average of the weights.")]
 Out = Annotated[Path | None, typer.Option(help="Where results are kept; by default in the run directory.")]
 Random = Annotated[
-    bool | None, typer.Option("--random/--no-random", help="Judge the random initialisation too; by default what is cheap.")
+    bool | None, typer.Option("--random/--no-random", help="Evaluate the random initialisation too (default: where it is cheap).")
 ]
 
 
@@ -65,7 +65,7 @@ def evaluate(
     max_unreadable: MaxUnreadable = 0,
     allow: Allow = None,
 ) -> None:
-    """Judge a backbone on labelled images, next to the same backbone at random initialisation."""
+    """Evaluate a backbone on labelled images, next to the same backbone at random initialisation."""
     from mapet.cli.evaluate_transfer import is_transfer, protocol_title, transfer
     from mapet.cli.target import kind_of, load_target
     from mapet.evaluation.presets import settings_of
@@ -106,7 +106,7 @@ def evaluate(
 
 
 def _print(measured: Sequence[Protocol], results: Sequence[Result], kept: Path | None) -> None:
-    """Every result of one command, and where it is."""
+    """Every result of one command, and its path."""
     first = results[0]
     print(f"{first.data}: {first.train_images} training and {first.test_images} test images, {first.classes} classes")
     if heading := measured[0].heading(first):

@@ -10,12 +10,12 @@ NAME = "transfer"
 
 
 def is_transfer(titles: list[str]) -> bool:
-    """Whether a transfer is asked for: "transfer", or "transfer:PROTOCOL"."""
+    """Whether the name is a transfer: "transfer", or "transfer:PROTOCOL"."""
     return len(titles) == 1 and titles[0].partition(":")[0] == NAME
 
 
 def protocol_title(title: str) -> str:
-    """The protocol that is wanted on every data set; the linear probe unless there is one behind "transfer:"."""
+    """The protocol for every data set; the linear probe unless there is one behind "transfer:"."""
     return title.partition(":")[2] or "linear"
 
 
@@ -29,7 +29,7 @@ def transfer(
     of_model: Mapping[str, Any],
     **work: Any,
 ) -> None:
-    """Judges a backbone on every data set and prints a table.
+    """Evaluates a backbone on every data set and prints a table.
 
     Args:
         title: "transfer" (by the linear probe), or with a protocol behind it: "transfer:linear:paper".

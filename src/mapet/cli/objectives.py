@@ -1,4 +1,4 @@
-"""`mapet objectives`: what can be hidden and predicted, what it costs, and what it looks like."""
+"""`mapet objectives`: list, description, cost and figures of the objectives."""
 
 from __future__ import annotations
 

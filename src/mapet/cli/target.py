@@ -22,9 +22,7 @@ def kind_of(titles: Sequence[str]) -> str:
     other = next((index for index, kind in enumerate(kinds) if kind != kinds[special]), None)
     if other is not None:
         name = titles[special].partition(":")[0]
-        raise SettingsError(
-            f"'{name}' judges a {kinds[special]} and '{titles[other]}' a {kinds[other]}. Give them in commands of their own."
-        )
+        raise SettingsError(f"'{name}' evaluates a {kinds[special]} and '{titles[other]}' a {kinds[other]}. Use separate commands.")
     return kinds[special]
 
 

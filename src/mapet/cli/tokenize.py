@@ -91,7 +91,7 @@ def tokenize(
 
 
 def _regions(views: int | None, scale: tuple[float, float] | None, flip: bool | None, seed: int) -> Regions:
-    """What is asked for; without --views, the fixed crop."""
+    """The requested regions; without --views, the fixed crop."""
     from mapet.data.regions import FixedCrop, RandomCrops
     from mapet.errors import SettingsError
 
@@ -105,6 +105,6 @@ def _regions(views: int | None, scale: tuple[float, float] | None, flip: bool | 
 
 @contextmanager
 def _silence() -> Iterator[None]:
-    """All processes but the first have nothing to say that it does not say; their errors are raised, and printed behind this."""
+    """Only the first process prints; errors of the others are raised, and printed after this."""
     with Path(os.devnull).open("w", encoding="utf-8") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
         yield

@@ -12,7 +12,7 @@ from mapet.cli.options import Allow, Data, Device, MaxUnreadable, Seed, Workers,
 Teacher = Annotated[
     str,
     typer.Option(
-        help="Features the tokens are to tell: as --features of `fit`, such as vit_base_patch16_clip_quickgelu_224.openai."
+        help="Features that the decoder reconstructs: as --features of `fit`, such as vit_base_patch16_clip_quickgelu_224.openai."
     ),
 ]
 Out = Annotated[Path, typer.Option(help="Folder for the tokenizer; OUT.training beside it is continued exactly.")]
@@ -62,7 +62,7 @@ def train(
     max_unreadable: MaxUnreadable = 0,
     allow: Allow = None,
 ) -> None:
-    """Train a VQ-KD tokenizer: codes of a ViT from which a decoder can tell a teacher's features of DATA.
+    """Train a VQ-KD tokenizer: codes of a ViT from which a decoder reconstructs a teacher's features of DATA.
 
     The same command continues an interrupted training exactly.
     """

@@ -39,7 +39,7 @@ ClassMap = Annotated[Path | None, typer.Option(help="Names of the head's classes
 ModelKwargs = Annotated[
     list[str] | None, typer.Option(metavar="KEY=VALUE", help="Further arguments of timm.create_model; repeatable.")
 ]
-UseEma = Annotated[bool, typer.Option("--use-ema", help="Judge the moving average that the checkpoint keeps.")]
+UseEma = Annotated[bool, typer.Option("--use-ema", help="Evaluate the moving average of the weights in the checkpoint.")]
 Amp = Annotated[bool, typer.Option("--amp", help="bf16 autocast (timm's script: fp16).")]
 BatchSize = Annotated[int, typer.Option("--batch-size", "-b", min=1, help="Images a forward pass.")]
 WorkersOption = Annotated[int, typer.Option("--workers", "-j", min=0, help="Processes that load images.")]

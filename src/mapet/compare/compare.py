@@ -66,7 +66,7 @@ class Comparison:
         self.tuning = Tuning(self.manifest, self.tasks[0])
 
     def plan(self) -> float:
-        """Says what will be done, and returns the hours that the trainings take by a few timed steps, without evaluations."""
+        """Prints the plan, and returns the hours that the trainings take by a few timed steps, without evaluations."""
         manifest, grid = self.manifest, self.manifest.grid
         if not grid.cells:
             say("Nothing is pre-trained: the tokens are evaluated alone.")

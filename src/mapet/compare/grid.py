@@ -41,7 +41,7 @@ class Cell:
     varied: tuple[tuple[str, str], ...] = ()
 
     def title(self, grid: Grid) -> str:
-        """What tells it from the other cells of `grid`."""
+        """Its differences from the other cells of `grid`."""
         if not self.objective:
             return f"{_label(self.tokenizer or 'tokens')} alone"
         parts = [self.objective] if len(grid.objectives) > 1 else []

@@ -103,7 +103,7 @@ def check_architecture(options: Any, error: type[MapetError] = SettingsError, wh
 
 
 def check_names(options: Mapping[Any, Any], error: type[MapetError] = SettingsError, where: str = "The options") -> None:
-    """Refuses names of options that are no identifiers, such as `patch_size:8` (YAML wants a blank behind the colon).
+    """Refuses names of options that are no identifiers, such as `patch_size:8` (YAML needs a blank after the colon).
 
     Raises:
         MapetError: An `error` that names the first one.

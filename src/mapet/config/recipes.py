@@ -1,4 +1,4 @@
-"""Recipes: YAML files whose header says where they come from, how to run them, what they cost and what to expect."""
+"""Recipes: YAML files whose header has source, command, cost and expected results."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ _INSTEAD_OF = {
 
 
 def _apply(values: dict[str, Any], override: str) -> tuple[str, Any]:
-    """Sets what an override says; returns the full name of the setting and the value."""
+    """Applies an override; returns the full name of the setting and the value."""
     ((key, value),) = parse_options([override]).items()
     names = setting_names()
     full = key if _is_setting(key, names) else _by_last_part(key, names)

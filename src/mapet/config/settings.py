@@ -1,7 +1,7 @@
 """All settings of a pre-training run, typed and checked.
 
 Everything outside `mechanics` is science: it changes what is learned, is hashed, and must not change when a run is continued.
-`mechanics` says how the work is done on this machine and may change at any time.
+`mechanics` describes how the work is done on this machine and can change at any time.
 """
 
 from __future__ import annotations

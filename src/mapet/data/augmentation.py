@@ -118,7 +118,7 @@ def check_rand_augment(text: str | None) -> None:
     """Refuses what timm would not understand, or would take for something else than was meant.
 
     Raises:
-        SettingsError: Says how RandAugment is written.
+        SettingsError: Invalid; the message has the syntax of RandAugment.
     """
     if text is not None and not _RAND_AUGMENT.fullmatch(text):
         raise SettingsError(

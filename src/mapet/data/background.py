@@ -105,7 +105,7 @@ class BackgroundBatches:
 
 
 class _Guarded:
-    """Batches in shared memory, or the error in place of one: a batch that fails on the way to the other process never arrives."""
+    """Batches in shared memory, or the error in place of one: a batch that fails during the transfer never arrives."""
 
     def __init__(self, maker: BatchMaker) -> None:
         self._maker = maker

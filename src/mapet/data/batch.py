@@ -14,7 +14,7 @@ class UnreadableImage:
     Args:
         index: Position in the source.
         key: Its sample key; "" where not even its bytes could be read.
-        description: What to look for: a path, or a row.
+        description: Shown to the user: a path, or a row.
         reason: Why, in words.
     """
 
@@ -26,7 +26,7 @@ class UnreadableImage:
 
 @dataclass(frozen=True)
 class LoadedBatch:
-    """The readable samples of one batch, in the order asked for; B may be smaller than asked, or 0.
+    """The readable samples of one batch, in the requested order; B may be smaller than requested, or 0.
 
     Args:
         images: (B, 3, H, W) uint8; where an image is seen in V views, (B * V, 3, H, W), those of an image behind each other.
@@ -35,7 +35,7 @@ class LoadedBatch:
         indices: (B,) int64 positions in the source.
         unreadable: What was skipped.
         views: The numbers of the V views.
-        tokenizer_images: The same regions as `images` as the tokenizer sees them, (B * V, 3, T, T) uint8, where they are wanted.
+        tokenizer_images: The same regions as `images` as the tokenizer sees them, (B * V, 3, T, T) uint8, where they are used.
     """
 
     images: Tensor

@@ -18,7 +18,7 @@ from PIL import ExifTags, Image, ImageFile, TiffImagePlugin, UnidentifiedImageEr
 from mapet.data.image_names import SUFFIXES
 from mapet.errors import UnreadableImageError
 
-# What is decoded. Others that Pillow knows are not: PostScript, for one, would start Ghostscript.
+# The formats that are decoded. Others of Pillow are not: PostScript, for example, would start Ghostscript.
 FORMATS = tuple(sorted(SUFFIXES))
 MOST_PIXELS = 178_956_970  # of Pillow too: 0.7 GB in memory
 _UNDO_ROTATION = {

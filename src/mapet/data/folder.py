@@ -1,7 +1,7 @@
 """Folders of image files: flat, or one folder per class.
 
 Class folders: every folder directly below (or `class_depth` levels below) is a class, whatever lies deeper belongs to it. Loose
-images beside folders: the whole tree is one unlabelled collection, and a line says so. Hidden files and folders are ignored, links
+images beside folders: the whole tree is an unlabelled collection, and a line states it. Hidden files and folders are ignored, links
 are followed. Files that might have been meant as images are counted in a line.
 """
 

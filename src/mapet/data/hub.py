@@ -2,7 +2,7 @@
 
 A location is `hf://datasets/OWNER/NAME` or `hf://OWNER/NAME`, with `@REVISION` (a commit, tag or branch) and `/CONFIG` behind it as
 needed. For the columns see `rows`. Where the Hub is not reached, `datasets` takes whatever revision its cache holds: here only if
-no other one was asked for.
+no other one was requested.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def open_hub(location: str) -> dict[str, RowImages]:
     """The splits of a data set on the Hub, fetched if the cache lacks them: training part first, then those held out.
 
     Raises:
-        DataError: It cannot be had, or does not hold images in a form that is understood; the message says the way out.
+        DataError: It cannot be had, or has no images in a supported form; the message has a remedy.
         StorageError: There is no room for it in the cache.
     """
     from datasets import DatasetDict
@@ -87,19 +87,19 @@ def open_hub(location: str) -> dict[str, RowImages]:
 
 
 def _builder(address: HubAddress) -> DatasetBuilder:
-    """What fetches and unpacks the data set; says which revision it is."""
+    """The builder that fetches and unpacks the data set; prints its revision."""
     from datasets import load_dataset_builder
     from datasets.packaged_modules.cache.cache import Cache
 
     with _quiet_log():
         builder = load_dataset_builder(f"{PREFIX}datasets/{address.name}", address.config, revision=address.revision)
-    found, asked = str(builder.hash), address.revision
+    found, revision = str(builder.hash), address.revision
     if not isinstance(builder, Cache):
         say(f"{address.name} is taken from the Hub at revision {found}.")
-    elif asked and not (len(asked) >= 7 and found.startswith(asked)):
+    elif revision and not (len(revision) >= 7 and found.startswith(revision)):
         raise DataError(
-            f"The Hub is not reached, and the cache holds {address.name} at the commit {found}, which cannot be told to be "
-            f"'{asked}'. Write {PREFIX}datasets/{address.name}@{found} for what is there, or try again with a connection."
+            f"The Hub is not reached, and the cache holds {address.name} at the commit {found}, which may not be "
+            f"'{revision}'. Write {PREFIX}datasets/{address.name}@{found} for what is there, or try again with a connection."
         )
     else:
         say(f"The Hub is not reached: {address.name} is taken from the cache, at revision {found}.")
@@ -108,7 +108,7 @@ def _builder(address: HubAddress) -> DatasetBuilder:
 
 @contextmanager
 def _quiet_log() -> Iterator[None]:
-    """No warnings of `datasets` about what it took from the cache: that is said here."""
+    """No warnings of `datasets` about what it took from the cache: mapet prints its own line."""
     from datasets.utils import logging
 
     before = logging.get_verbosity()
@@ -168,7 +168,7 @@ def open_saved(folder: Path, location: str) -> dict[str, RowImages]:
             saved = load_from_disk(str(folder))
     except Exception as error:  # Arrow, JSON and the file system come through `datasets` as they are
         raise DataError(
-            f"{folder} looks like a folder of `save_to_disk`, but cannot be read (damaged, incomplete, or without rows): {error}"
+            f"{folder} is probably a folder of `save_to_disk`, but cannot be read (damaged, incomplete, or without rows): {error}"
         ) from error
     return {"": _rows(saved, folder.name, location)} if isinstance(saved, Dataset) else _parts(saved, folder.name, location)
 

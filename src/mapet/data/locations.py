@@ -362,7 +362,7 @@ def _note_images_beside(path: Path) -> None:
 
 
 def _only_folder(path: Path, class_depth: int | None = None) -> Path | None:
-    """The single folder in `path` if there is nothing else to use: it stands for `path`, as one class would say nothing.
+    """The single folder in `path` if there is nothing else to use: it replaces `path`, because a single class has no information.
 
     Where the user gives the depth of class folders, only a folder with splits in it does.
     """

@@ -29,8 +29,8 @@ class MaskIds:
     """What the numbers in the masks of a data set stand for.
 
     Args:
-        listing: The file that says so.
-        classes: Names of the classes that are told apart.
+        listing: The file with the class list.
+        classes: Names of the classes.
         numbers: Id in a mask to class number, or to `IGNORED`; `IGNORE_ID` is ignored where it is not among them.
     """
 
@@ -58,7 +58,7 @@ class MaskIds:
         if (classes == _UNKNOWN).any():
             row, column = np.argwhere(classes == _UNKNOWN)[0]
             raise DataError(
-                f"{path} has the id {ids[row, column]} (row {row}, column {column}), which {self.listing} does not know; allowed: "
+                f"{path} has the id {ids[row, column]} (row {row}, column {column}), which is not in {self.listing}; allowed: "
                 f"{self._allowed}. Correct the mask, or the list of classes."
             )
         return classes
@@ -93,7 +93,7 @@ def ids_of(root: Path) -> MaskIds:
 
 
 def read_ids(path: Path) -> np.ndarray:
-    """(H, W) integers of an 8-bit, 16-bit or palette image, turned as its EXIF says, like the image that it belongs to.
+    """(H, W) integers of an 8-bit, 16-bit or palette image, rotated by its EXIF entry, like its image.
 
     Raises:
         DataError: The file cannot be read, or holds colours.

@@ -50,7 +50,7 @@ class MaskedImages:
     Attributes:
         keys: Sample keys, "" where an image cannot be read.
         digest: Of all images and masks, in hex.
-        class_names: Of the classes that are told apart.
+        class_names: Names of the classes.
         class_pixels: (C,) int64, how many pixels are of each class.
         unnamed_pixels: How many have the id 255 without a name for it.
         turned_alone: How many images are turned by their EXIF, and their masks are not.
@@ -134,7 +134,7 @@ def open_segmentation(location: str) -> tuple[MaskedImages, MaskedImages]:
     """Images to train on, and images to be tested on; every mask is read once and checked.
 
     Raises:
-        DataError: A folder, a class list or a mask is missing or wrong; says which.
+        DataError: A folder, a class list or a mask is missing or wrong; the message names it.
     """
     train, test = _open(location)
     known = np.count_nonzero(train.class_pixels)

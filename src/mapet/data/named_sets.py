@@ -1,11 +1,11 @@
 """Public data sets by name, addressed as NAME:ROOT (`food101:/data`), laid out below ROOT as torchvision's loaders expect them.
 
 torchvision reads what belongs to the format: lists of images, labels, classes, checksums. Images stay encoded, as in every source.
-Nothing is downloaded unless asked for. Pickles (CIFAR) are opened only after torchvision has found their MD5 right.
+Nothing is downloaded without `--download`. Pickles (CIFAR) are opened only after torchvision has checked their MD5.
 
 The metric is that of Kornblith et al., "Do Better ImageNet Models Transfer Better?" (CVPR 2019, Table 1), which SimCLR and BYOL
 follow: mean per class for Aircraft, Flowers and Pets, top-1 for the others. As there, images of training and validation parts are
-learned from, and the official test part is judged.
+the training images, and the official test part is the test images.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class NamedImages(ABC):
 
     @abstractmethod
     def describe(self, index: int) -> str:
-        """What a user would look for."""
+        """Shown to the user."""
 
 
 class ListedFiles(NamedImages):
@@ -140,14 +140,14 @@ def open_named(location: str, *, download: bool = False) -> tuple[NamedImages, N
         download: Fetch it to ROOT first, where it is not there yet; torchvision checks what it fetches.
 
     Raises:
-        DataError: It is not there, or not whole: says the layout and where to get it.
+        DataError: It is missing or incomplete: the message has the layout and the source.
     """
     name, _, root = location.partition(_SEPARATOR)
     if name not in NAMED_SETS:
         raise DataError(f"There is no data set called '{name}'. {nearest(name, NAMED_SETS)}")
     known = NAMED_SETS[name]
     if not root:
-        raise DataError(f"'{location}' does not say where the data set lies. Write {name}{_SEPARATOR}ROOT. {_layout(known)}")
+        raise DataError(f"'{location}' has no folder of the data set. Write {name}{_SEPARATOR}ROOT. {_layout(known)}")
     try:
         train, test = known.open(Path(root), download and known.downloads)
     except Exception as error:  # of damaged lists and labels, nearly any may come
@@ -181,7 +181,7 @@ def _source(parts: Parts, location: str, metric: str) -> NamedImages:
 
 
 def _path_and_label(part: Any, index: int) -> tuple[str, int]:
-    """Data sets were opened with `str` as their loader; only Pets knows none."""
+    """Data sets were opened with `str` as their loader; only Pets has none."""
     return (part._images[index], part._labels[index]) if hasattr(part, "_images") else part[index]
 
 
@@ -203,7 +203,7 @@ def torchvision_datasets() -> Any:
 def _open(
     kind: str, train: Sequence[dict[str, Any]], test: dict[str, Any], **options: Any
 ) -> Callable[[Path, bool], tuple[Parts, Parts]]:
-    """An opener of one of torchvision's classes, by what tells its splits apart."""
+    """An opener of one of torchvision's classes, by the argument that selects its split."""
 
     def opener(root: Path, download: bool) -> tuple[Parts, Parts]:
         build = getattr(torchvision_datasets(), kind)

@@ -287,7 +287,7 @@ def find_columns(schema: pyarrow.Schema, title: str) -> Columns:
     found = ", ".join(f"{field.name} ({field.type})" for field in schema)
     if image is None:
         raise DataError(
-            f"{title} has no image column: looked for {' or '.join(IMAGE_COLUMNS)} (or one column of the Hub's type Image), "
+            f"{title} has no image column: expected {' or '.join(IMAGE_COLUMNS)} (or one column of the Hub's type Image), "
             f"found {found}. Rename the column."
         )
     kind = schema.field(image).type

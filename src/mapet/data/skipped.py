@@ -59,7 +59,7 @@ class UnreadableImages:
             raise DataError(
                 f"{self._count()} cannot be read, {self.limit} may be skipped:\n{self._listing()}\n"
                 f"Repair or remove them, or skip up to N of them with --max-unreadable N."
-                + (f"\nOnly {seen} were looked at; there may be more in the rest, and in other parts." if seen else "")
+                + (f"\nOnly {seen} were read; there may be more in the rest, and in other parts." if seen else "")
             )
 
     def record_in_all(self, images: Iterable[UnreadableImage]) -> None:

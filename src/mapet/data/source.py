@@ -46,7 +46,7 @@ class ImageSource(Protocol):
         ...
 
     def describe(self, index: int) -> str:
-        """What a user would look for: a path, or "train.parquet row 17 (name)"."""
+        """Shown to the user: a path, or "train.parquet row 17 (name)"."""
         ...
 
 
@@ -58,7 +58,7 @@ def sample_key(content: bytes) -> str:
 def sample_keys(source: ImageSource) -> list[str]:
     """The key of every sample, in order; "" where the file itself cannot be read.
 
-    Every image is read, by several threads, unless the source knows its keys already (`with_keys`, `hold_out`).
+    Every image is read, by several threads, unless the source already has its keys (`with_keys`, `hold_out`).
     """
     if isinstance(source, Subset) and source.keys is not None:
         return source.keys.astype("U").tolist()
@@ -86,7 +86,7 @@ def _key(source: ImageSource, index: int) -> str:
 class Subset:
     """Some samples of a source, in the order given; a subset of a subset refers to the source of both.
 
-    It knows the keys of its samples if they are given, or if the source is a subset that knows them.
+    It has the keys of its samples if they are given, or if the source is a subset with keys.
 
     Attributes:
         whole: The source, which is no subset.
@@ -115,7 +115,7 @@ class Subset:
         return self.whole.read(int(self._indices[index]))
 
     def describe(self, index: int) -> str:
-        """What the underlying source says."""
+        """The description of the underlying source."""
         return self.whole.describe(int(self._indices[index]))
 
 
@@ -155,6 +155,6 @@ class Concatenation:
         return part.read(within)
 
     def describe(self, index: int) -> str:
-        """What the part that holds the image says."""
+        """The description of the part that holds the image."""
         part, within = self._find(index)
         return part.describe(within)

@@ -47,7 +47,7 @@ def open_source(location: str | Path, split: str = "train") -> ImageSource:
         split: "train", "test" or "all".
 
     Raises:
-        DataError: Nothing usable is there; the message says what was looked for.
+        DataError: Nothing usable is there; the message lists the supported forms.
     """
     if split not in SPLITS:
         raise DataError(f"There is no split '{split}'. {nearest(split, SPLITS)}")
@@ -64,7 +64,7 @@ def open_source(location: str | Path, split: str = "train") -> ImageSource:
 
 
 def open_splits(location: str | Path) -> tuple[ImageSource, ImageSource]:
-    """What `open_source` gives for "train" and for "test", looked for and read once.
+    """The results of `open_source` for "train" and for "test", located and read once.
 
     Raises:
         DataError: As for both; also where images without labels have no held-out part.
@@ -157,7 +157,7 @@ def hold_out(source: ImageSource) -> tuple[ImageSource, ImageSource]:
     """Splits labelled images that come without splits, by content: names and order do not matter, copies stay together.
 
     Returns:
-        The images to train on, and those whose key hashes below 20 %; both know their keys.
+        The images to train on, and those whose key hashes below 20 %; both have their keys.
 
     Raises:
         DataError: There are no labels.

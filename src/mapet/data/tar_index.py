@@ -164,7 +164,7 @@ def _is_number(member: tarfile.TarInfo) -> bool:
 
 
 def _label(file: FileIO, path: Path, member: tarfile.TarInfo | None) -> str:
-    """What a .cls file, or "label" in a .json file, says about a sample."""
+    """The label of a sample in a .cls file, or in "label" of a .json file."""
     if member is None:
         return ""
     if member.size > _MOST_LABEL_BYTES:

@@ -144,7 +144,7 @@ def normalise(images: Tensor, mean: tuple[float, ...] = IMAGENET_MEAN, std: tupl
 @cache
 def per_channel(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     """`values` as (C, 1, 1), copied to the device once: every copy from the host would wait for the device."""
-    with torch.inference_mode(False):  # whoever asks first, it serves training too
+    with torch.inference_mode(False):  # the cached tensor serves training too, whoever creates it
         return torch.tensor(values, dtype=dtype, device=device).view(-1, 1, 1)
 
 

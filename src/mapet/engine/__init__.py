@@ -1,1 +1,1 @@
-"""One resumable training loop under every training. It knows no objective, no visual tokens and no labels."""
+"""One resumable training loop under every training. It is independent of objectives, visual tokens and labels."""

@@ -1,7 +1,7 @@
 """Monitors: whenever an entry is logged, they add figures to it, and warnings in words.
 
 A monitor only observes. It draws no random number that training uses, changes no weight and no mode, and so leaves a training
-bitwise as it is without it. Training knows nothing of what a monitor does; whoever starts a training hands monitors over. A monitor
+bitwise as it is without it. Training does not depend on monitors; the caller of a training passes them. A monitor
 gets a frozen `RunContext`, and never the training itself.
 """
 
@@ -23,7 +23,7 @@ from mapet.runtime.run_directory import RunDirectory
 
 @dataclass(frozen=True)
 class RunContext:
-    """What a monitor may know of a training.
+    """The part of a training that a monitor can read.
 
     Args:
         directory: Where the training is written.
@@ -104,7 +104,7 @@ class Callbacks:
 
     Args:
         monitors: Those that observe.
-        run: What they may know.
+        run: The context of the run.
         warnings: Where their warnings are written.
         kept: What the checkpoint holds that the training continues from: their `state`, among others.
     """

@@ -1,4 +1,4 @@
-"""The resumable loop under every training: load, step, log, evaluate, checkpoint, until done or asked to stop."""
+"""The resumable loop under every training: load, step, log, evaluate, checkpoint, until it is done or stopped."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _REMEMBERED_STEPS = 100  # whose sample keys a message can name
 
 
 class StepBatch(Protocol):
-    """What the loop knows of a batch: the sample keys of its images, and the images that could not be read."""
+    """The loop's view of a batch: the sample keys of its images, and the images that could not be read."""
 
     @property
     def keys(self) -> list[str]: ...  # noqa: D102
@@ -46,7 +46,7 @@ Batch = TypeVar("Batch", bound=StepBatch)
 
 
 class Stop(Protocol):
-    """Whether somebody asked the training to stop; see `StopRequest`."""
+    """Whether the training should stop; see `StopRequest`."""
 
     @property
     def requested(self) -> bool: ...  # noqa: D102
@@ -163,7 +163,7 @@ class Training(ABC, Generic[Batch]):
         return {}
 
     def context(self) -> RunContext:
-        """What monitors may know."""
+        """The context of the monitors."""
         return RunContext(self.run_directory, self.model, self.device, self.first_step, self.total_steps, self.steps_per_epoch)
 
     def other_training(self, checkpoint: Checkpoint) -> str:

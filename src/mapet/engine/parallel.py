@@ -4,7 +4,7 @@ Every process takes its rows of each global batch. What is drawn at random is dr
 takes its rows; sums over targets and gradients are added up over all processes. So one process, two or three take the same steps,
 up to the rounding of sums in another order.
 
-This is also the only place that knows activation checkpointing, `torch.compile` and sharded weights. They are applied in this
+This is also the only place with activation checkpointing, `torch.compile` and sharded weights. They are applied in this
 order. Where weights are sharded (FSDP2), every process holds a part of each, and of the optimizer's state. A block gathers its
 weights for as long as it computes.
 """
@@ -165,7 +165,7 @@ class DataParallel:
             if "Expected to have finished reduction" not in str(error):
                 raise
             raise ModelError(
-                "Some weights take no part in the loss, and several processes cannot tell which. Name them in the attribute "
+                "Some weights take no part in the loss, and several processes cannot detect which. Name them in the attribute "
                 "`unused` of the objective, or train in one process."
             ) from error
 

@@ -25,7 +25,7 @@ def save_shards(folder: Path | None, tensors: Mapping[str, Tensor]) -> bool:
     """Writes `tensors` where one of them is sharded; every process calls this.
 
     Args:
-        folder: Where to; the first process knows it, the others give None.
+        folder: The target, in the first process; None in the others.
         tensors: By name; those that are not sharded are written once.
 
     Returns:

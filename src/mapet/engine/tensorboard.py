@@ -19,7 +19,7 @@ class EventFile:
     """Scalars for TensorBoard, on disk when `add` returns.
 
     PyTorch's SummaryWriter keeps them in a thread for up to two minutes: they are lost when the process is killed, and a full disk
-    ends in a foreign traceback.
+    ends in a traceback of a library.
 
     Args:
         folder: TensorBoard's log directory.

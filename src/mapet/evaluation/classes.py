@@ -11,7 +11,7 @@ from mapet.runtime.progress import say
 
 
 def check_same_classes(train: ImageSource, test: ImageSource) -> None:
-    """Refuses training and test images whose lists of class names differ; says which named classes have no images.
+    """Refuses training and test images whose lists of class names differ; prints the named classes without images.
 
     Raises:
         DataError: Names the classes.
@@ -31,7 +31,7 @@ def check_same_classes(train: ImageSource, test: ImageSource) -> None:
 def check_complete(train: ImageSource, test: ImageSource) -> None:
     """Refuses a class without training images, and one without test images; labels are those that `check_labels` accepts.
 
-    A held-out part, which was drawn by chance, may lack a class: a line says so.
+    A held-out part, which was drawn by chance, may lack a class: a line states this.
 
     Raises:
         DataError: Names the classes.
@@ -49,7 +49,7 @@ def check_complete(train: ImageSource, test: ImageSource) -> None:
             "folders in train/ and val/, each with images in it."
         )
     if unseen:
-        say(f"{len(unseen)} of {len(names)} classes have no test images by chance: {few(unseen)}. They are learned, not judged.")
+        say(f"{len(unseen)} of {len(names)} classes have no test images by chance: {few(unseen)}. They are trained on, not tested.")
 
 
 def lost_classes(source: ImageSource, labels: np.ndarray | None, part: str) -> str:

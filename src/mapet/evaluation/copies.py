@@ -133,7 +133,7 @@ def _contradictory(keys: np.ndarray, labels: np.ndarray | None) -> int:
 def _without_equal(keys: np.ndarray, labels: np.ndarray, others: np.ndarray, other_labels: np.ndarray) -> int:
     """Images (keys, labels) of which `others` hold the content under another label."""
     labels_of: dict[bytes, set[int]] = {}
-    wanted = np.isin(others, keys)
-    for key, label in zip(others[wanted].tolist(), other_labels[wanted].tolist(), strict=True):
+    shared = np.isin(others, keys)
+    for key, label in zip(others[shared].tolist(), other_labels[shared].tolist(), strict=True):
         labels_of.setdefault(key, set()).add(label)
     return sum(labels_of[key] != {label} for key, label in zip(keys.tolist(), labels.tolist(), strict=True))

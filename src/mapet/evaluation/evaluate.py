@@ -59,7 +59,7 @@ def evaluate(
         max_unreadable: Images that may be skipped.
         validation_share: Of every class, this share of the training images takes the place of the test images, so that settings can
             be chosen without them.
-        with_random: Whether the random initialisation is judged too; by default what each protocol does unasked.
+        with_random: Whether the random initialisation is evaluated too; by default as each protocol defines.
 
     Raises:
         InUseError: Another process measures the same for the same folder.
@@ -140,7 +140,7 @@ def _refuse_others(folder: Path, stems: Sequence[str], title: str) -> None:
     """Refuses to write over the results of another backbone."""
     for path in (folder / f"{stem}.json" for stem in stems):
         if path.is_file() and (before := read_json(path).get("backbone")) != title:
-            raise SettingsError(f"{path} is the result of {before}, and {title} is to be judged. Give another --out.")
+            raise SettingsError(f"{path} is the result of {before}, not of {title}. Give another --out.")
 
 
 def _own_data(target: Evaluable) -> str:
@@ -219,14 +219,14 @@ class _Evaluator:
         )
 
     def _pool(self, protocol: Protocol) -> dict[str, str]:
-        """The pool that was meant, where the backbone cannot have the one that was wanted."""
+        """The pool to use if the backbone does not have the requested one."""
         if not protocol.pools or protocol.pool != "both" or self._target.backbone.cls_token is not None:
             return {}
         self._say_once("This backbone has no class token: pool 'both' is the mean of the patches.")
         return {"pool": "mean"}
 
     def _count_copies(self, train: KeyedImages, test: KeyedImages) -> Copies:
-        """Copies among the images of a protocol that were read, counted and said once for the same images."""
+        """Copies among the images of a protocol that were read, counted and reported once for the same images."""
         copies = count_copies(train, test)
         self._say_once(copies.line(len(test.keys)))
         return copies
@@ -265,7 +265,7 @@ def _training_images_alone(train: ImageSource, share: float) -> tuple[ImageSourc
 
 
 def _intervals(metrics: Metrics, random: Metrics | None) -> dict[str, list[float]]:
-    """Of the gain in every figure, where both know what became of every image."""
+    """Of the gain in every metric, where both have the outcome of every image."""
     if random is None or metrics.outcomes is None or random.outcomes is None:
         return {}
     return gain_intervals(metrics.outcomes, random.outcomes)

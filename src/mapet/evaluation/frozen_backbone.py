@@ -1,4 +1,4 @@
-"""What is judged: a frozen backbone, labelled images to learn from and others to be judged on.
+"""The subject of most protocols: a frozen backbone with labelled training and test images.
 
 Features that need no gradient are extracted once and shared by all protocols.
 """
@@ -56,7 +56,7 @@ class FeatureSet:
         """(n, D) or, for "both", (n, 2D): class token and mean as they are, one behind the other; (n, D) without a class token.
 
         Raises:
-            SettingsError: The class token alone is wanted, and the backbone has none.
+            SettingsError: The pool is the class token, and the backbone has none.
         """
         if pool == "cls" and self.cls.shape[1] == 0:
             raise SettingsError("This backbone has no class token, so that pooling 'cls' is impossible. Use 'mean' or 'both'.")
@@ -91,7 +91,7 @@ class ImageReader(Evaluated):
     Args:
         title: What to call it while it works ("pre-trained").
         train: Labelled images to learn from.
-        test: Labelled images to be judged on.
+        test: Labelled test images.
         device: Where to compute.
         workers: Processes that decode images.
         unreadable: Counts images that cannot be decoded.
@@ -195,14 +195,14 @@ class ImageReader(Evaluated):
 
 
 class FrozenBackbone(ImageReader):
-    """A frozen backbone and the images it is judged with.
+    """A frozen backbone and the images of its evaluation.
 
     Args:
         title: What to call it while it works ("pre-trained").
         backbone: Moved to `device`, in evaluation mode.
         spec: How it is fed.
         train: Labelled images to learn from.
-        test: Labelled images to be judged on.
+        test: Labelled test images.
         work: Of `ImageReader`.
     """
 
@@ -269,7 +269,7 @@ class FrozenBackbone(ImageReader):
             )
 
     def check_finite(self) -> None:
-        """Looks at the features of the first training images, before a long training begins with this backbone.
+        """Checks the features of the first training images before a long training with this backbone.
 
         Raises:
             ModelError: They are not finite.
@@ -337,11 +337,11 @@ def check_labels(source: ImageSource) -> None:
     """Refuses images without at least two classes, or with labels that are none.
 
     Raises:
-        DataError: Says how to give labels.
+        DataError: There are no labels; the message has the ways to give them.
     """
     if source.classes and {"images", "annotations"} <= set(source.classes):
         raise DataError(
-            f"{source.location} has images/ and annotations/: images with masks, not classes. Judge with `mapet evaluate segment`, "
+            f"{source.location} has images/ and annotations/: images with masks, not classes. Use `mapet evaluate segment`, "
             "or give a folder with one folder a class."
         )
     found = _too_few_classes(source)

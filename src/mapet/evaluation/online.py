@@ -1,7 +1,7 @@
 """The online probe: k-NN and a linear probe on labelled images while a backbone is being pre-trained.
 
-A part of the training images, the same in every run on them, lends its labels: four fifths are learned from, one fifth is judged.
-They are chosen by content, so that copies of an image are on one side. The test split is never looked at. The backbone is copied
+A part of the training images is used with labels, the same in every run on them: four fifths for training, one fifth for testing.
+They are chosen by content, so that copies of an image are on one side. The test split is never used. The backbone is copied
 first: pre-training goes on bitwise as it would have without.
 """
 
@@ -35,7 +35,7 @@ HELD_OUT_SHARE = 0.2
 
 
 class OnlineProbe(Monitor[PretrainContext]):
-    """Judges the backbone every `mechanics.probe_every` epochs, at the first log point then, and at the end.
+    """Evaluates the backbone every `mechanics.probe_every` epochs, at the next log point, and at the end.
 
     Args:
         settings: Of the run.
@@ -51,7 +51,7 @@ class OnlineProbe(Monitor[PretrainContext]):
         """Refuses images without labels.
 
         Raises:
-            DataError: Says what they lack, and that the run can do without the probe.
+            DataError: They are not suitable for a probe; the run is possible without it.
         """
         try:
             check_labels(source)
@@ -77,15 +77,15 @@ class OnlineProbe(Monitor[PretrainContext]):
             say(f"No probe at step {point.step}: {error}")
             return Observation()
         seconds = time.perf_counter() - began
-        told = ", ".join(f"{name} {100 * figure:.1f} %" for name, figure in metrics.items())
+        summary = ", ".join(f"{name} {100 * figure:.1f} %" for name, figure in metrics.items())
         say(
-            f"Probe at step {point.step}: {told} of {len(self.validation)} held-out training images, {len(self.train)} to learn "
+            f"Probe at step {point.step}: {summary} of {len(self.validation)} held-out training images, {len(self.train)} to learn "
             f"from, {format_seconds(seconds)}."
         )
         return Observation({**{f"online/{name}": figure for name, figure in metrics.items()}, "online/seconds": seconds})
 
     def state(self) -> dict[str, Tensor]:
-        """The step at which it was last asked whether a probe is due."""
+        """The step of the last check whether a probe is due."""
         return {"last": torch.tensor(self._last)}
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
@@ -112,7 +112,7 @@ class OnlineProbe(Monitor[PretrainContext]):
 
 
 def probe_parts(source: ImageSource) -> tuple[ImageSource, ImageSource]:
-    """At most `PROBED_IMAGES` images to learn from and to be judged on, chosen by content alone.
+    """At most `PROBED_IMAGES` images for training and testing, chosen by content alone.
 
     Raises:
         DataError: They are too few for both.
@@ -124,7 +124,7 @@ def probe_parts(source: ImageSource) -> tuple[ImageSource, ImageSource]:
     validation = np.array([int(keys[index][8:16], 16) < HELD_OUT_SHARE * 2**32 for index in chosen], bool)
     if validation.all() or not validation.any():
         raise DataError(
-            f"{source.location} has {len(source)} images, too few to learn from some and judge on others. Leave out --probe-every, "
+            f"{source.location} has {len(source)} images, too few for a training and a test part. Leave out --probe-every, "
             "or add images."
         )
     return subset(source, chosen[~validation]), subset(source, chosen[validation])

@@ -56,7 +56,7 @@ def classified(scores: Tensor, labels: Tensor) -> Outcomes:
         FailedRunError: A score is not a number.
     """
     if not len(labels):
-        raise DataError("No test image could be read, so that there is nothing to judge by.")
+        raise DataError("No test image could be read, so that nothing can be evaluated.")
     if broken := int((~scores.isfinite()).any(dim=1).sum()):
         raise FailedRunError(
             f"The scores of {broken} of {len(labels)} test images are NaN or infinite, so that there is no figure."

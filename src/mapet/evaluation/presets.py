@@ -1,4 +1,4 @@
-"""Protocols by name: `linear` or `linear:paper`, from the YAML files that come along, with settings changed as wanted."""
+"""Protocols by name: `linear` or `linear:paper`, from the YAML files of the package, with changed settings."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def summary(name: str) -> str:
 
 
 def preset_source(name: str, preset: str) -> str:
-    """What the YAML file says of a preset: the nearest comment above it; "" for a preset of no file."""
+    """The comment above a preset in its YAML file; "" for a preset without a file."""
     if preset not in presets_of(name):
         return ""
     lines = preset_text(name).splitlines()
@@ -64,7 +64,7 @@ def preset_source(name: str, preset: str) -> str:
 
 
 def presets_of(name: str) -> dict[str, dict[str, Any]]:
-    """Preset to settings, none without a YAML file; the first is what is meant unasked."""
+    """Preset to settings, none without a YAML file; the first is the default."""
     presets = parse_own_yaml(preset_text(name), f"protocols/{name}.yaml") or {}
     return {str(preset): settings or {} for preset, settings in presets.items()}
 
@@ -89,14 +89,14 @@ def settings_of(title: str) -> tuple[str, dict[str, Any]]:
     Raises:
         SettingsError: There is no protocol or no preset of that name.
     """
-    name, _, wanted = title.partition(":")
+    name, _, requested = title.partition(":")
     package = name.partition(".")[0]
-    if name not in PROTOCOLS and wanted and package and find_spec(package) is not None:
+    if name not in PROTOCOLS and requested and package and find_spec(package) is not None:
         return title, {}
     presets = presets_of(name)
-    if not presets and not wanted:
+    if not presets and not requested:
         return name, {}
-    preset = wanted or next(iter(presets))
+    preset = requested or next(iter(presets))
     if preset not in presets:
         allowed = nearest(preset, presets) if presets else f"It has none: write '{name}' alone, and change settings by --set."
         raise SettingsError(f"The protocol '{name}' has no preset '{preset}'. {allowed}")
@@ -150,8 +150,8 @@ def _build(kind: type[Protocol], preset: Mapping[str, Any], overrides: Mapping[s
     usual = _validated(kind, preset)
     built = _validated(kind, {**preset, **usual.follow(overrides), **overrides})
     changed = [name for name in overrides if name != "pool" and getattr(built, name) != getattr(usual, name)]
-    told = [f"{name}={_short(getattr(built, name))}" for name in changed[:_TOLD]] + ["..."] * (len(changed) > _TOLD)
-    return replace(built, preset=", ".join([usual.preset, *told])) if usual.preset and changed else built
+    changes = [f"{name}={_short(getattr(built, name))}" for name in changed[:_TOLD]] + ["..."] * (len(changed) > _TOLD)
+    return replace(built, preset=", ".join([usual.preset, *changes])) if usual.preset and changed else built
 
 
 def _validated(kind: type[Protocol], settings: Mapping[str, Any]) -> Protocol:

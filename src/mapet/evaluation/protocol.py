@@ -118,7 +118,7 @@ class Protocol(ABC):
 
     @property
     def with_random(self) -> bool:
-        """Whether the same backbone at random initialisation is judged too, unasked: where that costs little."""
+        """Whether the same backbone at random initialisation is evaluated too by default: where that costs little."""
         return True
 
     def stem(self, data: str) -> str:
@@ -126,7 +126,7 @@ class Protocol(ABC):
         return "-".join([self.name, *([self.pool] if self.pools else []), self.hash, data_digits(data)])
 
     def open_data(self, location: str) -> tuple[ImageSource, ImageSource]:
-        """Images to learn from and images to be judged on.
+        """Training and test images.
 
         Raises:
             DataError: There are none, or they lack what the protocol needs.
@@ -138,7 +138,7 @@ class Protocol(ABC):
         return train, test
 
     def count_classes(self, train: ImageSource, test: ImageSource) -> int:
-        """Classes that are told apart."""
+        """Number of classes."""
         return count_classes(train, test)
 
     def follow(self, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -197,14 +197,14 @@ class Result:
         protocol: As described by `Protocol.describe`.
         preset: What the protocol's settings are called; "" if nothing.
         protocol_hash: To compare by.
-        backbone: What was judged.
+        backbone: The evaluated backbone.
         data: Where the images are.
         classes: Number of classes.
         train_images: Labelled images that could be learned from: those that could be read.
-        test_images: Images that were judged.
+        test_images: Number of test images.
         metric: The figure that counts.
         figures: Name to share, 0 to 1.
-        random_figures: The same for this backbone at its random initialisation; None where that was not judged.
+        random_figures: The same for this backbone at its random initialisation; None where that was not evaluated.
         gain_intervals: Of every figure, the 95 % interval [low, high] of figure - random figure, paired over the same test images.
         seconds: Wall time of everything.
         details: Whatever else the protocol found.
@@ -263,6 +263,6 @@ class Result:
         return f"{title:24} {metric} {100 * self.value:5.1f} %   {gain}protocol {self.protocol_hash}   {self.seconds:.0f} s"
 
     def _floor(self) -> str:
-        """What the most frequent class everywhere would give, where the protocol says so."""
+        """The result of always predicting the most frequent class, where the protocol has it."""
         frequent = self.details.get("most_frequent_class", {})
         return f"'{frequent['name']}' everywhere {100 * frequent[self.metric]:5.1f} %   " if self.metric in frequent else ""

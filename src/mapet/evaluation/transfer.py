@@ -26,7 +26,7 @@ def transfer_locations(names: Sequence[str], root: str | Path | None, *, downloa
 
     Raises:
         SettingsError: A named set without a root, or a name that is neither.
-        DataError: A named set is not there; says the layout and where to get it.
+        DataError: A named set is not there; the message has its layout and its source.
     """
     locations = {}
     for name in dict.fromkeys(names):
@@ -63,7 +63,7 @@ def evaluate_transfer(
         folder: Where results are kept; by default in the run directory, and nowhere if there is none.
         workers: Processes that decode images.
         max_unreadable: Images of each set that may be skipped.
-        with_random: Whether the random initialisation is judged too; by default what the protocol does unasked.
+        with_random: Whether the random initialisation is evaluated too; by default as the protocol defines.
 
     Returns:
         Name to result; `Result.metric` is the convention of the data set.

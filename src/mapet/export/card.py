@@ -87,7 +87,7 @@ def _pre_training(run: RunDirectory | None) -> Iterator[str]:
 
 
 def _fine_tuning(loaded: LoadedBackbone) -> Iterator[str]:
-    """What a fine-tuned model was trained for: protocol and images, if its result lies there, and the classes it tells apart."""
+    """What a fine-tuned model was trained for: protocol and images, if its result lies there, and its classes."""
     result = _own_result(loaded)
     facts: dict[str, Any] = {}
     if result is not None:
@@ -96,8 +96,8 @@ def _fine_tuning(loaded: LoadedBackbone) -> Iterator[str]:
             "Hash of the protocol": f"`{result.protocol_hash}`",
             "Started from": _start(result),
             "Data": _last_name(result.data),
-            "Images learned from": f"{result.train_images:,}",
-            "Images judged": f"{result.test_images:,}",
+            "Training images": f"{result.train_images:,}",
+            "Test images": f"{result.test_images:,}",
         }
     if loaded.classes:
         shown = ", ".join(loaded.classes[:_MOST_CLASSES])

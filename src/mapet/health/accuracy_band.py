@@ -1,7 +1,7 @@
 """The token accuracy to expect of a run, from its tokens alone and before it begins.
 
 How well tokens can be predicted depends on the tokenizer more than on the model: neighbouring patches may nearly fix each other's
-tokens, or hardly tell of them. So the yardstick is the best guess from one neighbour, and an accuracy is judged in units of it.
+tokens, or depend little on them. So the reference is the best guess from one neighbour, and an accuracy is given in units of it.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class AccuracyBand:
 def band_of(grids: np.ndarray, vocab_size: int) -> AccuracyBand | None:
     """The band of tokens (n, h, w) int64; None where there are no neighbours or fewer than two images.
 
-    Pairs are counted on every other image and guesses judged on those between, so that rare pairs do not flatter them.
+    Pairs are counted on every other image and tested on those between, so that rare pairs do not inflate the accuracy.
     """
     counted, tested = grids[::2], grids[1::2]
     if not len(tested) or min(grids.shape[1:]) < 2:

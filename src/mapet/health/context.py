@@ -1,4 +1,4 @@
-"""What monitors may know of a pre-training."""
+"""The context of the monitors of a pre-training."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mapet.token_store.token_source import TokenSource
 
 @dataclass(frozen=True)
 class PretrainContext(RunContext):
-    """What monitors may know of a pre-training.
+    """The context of the monitors of a pre-training.
 
     Args:
         objective: What is trained.

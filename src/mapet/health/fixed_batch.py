@@ -58,7 +58,7 @@ class FixedBatch:
         return len(self.images)
 
     def parts(self, settings: PretrainSettings) -> Iterator[tuple[slice, Batch]]:
-        """The images as a network wants them, a few at once, and which they are."""
+        """The normalised images in small batches, with their indices."""
         for start in range(0, len(self), _AT_ONCE):
             part = slice(start, start + _AT_ONCE)
             images = normalise(self.images[part].float() / 255, settings.training.mean, settings.training.std)
@@ -82,7 +82,7 @@ class TokenSigns:
     def gain(self) -> float:
         """How much better predictions fit the tokens of their own image than those of others, in nats a token.
 
-        What is frequent, anywhere or at a position, fits all images alike: this is what predictions owe to the image.
+        What is frequent, anywhere or at a position, fits all images alike: the difference measures the dependence on the image.
         """
         images = len(self.costs)
         own = np.trace(self.costs) / images

@@ -96,7 +96,7 @@ class Rules:
             point: What is logged.
             scalars: The vital signs that go with it.
             norms: (moved, weight) of every part, where a step was measured.
-            signs: What the fixed images told, where they were shown.
+            signs: The measurements on the fixed images, where there are any.
             floor: What the token frequencies give, where the loss can be compared with it.
             band: The token accuracies to expect, where they are known.
         """
@@ -180,7 +180,7 @@ class Rules:
             return None
         return (
             f"One step changes the weights of {_named(small, norms)} by less than a millionth of their size: they learn nothing. "
-            f"training.lr is {self.facts.peak_lr:g}; if that is as meant, look at what gradient reaches them."
+            f"training.lr is {self.facts.peak_lr:g}; if that is intended, check the gradients of these weights."
         )
 
     def _sluggish(self, step: int, ratio: float, factor: float, floor: TokenFloor | None) -> str | None:
@@ -188,25 +188,23 @@ class Rules:
         loss, blind = fmean(self._losses), math.log(self.facts.vocab_size or 1)
         if floor is None:
             stuck = self._first - loss < 0.01 * abs(self._first)
-            told = f"it began at {self._first:.3g}"
+            comparison = f"it began at {self._first:.3g}"
         else:
             known = floor.entropy if floor.entropy_by_position is None else min(floor.entropy, floor.entropy_by_position)
             stuck = blind - known > 0.05 and loss > (blind + known) / 2
-            told = f"a blind guess has {blind:.3g}, the token frequencies alone give {known:.3g}"
+            comparison = f"a blind guess has {blind:.3g}, the token frequencies alone give {known:.3g}"
         if not stuck:
             return None
         too_low = f"The learning rate is probably too low (training.lr is {self.facts.peak_lr:g}): try ten times as much."
         cause = too_low if ratio * factor < SLUGGISH_UPDATE else self._too_high()
-        return (
-            f"After {step} steps the loss is {loss:.3g}; {told}. A step changes the weights by {ratio:.1g} of their size. {cause}"
-        )
+        return f"After {step} steps the loss is {loss:.3g}; {comparison}. The relative update of a step is {ratio:.1g}. {cause}"
 
     def _collapsed(self, rank: float) -> str | None:
         if rank >= 2 and rank >= 0.1 * self._rank:
             return None
         return (
             f"The features collapse: those of all patches span {rank:.3g} effective dimensions, at best it was {self._rank:.3g}. "
-            "The backbone says nearly the same of everything. Lower training.lr or lengthen the warm-up; an earlier checkpoint may "
+            "The features of all patches are nearly equal. Lower training.lr or lengthen the warm-up; an earlier checkpoint may "
             "be sound."
         )
 
@@ -220,12 +218,12 @@ def _frozen(norms: Mapping[str, tuple[float, float]]) -> str | None:
         return None
     return (
         f"The weights of {_named(still, norms)} did not move in a step: no gradient reaches them, or requires_grad is False. "
-        "Unless they are frozen on purpose, look at what the objective does with the backbone."
+        "Unless they are frozen on purpose, check how the objective uses the backbone."
     )
 
 
 def _blind(step: int, signs: TokenSigns) -> str | None:
-    """Whether predictions owe anything to their image."""
+    """Whether predictions depend on their image."""
     gain, error = signs.gain / math.log(2), signs.gain_error / math.log(2)
     if gain > ERRORS_OF_GAIN * error:
         return None

@@ -1,8 +1,8 @@
-"""Vital signs: what tells early whether a pre-training is healthy, for next to nothing.
+"""Vital signs: cheap and early indicators of the health of a pre-training.
 
 At log points, never in a step: how far a step moves each part of the network; what the loss gains over the token frequencies; and,
-every hundred steps or more, on a few fixed images: the effective rank of the features, what predictions owe to their image, and
-the accuracy by rank in the permutation. `rules.py` evaluates them.
+every hundred steps or more, on a few fixed images: the effective rank of the features, the information of predictions about their
+image, and the accuracy by rank in the permutation. `rules.py` evaluates them.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _COST_OF_AN_IMAGE = 0.7  # two forward passes without gradient, in training step
 
 
 class VitalSigns(Monitor[PretrainContext]):
-    """Observes every run unasked.
+    """Observes every run by default.
 
     Args:
         updates_every: Steps between two measurements of how far a step moves the weights, at least.

@@ -1,4 +1,4 @@
-"""What can be predicted of visual tokens without looking at an image: how often each occurs, anywhere or at its position."""
+"""The prediction of visual tokens without the image: frequencies, overall or at each position."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _CHUNK = 2_000
 
 @dataclass(frozen=True)
 class TokenFloor:
-    """What a guess that looks at no image gets.
+    """The loss and accuracy of a guess without the image.
 
     Args:
         entropy: Of the token frequencies, in nats: the loss of always predicting these frequencies.

@@ -47,7 +47,7 @@ def build_by_timm(name: str, **timm_kwargs: Any) -> nn.Module:
             raise ModelError(f"timm cannot build '{name}' with {timm_kwargs}: {words}.") from error
         raise ModelError(
             f"Cannot fetch timm's weights for '{name}': {words}. Try again with a connection to the Hugging Face Hub, give a file "
-            f"or folder with the weights (--model {name} says whose they are), or random:{name} for a random initialisation."
+            f"or folder with the weights (with --model {name}), or random:{name} for a random initialisation."
         ) from error
 
 
@@ -88,7 +88,7 @@ def _check_memory(name: str, options: Mapping[str, Any]) -> None:
 
 
 def _number(value: Any) -> float:
-    """The largest number in an option; 0 where it is none, which timm refuses in words."""
+    """The largest number in an option; 0 where it is none, which timm rejects with an error."""
     values = value if isinstance(value, list | tuple) else [value]
     return max((float(one) for one in values if isinstance(one, int | float) and abs(one) < 2**200), default=0.0)
 

@@ -22,7 +22,7 @@ def resize_relative_positions(table: Tensor, old: tuple[int, int], new: tuple[in
     Args:
         table: ((2 r - 1) (2 c - 1) + 3, heads) for r rows and c columns.
         old: Rows and columns that it is for.
-        new: Rows and columns that are wanted.
+        new: Rows and columns of the result.
 
     Returns:
         The same for `new`; the last three rows unchanged.

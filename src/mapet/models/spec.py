@@ -26,7 +26,7 @@ class BackboneSpec:
         mean: Per channel, subtracted from images in [0, 1].
         std: Per channel, divided by.
         seed: Of the run, from which its random initialisation was drawn.
-        crop_fraction: Share of the shorter side that it is judged on: the central square of an image, or less of it.
+        crop_fraction: Share of the shorter side used in evaluation: the central square of an image, or less of it.
 
     Raises:
         ModelError: An option is none of a ViT's architecture; see `mapet.config.architecture`.

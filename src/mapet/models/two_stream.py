@@ -7,7 +7,7 @@ its permutation once makes the masks the same for every sample, head, layer and 
     contents      the target patches, in the order of the permutation: the content stream
     queries       one for every target that is predicted, in the same order: the query stream, whose outputs predict
 
-and one boolean matrix `visible` of shape (contents + queries, open rows + contents) says which keys the last two groups see.
+and one boolean matrix `visible` of shape (contents + queries, open rows + contents) has the keys that the last two groups see.
 Keys and values come from open rows and contents only: nothing ever reads a query. In the last block only the queries are used,
 so open rows and contents give their keys and values there and nothing else.
 

@@ -1,4 +1,4 @@
-"""Backbones that can be judged: every plain ViT, and timm's Beit, in which BEiT's published weights fit.
+"""Backbones that can be evaluated: every plain ViT, and timm's Beit, in which BEiT's published weights fit.
 
 Beit has relative positions, as BEiT and BEiT v2 were published with. Objectives run on plain ViTs only (`create_backbone`), so
 that a Beit is for evaluation and export.

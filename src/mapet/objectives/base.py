@@ -33,8 +33,8 @@ class ObjectiveOutput:
         loss_sum: Scalar, the loss summed over all targets of the batch.
         num_targets: Scalar int64, how many targets that were.
         metrics: Name to scalar, each a sum over targets ("correct": targets whose token was the likeliest).
-        logits: (B, T, vocab) where asked for.
-        target_positions: (B, T) int64 where asked for: 0-based patches that the logits are about, -1 where an image has fewer
+        logits: (B, T, vocab) where requested.
+        target_positions: (B, T) int64 where requested: 0-based patches that the logits are about, -1 where an image has fewer
             targets than another.
     """
 
@@ -81,7 +81,7 @@ class Objective(nn.Module, ABC, Generic[Corruption]):
 
     @property
     def view_size(self) -> int:
-        """Side in pixels of the images it wants in a batch: as the backbone's, unless it cuts or shrinks them itself."""
+        """Side in pixels of the images in a batch: as the backbone's, unless the objective crops or shrinks them."""
         return image_size(self.backbone)[0]
 
     @property

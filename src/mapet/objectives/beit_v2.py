@@ -1,8 +1,8 @@
-"""BEiT v2: BEiT, and a class token that has to carry what the patches know.
+"""BEiT v2: BEiT, and a class token that has to summarise the image.
 
 Beside BEiT's loss, the final class token together with the patches of an earlier block passes two further blocks and predicts the
-same tokens again. Those patches know too little at that depth, so the class token must bring the rest: a bottleneck that makes it a
-summary of the image. The further blocks are thrown away after pre-training.
+same tokens again. Patch features at that depth are not sufficient, so the class token must provide the rest: a bottleneck that
+makes it a summary of the image. The further blocks are discarded after pre-training.
 
     minimise   - sum_{i hidden}  log p( token(i) | patches at the last block )  +  log p( token(i) | early patches, class token )
 

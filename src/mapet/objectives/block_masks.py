@@ -48,7 +48,7 @@ def block_masks(
         grid_size: Rows and columns of patches, at least 2 each.
         num_masked: Hidden patches an image; at most so many with "under-fill".
         generator: Source of all draws.
-        device: Where the masks are wanted.
+        device: Of the masks.
         filling: "under-fill", "top-up" or "blocks"; what the last leaves open after `ROUNDS` rectangles is topped up.
         min_block: Smallest target area of a rectangle, in patches; by default 16 of 196, and as large a share of other grids.
 
@@ -72,7 +72,7 @@ def block_masks(
         active &= block.any(dim=(1, 2), keepdim=True) | open_ended
         mask |= block & active
         if mask.device.type == "cpu" and not bool((active.flatten() & (mask.sum((1, 2)) < num_masked)).any()):
-            break  # on a GPU asking would cost more than the rounds that are left
+            break  # on a GPU the check would cost more than the remaining rounds
     flat = mask.flatten(1)
     return flat if filling == "under-fill" else _top_up(flat, num_masked, generator)
 

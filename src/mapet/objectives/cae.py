@@ -1,7 +1,7 @@
 """CAE: encode visible patches only, regress the representations of the hidden ones, and read their tokens from these.
 
-The encoder never sees a mask token. A latent contextual regressor guesses what the encoder would say of the hidden patches; a
-decoder turns the guesses into tokens; the guesses are also pulled towards what the encoder says of the hidden patches by themselves
+The encoder never sees a mask token. A latent contextual regressor predicts the encoder's features of the hidden patches; a
+decoder predicts tokens from them; a second loss compares them with the encoder's own features of the hidden patches
 (no gradient). So encoding and solving the task are kept apart.
 
     minimise   sum_{i hidden}  - log p( token(i) | visible patches )  +  2 | guess(i) - encoder(hidden patches)_i |^2 / width
@@ -122,7 +122,7 @@ class CAE(MaskedTokenObjective[MaskCorruption]):
 
     @torch.no_grad()
     def represent(self, images: Tensor, hidden: Tensor) -> Tensor:
-        """What the teacher says of the hidden patches by themselves, (B, T, width)."""
+        """The teacher's features of the hidden patches alone, (B, T, width)."""
         return self.project(encode_some(self.teacher or self.backbone, images, hidden))
 
     @torch.no_grad()

@@ -2,7 +2,7 @@
 
 A random permutation of the patches is cut into a context and T targets. Every target is predicted from the context, from the
 contents of the targets before it, and from mask tokens (a learned vector plus position) in place of itself and of the targets
-after it. So the model knows where everything is, as in masked prediction, and learns the dependencies between targets, as in
+after it. So the model has all positions, as in masked prediction, and learns the dependencies between targets, as in
 permuted prediction; every row sees exactly N positions, as in fine-tuning.
 
     minimise   - sum_{t > c}  log p( token(z_t) | patches z_{<t},  mask tokens z_{>=t} )      over permutations z

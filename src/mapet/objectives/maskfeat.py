@@ -73,8 +73,8 @@ class MaskFeat(PixelObjective[MaskCorruption]):
     def forward(self, batch: Batch, corruption: MaskCorruption, return_logits: bool = False) -> ObjectiveOutput:
         """Mean squared error of hidden patches, summed over them."""
         predicted = self.head(encode_masked(self.backbone, batch.images, corruption.mask, self.mask_token))
-        wanted = patchify(oriented_gradients(self.pixels(batch.images), self.cell), CELLS_A_SIDE)
-        errors = (predicted - wanted).square().mean(dim=2)
+        targets = patchify(oriented_gradients(self.pixels(batch.images), self.cell), CELLS_A_SIDE)
+        errors = (predicted - targets).square().mean(dim=2)
         return ObjectiveOutput(errors.where(corruption.mask, 0).sum(), corruption.mask.sum())
 
 

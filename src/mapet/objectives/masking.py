@@ -50,12 +50,12 @@ class MaskCorruption:
         return order[:, :most], valid
 
 
-def count_of(option: str, wanted: float, of: int, least: int, most: int, things: str = "patches") -> int:
+def count_of(option: str, value: float, of: int, least: int, most: int, things: str = "patches") -> int:
     """What an option means that takes a number of patches, or their share.
 
     Args:
         option: Its name, for the message.
-        wanted: An integer is a number of patches; a float above 0 and below 1 a share, rounded to the nearest whole number
+        value: An integer is a number of patches; a float above 0 and below 1 a share, rounded to the nearest whole number
             (a half to the even one).
         of: How many patches there are.
         least: Smallest number allowed.
@@ -65,11 +65,11 @@ def count_of(option: str, wanted: float, of: int, least: int, most: int, things:
     Raises:
         ModelError: It is neither, or gives a number that is not allowed.
     """
-    is_share = isinstance(wanted, float) and 0 < wanted < 1
-    is_number = isinstance(wanted, int) and not isinstance(wanted, bool)
-    count = round(wanted * of) if is_share else wanted if is_number else None
+    is_share = isinstance(value, float) and 0 < value < 1
+    is_number = isinstance(value, int) and not isinstance(value, bool)
+    count = round(value * of) if is_share else value if is_number else None
     if count is None or not least <= count <= most:
-        found = f"{wanted!r} ({count} of {of})" if is_share else repr(wanted)
+        found = f"{value!r} ({count} of {of})" if is_share else repr(value)
         raise ModelError(
             f"{option} is {found}; with {of} {things} it must be an integer between {least} and {most}, or a share between 0 and 1 "
             "that comes to as many."

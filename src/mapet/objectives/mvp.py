@@ -1,6 +1,6 @@
 """MVP: masked prediction of a teacher's features.
 
-What a frozen teacher (CLIP's image tower in the paper) says of the hidden patches is predicted by one linear layer.
+One linear layer predicts a frozen teacher's features of the hidden patches (in the paper CLIP's image tower).
 
     minimise   mean over hidden patches of  1 - cos( prediction, teacher's feature )
 
@@ -94,7 +94,7 @@ class MVP(PixelObjective[MaskCorruption]):
 
     @torch.no_grad()
     def features(self, images: Tensor) -> Tensor:
-        """What the teacher says of every patch, (B, N_p, dim)."""
+        """The teacher's features of every patch, (B, N_p, dim)."""
         if len(images) == 0:
             return images.new_zeros(0, self.num_patches, self.teacher.dim)  # timm's ViTs need one at least
         pixels, size = self.pixels(images).clamp(0, 1), self.teacher.image_size

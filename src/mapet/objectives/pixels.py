@@ -1,4 +1,4 @@
-"""What objectives share that look at pixels: undoing the normalisation of the batch."""
+"""Shared by objectives on pixels: undoing the normalisation of the batch."""
 
 from __future__ import annotations
 

@@ -70,8 +70,8 @@ class ZoomedOut(Recover[Placement]):
 
     def losses(self, predicted: Tensor, images: Tensor, drawn: Placement) -> tuple[Tensor, Tensor | None]:
         """The error of every patch of the canvas."""
-        wanted = normalised_patches(area_resize(self.pixels(images), self.image_size), self.patch_size)
-        difference = self._as_seen(predicted, drawn) - self._as_seen(wanted, drawn)
+        targets = normalised_patches(area_resize(self.pixels(images), self.image_size), self.patch_size)
+        difference = self._as_seen(predicted, drawn) - self._as_seen(targets, drawn)
         return difference.square().mean(dim=2), None
 
     def _as_seen(self, patches: Tensor, drawn: Placement) -> Tensor:

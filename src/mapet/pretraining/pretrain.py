@@ -54,7 +54,7 @@ def pretrain(
     tokens: str | Path | None = None,
     monitors: Sequence[Monitor] = (),
 ) -> RunDirectory:
-    """Pre-trains as `settings` say on the training images of `data`, or continues the run in `out`.
+    """Pre-trains with `settings` on the training images of `data`, or continues the run in `out`.
 
     Args:
         data: A location that `open_source` understands.
@@ -140,7 +140,7 @@ def backbone_spec(settings: PretrainSettings) -> BackboneSpec:
 
 
 def build_objective(settings: PretrainSettings, backbone: VisionTransformer) -> Objective:
-    """The objective of a run on `backbone`, its own parameters drawn from the seed; one that looks at pixels learns their scale."""
+    """The objective of a run on `backbone`, its own parameters drawn from the seed; one on pixels gets their scale."""
     name, training = settings.objective.name, settings.training
     kind = OBJECTIVES.get(name)  # refuses code that a file names
     scale = {"mean": training.mean, "std": training.std} if "pixels" in kind.needs else {}
@@ -204,17 +204,17 @@ def _tokenizer_patch_size(settings: PretrainSettings, backbone: VisionTransforme
 
 def fit_settings(settings: PretrainSettings, backbone: VisionTransformer) -> FitSettings:
     """Of a tokenizer that the run fits itself."""
-    wanted = settings.tokenizer
+    tokenizer_settings = settings.tokenizer
     return FitSettings(
-        features=wanted.features,
-        feature_options=wanted.options,
-        image_size=wanted.image_size or settings.image_size,
+        features=tokenizer_settings.features,
+        feature_options=tokenizer_settings.options,
+        image_size=tokenizer_settings.image_size or settings.image_size,
         patch_size=_tokenizer_patch_size(settings, backbone),
-        vocab_size=wanted.vocab_size,
-        num_points=wanted.num_points,
-        max_images=wanted.max_images,
-        iterations=wanted.iterations,
-        restarts=wanted.restarts,
+        vocab_size=tokenizer_settings.vocab_size,
+        num_points=tokenizer_settings.num_points,
+        max_images=tokenizer_settings.max_images,
+        iterations=tokenizer_settings.iterations,
+        restarts=tokenizer_settings.restarts,
         seed=settings.seed,
     )
 

@@ -1,4 +1,4 @@
-"""What a run was begun with, as config.json keeps it: a continued run must be the same one, or says why it is not."""
+"""The settings and data of a run in config.json. A continued run must have the same; the error has the difference."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _NAMED = 4
 
 
 class RunRecord:
-    """What config.json is to say about a run that is begun, or is continued and then must be the same one.
+    """The content of config.json for a new run; a continued run must have the same.
 
     A run directory in which nothing was made yet, because an earlier start was refused, may be begun again with other settings.
     A start that is refused changes nothing in the record of a run that was begun.

@@ -99,7 +99,7 @@ class PreTraining(Training[TokenisedBatch]):
         self.first_step = self.resume()
 
     def context(self) -> PretrainContext:
-        """What monitors may know."""
+        """The context of the monitors."""
         return PretrainContext(
             **vars(super().context()),
             objective=self.objective,

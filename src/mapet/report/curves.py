@@ -1,4 +1,4 @@
-"""Loss and token accuracy while training, beside what a guess without looking would get."""
+"""Loss and token accuracy during training, beside those of guesses without the image."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def _curve(logged: Sequence[ReportedRun], runs: Sequence[ReportedRun], quantity:
     loss = "Loss (nats a token)" if of_tokens else "Loss"
     title = {"loss": loss, "token_accuracy": "Token accuracy (%)"}[quantity]
     scale = 100 if quantity == "token_accuracy" else 1
-    smoothed, told = False, []
+    smoothed, in_words = False, []
     labels = [*(_name(run) for run in logged), *(reference.label for reference in references)]
     columns = 2 if len(labels) > 3 and max(map(len, labels)) <= _SHORT_LABEL else 1
     with canvas(3.1 + _LABEL_HEIGHT * math.ceil(len(labels) / columns)) as drawn:
@@ -105,10 +105,10 @@ def _curve(logged: Sequence[ReportedRun], runs: Sequence[ReportedRun], quantity:
             if not points:
                 continue
             steps, values = np.array(points).T
-            width = max(1.2, 2.8 - 0.6 * len(told)) if len(logged) > 1 else 1.6  # equal curves both show
+            width = max(1.2, 2.8 - 0.6 * len(in_words)) if len(logged) > 1 else 1.6  # equal curves both show
             style = {"color": _color(run, runs), "linestyle": _dash(run, runs), "linewidth": width}
             smoothed |= _draw_line(axes, steps, values, _name(run), style)
-            told.append(f"{run.title} from {values[0]:.3g} to {values[-1]:.3g} over {int(steps[-1]):,} steps")
+            in_words.append(f"{run.title} from {values[0]:.3g} to {values[-1]:.3g} over {int(steps[-1]):,} steps")
         for line in references:
             axes.axhline(scale * line.value, color=line.color, linestyle=line.dash, linewidth=1.1, label=line.label)
         _finish(axes, title, logged)
@@ -117,7 +117,7 @@ def _curve(logged: Sequence[ReportedRun], runs: Sequence[ReportedRun], quantity:
         drawn.figure.legend(loc="outside lower left", ncols=columns)
     light = " Light: as logged; strong: running mean." if smoothed else ""
     return drawn.picture(
-        quantity.replace("_", "-"), f"Curve of {title}: {'; '.join(told)}.", f"{_caption(quantity, references)}{light}"
+        quantity.replace("_", "-"), f"Curve of {title}: {'; '.join(in_words)}.", f"{_caption(quantity, references)}{light}"
     )
 
 
@@ -176,10 +176,12 @@ def _grids(store: TokenStore) -> np.ndarray:
 
 def _caption(quantity: str, references: Sequence[_Reference]) -> str:
     """About the lines that are drawn."""
-    told = _CAPTIONS[quantity] if references else ""
+    in_words = _CAPTIONS[quantity] if references else ""
     if any(_NEIGHBOUR in reference.label for reference in references):
-        told += f" Sound runs end at half to twice the accuracy of the {_NEIGHBOUR}, which half of the images gave and half judged."
-    return told
+        in_words += (
+            f" Sound runs end at half to twice the accuracy of the {_NEIGHBOUR}, fitted and tested on half of the images each."
+        )
+    return in_words
 
 
 _CAPTIONS = {

@@ -1,4 +1,4 @@
-"""What all figures share: size, type, colours that colour-blind readers tell apart, and the way to PNG.
+"""What all figures share: size, type, colours that colour-blind readers can distinguish, and conversion to PNG.
 
 Figures are 5 inches wide with text of 7.5 to 10 points, so that they stay legible on a telephone, where 5 inches become one screen.
 """

@@ -28,7 +28,7 @@ class Vocabulary:
     Args:
         title: Of the run or the tokenizer that they belong to.
         ids: (n, gh, gw), the tokens of the images that patches are taken from.
-        image: From an index below n to the image, (H, W, 3) uint8; only asked for images that are drawn.
+        image: From an index below n to the image, (H, W, 3) uint8; only called for images that are drawn.
         usage: (vocab,) int64, how often every code occurs.
         seed: Of random codes and of the order of images.
         images: What the n images are, for captions: "training images drawn by the seed".
@@ -78,7 +78,7 @@ def gallery(vocabulary: Vocabulary, codes: Sequence[int], name: str, title: str)
 
     Args:
         vocabulary: What the codes belong to.
-        codes: Codes; one that does not occur gets an empty row that says so.
+        codes: Codes; one that does not occur gets an empty row with a note.
         name: Part of the name of the file.
         title: Above the figure.
     """

@@ -1,4 +1,4 @@
-"""The report: what was run, what it was worth, and what it looks like from inside, on one page."""
+"""The report: settings, results and example figures of a run, on one page."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _DAMAGE = (LookupError, TypeError, AttributeError, ValueError, ArithmeticError)
 def write_report(runs: Sequence[RunDirectory], out: Path | None = None) -> Path:
     """Writes one self-contained page about one or several runs, and its figures as PNG files beside it.
 
-    What a run does not have yet is left out, with a sentence that says what would bring it.
+    A missing part is replaced by a sentence with the command that adds it.
 
     Args:
         runs: At least one; several are shown side by side.
@@ -189,7 +189,7 @@ def _listed(names: Iterable[str]) -> str:
 def _summary(run: ReportedRun, named: bool) -> str:
     who = f"{run.title}: " if named else ""
     if not run.results:
-        return page.text(f"{who}Not judged yet. {_how_to_evaluate(run)}", "verdict")
+        return page.text(f"{who}Not evaluated yet. {_how_to_evaluate(run)}", "verdict")
     return page.text(who + summarise(run.results), "verdict")
 
 

@@ -68,17 +68,17 @@ def list_runs(folder: Path) -> list[Listed]:
     return [_listed(path) for path in _run_folders(folder)]
 
 
-def selected(runs: Sequence[Listed], wanted: Mapping[str, Any]) -> list[Listed]:
-    """Those whose settings are `wanted`, dotted name to value.
+def selected(runs: Sequence[Listed], overrides: Mapping[str, Any]) -> list[Listed]:
+    """Those whose settings are `overrides`, dotted name to value.
 
     Raises:
         SettingsError: No run has a setting of that name.
     """
     names = sorted({name for run in runs for name in run.science})
-    for name in wanted:
+    for name in overrides:
         if names and name not in names:
             raise SettingsError(f"No run has a setting '{name}'. {nearest(name, names)}")
-    return [run for run in runs if all(run.science.get(name) == value for name, value in wanted.items())]
+    return [run for run in runs if all(run.science.get(name) == value for name, value in overrides.items())]
 
 
 def table(runs: Sequence[Listed], folder: Path) -> str:

@@ -67,12 +67,12 @@ def mask_figures(run: ReportedRun) -> list[Picture]:
     permutation = _permutation(run, EXAMPLE_SIDE**2)
     prefix = min(1, objective.backbone.num_prefix_tokens)
     example = permuted_example(type(objective), permutation, context, prefix)
-    told = (
+    description = (
         f"A small example, as computed: {EXAMPLE_SIDE} x {EXAMPLE_SIDE} patches, numbered from 0; "
         f"{_listed(permutation[:context])} are the context, then {_listed(permutation[context:])} are predicted, in this order."
     )
     return [
-        _matrix_figure(run, example, "permuted", "In the order of the permutation", told),
+        _matrix_figure(run, example, "permuted", "In the order of the permutation", description),
         _matrix_figure(
             run,
             in_raster_order(example),
@@ -115,7 +115,7 @@ def in_raster_order(example: Visibility) -> Visibility:
 
 
 def _assemble(visible: np.ndarray, context: list[str], masks: list[str], targets: list[str]) -> Visibility:
-    """Puts the rows of context and mask tokens above the objective's matrix, and tells keys of different kinds apart."""
+    """Puts the rows of context and mask tokens above the objective's matrix, and colours keys by their kind."""
     prefix_length = len(context) + len(masks)
     prefix = np.tile(np.arange(visible.shape[1]) < prefix_length, (prefix_length, 1))
     kinds = np.repeat([1, 2, 3], [len(context), len(masks), len(targets)])
@@ -161,9 +161,9 @@ def _matrix_figure(run: ReportedRun, shown: Visibility, name: str, title: str, c
         _legend(drawn.figure, {**seen, "not seen": _UNSEEN})
     return drawn.picture(
         f"masks-{name}-{slug(run.title)}",
-        f"Visibility matrix of {run.objective_title}, {rows} rows that look, {columns} columns that are looked at. {title}. "
+        f"Visibility matrix of {run.objective_title}, {rows} rows (queries of attention), {columns} columns (keys). {title}. "
         "Context and mask tokens see each other; contents and queries see what comes before them in the permutation.",
-        f"{caption} Rows look, columns are looked at; nothing looks at a query.",
+        f"{caption} Rows attend to columns; nothing attends to a query.",
     )
 
 

@@ -1,4 +1,4 @@
-"""What an objective hides of an image and what it asks for, drawn from the corruption that it would train on."""
+"""What an objective hides of an image and what it predicts, drawn from a corruption as in training."""
 
 from __future__ import annotations
 
@@ -92,10 +92,10 @@ def _permuted(objective: Objective[Any], images: Tensor, corruption: Permutation
 
 
 def _masked(objective: Objective[Any], images: Tensor, mask: Tensor) -> list[_Panel]:
-    asked = "tokens" if isinstance(objective, TokenObjective) else "these patches"
+    target = "tokens" if isinstance(objective, TokenObjective) else "these patches"
     return [
         _Panel("what is seen", _without(objective, images, mask), {}),
-        _Panel(f"predicted: {asked}", _without(objective, images, ~mask), {}),
+        _Panel(f"predicted: {target}", _without(objective, images, ~mask), {}),
     ]
 
 
@@ -105,13 +105,13 @@ def _recovered(objective: Recover[Any], batch: Batch, corruption: Degradation) -
     if degraded.shape[1] == 1:
         degraded = degraded.expand(-1, 3, -1, -1)
     hidden = torch.zeros(objective.num_patches, dtype=torch.bool) if corruption.mask is None else corruption.mask[0]
-    wanted = area_resize(objective.pixels(batch.images), objective.image_size)
+    targets = area_resize(objective.pixels(batch.images), objective.image_size)
     given = torch.zeros_like(hidden)
     if corruption.mask is not None and objective.view_size == objective.image_size:
         given = ~hidden
     return [
         _Panel("what is seen", _without(objective, degraded, hidden), {}),
-        _Panel("predicted: these pixels", _without(objective, wanted, given), {}),
+        _Panel("predicted: these pixels", _without(objective, targets, given), {}),
     ]
 
 

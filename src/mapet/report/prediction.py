@@ -28,7 +28,7 @@ class Prediction:
         name: Of the image.
         tokens: (gh, gw) int64, the stored tokens.
         hidden: (gh, gw) bool, patches whose token is predicted.
-        probability: (gh, gw) float64 that the model gives the stored token; NaN where it is not asked.
+        probability: (gh, gw) float64 that the model gives the stored token; NaN where it is not predicted.
         right: (gh, gw) bool, where the stored token is the likeliest.
         step: Of the checkpoint.
         vocab_size: Number of tokens that the model chooses from.
@@ -67,10 +67,10 @@ def predict(run: ReportedRun) -> Prediction:
         output = objective(batch, corruption, return_logits=True)
     if output.logits is None or output.target_positions is None:
         raise NotThereError(f"The objective '{settings.objective.name}' gives no logits of visual tokens.")
-    asked = output.target_positions[0] >= 0
-    positions = output.target_positions[0, asked].numpy()
-    logits = output.logits[0, asked].double()
-    stored = ids[0, output.target_positions[0, asked]]
+    predicted = output.target_positions[0] >= 0
+    positions = output.target_positions[0, predicted].numpy()
+    logits = output.logits[0, predicted].double()
+    stored = ids[0, output.target_positions[0, predicted]]
     grid = sample.ids.shape[1:]
     hidden, right, probability = np.zeros(grid, bool), np.zeros(grid, bool), np.full(grid, np.nan)
     hidden.flat[positions] = True

@@ -67,18 +67,18 @@ def probe_bars(runs: Sequence[ReportedRun]) -> Picture:
         group.bars.extend(_bars_of(run, result, runs))
     with canvas(_height(parts)) as drawn:
         _draw(drawn.figure, parts, {result.data: result for _, result in reversed(found)})
-    told = [
+    bars_in_words = [
         f"{group.name} {group.words} on {data}: "
         + ", ".join(f"{bar.label} {bar.value:.1%}{bar.gain and f' ({bar.gain})'}" for bar in group.bars)
         for data, groups in parts.items()
         for group in groups.values()
     ]
-    return drawn.picture("probes", f"Bars of accuracy. {'; '.join(told)}.", _caption([result for _, result in found]))
+    return drawn.picture("probes", f"Bars of accuracy. {'; '.join(bars_in_words)}.", _caption([result for _, result in found]))
 
 
 def _caption(results: Sequence[Result]) -> str:
     of_tokens = any(result.protocol["name"] == "tokens" for result in results)
-    tokenizer = "Token classification sees visual tokens only and judges the tokenizer. " if of_tokens else ""
+    tokenizer = "Token classification uses visual tokens only and evaluates the tokenizer. " if of_tokens else ""
     known = any(frequent_class(result) is not None for result in results)
     frequent = "White bars: always answering the most frequent class, the least to beat. " if known else ""
     return (
@@ -165,7 +165,7 @@ def _write_data(axes: Axes, y: float, title: str, counts: str) -> None:
 
 
 def _write_title(axes: Axes, y: float, group: _Group) -> None:
-    """A protocol: its name, what tells it from its like, and its hash at the right edge."""
+    """A protocol: its name, its distinguishing settings, and its hash at the right edge."""
     where = _across(axes)
     name = axes.text(0.01, y, group.name, transform=where, weight="bold", fontsize=8.5, va="center", in_layout=False)
     words = _shortened(group.words, _LONGEST_TITLE - len(group.name))
@@ -192,7 +192,7 @@ def _data_titles(locations: Sequence[str]) -> dict[str, str]:
 
 
 def _counts(result: Result) -> str:
-    return f"{result.classes:,} classes, {result.train_images:,} images to learn from, {result.test_images:,} judged"
+    return f"{result.classes:,} classes, {result.train_images:,} training images, {result.test_images:,} test images"
 
 
 def _shortened(name: str, length: int) -> str:

@@ -30,7 +30,7 @@ def protocol_name(result: Result) -> str:
 
 
 def protocol_words(result: Result) -> str:
-    """What else tells the protocol from others of its name, without its hash; "" for nothing."""
+    """The settings that distinguish the protocol from others of its name, without its hash; "" for none."""
     pool, share = result.pool, result.protocol.get("share")
     preset = result.preset if share is None else f"{100 * share:g} % of the labels"
     metric = None if result.metric == "top1" else METRICS.get(result.metric, result.metric)
@@ -38,7 +38,7 @@ def protocol_words(result: Result) -> str:
 
 
 def frequent_class(result: Result) -> float | None:
-    """What always answering the most frequent class would give, 0 to 1; None where the protocol does not say."""
+    """The accuracy of always predicting the most frequent class, 0 to 1; None where the protocol has none."""
     return result.details.get("most_frequent_class", {}).get(result.metric, result.details.get("frequent_class"))
 
 
@@ -58,13 +58,13 @@ def summarise(results: Sequence[Result]) -> str:
 
 
 def _pooling(results: Sequence[Result]) -> str:
-    """What was looked at in each of them; "" where there was nothing to choose."""
+    """The pools of the results; "" where there was nothing to choose."""
     names: dict[str, list[str]] = {}
     for result in results:
         if result.pool in _POOLS:
             names.setdefault(_POOLS[result.pool], []).append(protocol_name(result))
-    told = "; ".join(f"{pool} ({', '.join(protocols)})" for pool, protocols in names.items())
-    return f" Features: {told}." if told else ""
+    protocols_by_pool = "; ".join(f"{pool} ({', '.join(protocols)})" for pool, protocols in names.items())
+    return f" Features: {protocols_by_pool}." if protocols_by_pool else ""
 
 
 def _plain(result: Result) -> str:

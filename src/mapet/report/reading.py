@@ -1,6 +1,6 @@
-"""What a report needs from a run directory, each part read when it is first asked for.
+"""What a report needs from a run directory, each part read when it is first used.
 
-Parts that are not there raise a MapetError whose message says what would bring them; the page shows that sentence instead.
+Missing parts raise a MapetError whose message has the command that adds them; the page shows that message instead.
 """
 
 from __future__ import annotations
@@ -234,7 +234,7 @@ class ReportedRun:
 
     @property
     def sample_is_of_training(self) -> bool:
-        """Whether all of `sample` was trained on, which only a token store can tell."""
+        """Whether all of `sample` was trained on, which only a token store records."""
         return self.tokens.store is not None
 
     @cached_property
@@ -244,7 +244,7 @@ class ReportedRun:
 
 
 def open_runs(runs: Sequence[RunDirectory]) -> list[ReportedRun]:
-    """The runs under titles that tell them apart: the name of the folder, or its whole path where names repeat."""
+    """The runs under distinct titles: the name of the folder, or its whole path where names repeat."""
     names = [run.path.resolve().name for run in runs]
     titles = [name if names.count(name) == 1 else str(run.path) for run, name in zip(runs, names, strict=True)]
     data_names: dict[str, str] = {}

@@ -1,4 +1,4 @@
-"""The page of `mapet codebook`: tokenizers compared on the same images, and what their codes look like."""
+"""The page of `mapet codebook`: tokenizers compared on the same images, and example patches of their codes."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def write_scorecards(scored: Sequence[ScoredTokenizer], source: ImageSource, out
     """Writes codebook.html, self-contained, its figures as PNG files beside it, and scorecard.json.
 
     Args:
-        scored: Tokenizers judged on the same images, in any order.
+        scored: Tokenizers scored on the same images, in any order.
         source: These images.
         out: A folder, new or with an older page.
         shown: Which codes the galleries show.
@@ -221,12 +221,12 @@ def environment_rows(environment: dict[str, Any]) -> list[list[str]]:
 MEANINGS = [
     [
         "Information that survives",
-        "What the token of a patch tells about the token that the same patch has once the image was changed (mutual information): "
+        "Mutual information between the token of a patch and the token of the same patch after the image was changed:  "
         "the mean over flip, colour jitter, shift by 1/8 patch and noise. What pairs of different images share by chance is taken "
         "off. 0 for a codebook that has collapsed to one code, and for codes drawn at random. It ranks the tokenizers.",
     ],
     ["Perplexity", "Codes that would have the same entropy if all were used equally; and their share of the vocabulary."],
-    ["Codes unused", "Among the tokens looked at. Chance: if every token drew its code, each being equally likely."],
+    ["Codes unused", "Among these tokens. Chance: if every token drew its code, each being equally likely."],
     ["Entropy of an image", "Of the tokens of one image; mean and standard deviation over the images."],
     ["Neighbours agree", "Horizontal and vertical neighbours with the same token. Chance: tokens drawn as often as they occur."],
     [
@@ -234,10 +234,10 @@ MEANINGS = [
         "Share of patches whose token stays the same, and the information that survives. At a shift by 1 patch the grid moves "
         "along and no patch changes, so that even a hash of its pixels survives: it is not ranked.",
     ],
-    ["About the class", "What one token tells about the class of its image (mutual information), chance taken off."],
+    ["About the class", "Mutual information between one token and the class of its image, corrected for chance."],
     [
         "Bag of tokens",
-        "Classes told rightly by naive Bayes on the counts of an image's tokens, learnt on half of the images, judged on the "
+        "Accuracy of naive Bayes on the counts of an image's tokens, fitted on half of the images, tested on the "
         "others. Chance: always the class that is most frequent in the first half.",
     ],
     ["Distance to own centroid", "Mean distance of a patch to its centroid, over the mean distance between two centroids."],

@@ -40,11 +40,11 @@ def _bars(run: ReportedRun, result: Result) -> Picture:
     with canvas(0.9 + 0.2 * len(shown)) as drawn:
         _draw(drawn.figure.subplots(), {name: iou[name] for name in shown}, result.value)
     constant = details["most_frequent_class"]
-    told = ", ".join(f"{name} {iou[name]:.1%}" for name in shown)
+    iou_in_words = ", ".join(f"{name} {iou[name]:.1%}" for name in shown)
     some = f"The {len(shown)} most frequent of {len(iou)} classes. " if len(shown) < len(iou) else ""
     return drawn.picture(
         f"segmentation-{slug(run.title)}-{result.protocol_hash}-{data_digits(result.data)}",
-        f"Bars of the IoU of every class on {result.data}: {told}. Their mean is {result.value:.1%}.",
+        f"Bars of the IoU of every class on {result.data}: {iou_in_words}. Their mean is {result.value:.1%}.",
         f"{some}IoU on {result.test_images:,} test images of {result.data} after training on {result.train_images:,}; protocol "
         f"{result.protocol_hash} ({result.preset or 'own settings'}). The line is the mean of all classes. Predicting "
         f"'{constant['name']}' everywhere would give {constant['miou']:.1%}.",

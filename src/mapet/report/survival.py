@@ -37,12 +37,14 @@ def survival_figure(ranked: Sequence[Judged]) -> Picture:
         for axes in (stability, information):
             _rule(axes, len(rows))
         drawn.figure.legend(loc="outside lower left", ncols=1, handletextpad=0.3)
-    told = "; ".join(f"{entry.title}: {entry.card.information:.2f} of {entry.card.entropy:.2f} bits survive" for entry in ranked)
+    bits_in_words = "; ".join(
+        f"{entry.title}: {entry.card.information:.2f} of {entry.card.entropy:.2f} bits survive" for entry in ranked
+    )
     return drawn.picture(
         "survival",
         f"Dots for every tokenizer and every change of the images: the share of tokens that stay the same, and the bits that "
-        f"survive. On average {told}.",
-        "After every change of the images: the share of tokens that stay the same, and what tokens still tell about those before. "
+        f"survive. On average {bits_in_words}.",
+        "After every change of the images: the share of unchanged tokens, and the information of tokens about those before. "
         "Open: nothing is changed, all information is there (the entropy of a token). A shift by a whole patch changes no patch "
         "and is left out of the average. Many equal tokens with little information: few codes. Much information with few equal "
         "tokens: codes change into others in a regular way, such as edges into their mirror image.",

@@ -20,7 +20,7 @@ Points = list[tuple[float, float]]
 _SERIES: dict[str, tuple[str, Mapping[str, str], str]] = {
     "gain": (
         "Bits a token",
-        {"bits_gained": "over token frequencies", "bits_from_image": "owed to the image"},
+        {"bits_gained": "over token frequencies", "bits_from_image": "due to the image"},
         "Over token frequencies: how far the training loss lies below their entropy. Owed to the image: how much better the "
         "predictions for a few fixed images fit their own tokens than those of other images at the same positions; it stays at 0 "
         "where tokens and images do not belong together.",
@@ -45,15 +45,15 @@ _SERIES: dict[str, tuple[str, Mapping[str, str], str]] = {
 
 
 def warning_texts(run: ReportedRun) -> str:
-    """The warnings as paragraphs, in their order; those that were withdrawn say so."""
+    """The warnings as paragraphs, in their order; resolved ones are marked."""
     lines = read_warnings(run.run)
     withdrawn = {line["name"]: line["step"] for line in lines if line["message"] is None}
-    told = []
+    parts = []
     for line in lines:
         if line["message"] is not None:
             later = f" (No longer since step {withdrawn[line['name']]}.)" if line["name"] in withdrawn else ""
-            told.append(text(f"Step {line['step']}: {line['message']}{later}", "verdict" if not later else ""))
-    return "".join(told) or text("No warnings.")
+            parts.append(text(f"Step {line['step']}: {line['message']}{later}", "verdict" if not later else ""))
+    return "".join(parts) or text("No warnings.")
 
 
 def vital_figures(run: ReportedRun) -> list[Picture]:
@@ -82,13 +82,13 @@ def _lines(run: ReportedRun, name: str) -> dict[str, Points]:
 def _picture(run: ReportedRun, name: str) -> Picture:
     title, _, caption = _SERIES[name]
     scale = 100 if name == "online-probe" else 1
-    told = []
+    parts = []
     with canvas(2.6) as drawn:
         axes = drawn.figure.subplots()
         for color, (label, points) in zip(RUN_COLORS, _lines(run, name).items(), strict=False):
             steps, values = [step for step, _ in points], [scale * value for _, value in points]
             axes.plot(steps, values, color=color, label=label, marker="o" if len(points) < 15 else None, markersize=3)
-            told.append(f"{label} {values[0]:.3g} to {values[-1]:.3g}")
+            parts.append(f"{label} {values[0]:.3g} to {values[-1]:.3g}")
         if name == "updates":
             axes.set_yscale("log")
             axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
@@ -101,7 +101,7 @@ def _picture(run: ReportedRun, name: str) -> Picture:
             axes.set_ylim(bottom=0)
         _finish(axes, title, "optimizer step")
         drawn.figure.legend(loc="outside lower left", ncols=3)
-    return drawn.picture(f"vital-{name}-{slug(run.title)}", f"{title}: {'; '.join(told)}.", caption)
+    return drawn.picture(f"vital-{name}-{slug(run.title)}", f"{title}: {'; '.join(parts)}.", caption)
 
 
 def _by_rank(run: ReportedRun) -> list[Picture]:

@@ -92,7 +92,7 @@ class Attendance:
                 f"After {time_waited}, {missed} did not arrive where the others wait: {named}. They hang, are stopped, or need "
                 "longer: mechanics.longest_wait is the number of minutes."
             )
-        return f"{missed} ended without a message: {named}. They were killed, perhaps for want of memory, or their machine is gone."
+        return f"{missed} ended without a message: {named}. They were killed, perhaps for lack of memory, or their machine is gone."
 
     def _name(self, rank: int) -> str:
         return f"rank {rank} ({self._entry('started', rank) or 'which never started'})"

@@ -21,11 +21,11 @@ MAY_NOT = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 @contextmanager
 def storage_errors(path: Path) -> Iterator[None]:
-    """Turns an OSError while writing `path` into a StorageError that says how much room there is."""
+    """Turns an OSError while writing `path` into a StorageError with the free space."""
     try:
         yield
     except (FileExistsError, NotADirectoryError) as error:
-        raise StorageError(f"Cannot write {path}: {error.strerror}, where a folder is wanted. Give another --out.") from error
+        raise StorageError(f"Cannot write {path}: {error.strerror}, not a folder. Give another --out.") from error
     except OSError as error:
         free = None if error.errno in MAY_NOT else _free_bytes(path)
         room = "" if free is None else f" {free / 2**20:.0f} MiB are free there."
@@ -58,7 +58,7 @@ def atomic_directory(path: Path) -> Iterator[Path]:
     """Yields a temporary folder beside `path`; on success it becomes `path` (replacing an older one), on failure it is removed.
 
     Between taking an older folder away and putting the new one there, neither is at `path`; `recover` puts the older one back if
-    the writer died just then. Whoever looks for such a folder calls it first.
+    the writer died just then. Call it before reading such a folder.
     """
     path = Path(path)
     partial = _beside(path, f"{os.getpid()}.partial")

@@ -15,7 +15,7 @@ RESTART_SIGNAL = signal.SIGUSR1
 class StopRequest:
     """Notes the first SIGINT, SIGTERM or SIGUSR1 inside the block; a second SIGINT stops at once.
 
-    `requested` is asked for at safe points, such as between two optimizer steps. `restart` is set where the signal was SIGUSR1, by
+    `requested` is checked at safe points, such as between two optimizer steps. `restart` is set where the signal was SIGUSR1, by
     which a scheduler announces that it will end the job and that the job should be started again.
     """
 

@@ -37,7 +37,7 @@ def only_writer(*outs: Path | str) -> Iterator[None]:
     """Makes this process the only one that writes `outs`, for as long as the block runs.
 
     Whether anything can be written there is found out now, not at the end of the work. Their parents are made, and removed again
-    if the block leaves them empty. Where the file system knows no locks, a line on standard error states it.
+    if the block leaves them empty. Without locks in the file system, a line on standard error states it.
 
     Args:
         outs: Folders or files that will be written; they need not exist.

@@ -1,7 +1,7 @@
 """Where the processes of one start meet: a store of torch, in which nothing of an earlier start is found.
 
 torchrun keeps one store for all restarts of a job, with everything that was entered before a restart, so that gloo may connect to
-processes that have ended. The processes of a start therefore agree on a name first, by questions that no earlier start has asked.
+processes that have ended. The processes of a start therefore agree on a name first, by questions that are new in this start.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def _answer(store: Store, processes: Processes, name: str, deadline: float) -> s
 
 
 def _ask(store: Store, processes: Processes, question: str, deadline: float) -> str:
-    """The answer to `question`; a process of an earlier start may still overwrite it, so it is asked again and again."""
+    """The answer to `question`; a process of an earlier start may still overwrite it, so it is read again and again."""
     pause = 0.01
     while time.monotonic() < deadline:
         store.set(f"question/{processes.rank}", question)

@@ -231,7 +231,7 @@ def gather_numbers(number: int) -> list[int]:
 
 
 def _connected() -> bool:
-    """Whether there are other processes to talk to; to forget `process_group` must not look like being alone."""
+    """Whether there are other processes. A missing `process_group` is an error, not a single process."""
     if this_process().world == 1:
         return False
     if not dist.is_initialized():

@@ -79,7 +79,7 @@ class ProgressBar:
             self._live.update(self._task, note=text)
 
     def close(self) -> None:
-        """Ends the bar; in a log file a last line says how long it took."""
+        """Ends the bar; in a log file a last line has the duration."""
         if self._live is not None:
             self._live.stop()
         elif self._shown and self._printed != (self.done, self._note) and self._is_worth_a_last_line():

@@ -46,7 +46,7 @@ class Processes:
 
 
 def this_process() -> Processes:
-    """What torchrun said in RANK, WORLD_SIZE and LOCAL_RANK; the only process where it did not start this one.
+    """The values of RANK, WORLD_SIZE and LOCAL_RANK, set by torchrun; a single process without torchrun.
 
     Raises:
         SettingsError: The variables are incomplete or contradict each other.

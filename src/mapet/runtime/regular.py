@@ -9,7 +9,7 @@ from io import BytesIO, FileIO, TextIOWrapper
 from pathlib import Path
 
 MOST_TEXT = 2**28
-_CHUNK = 2**20  # a read takes its memory before it knows how much there is
+_CHUNK = 2**20  # a read allocates its memory before the size of the data is known
 _KINDS = {
     stat.S_IFIFO: "a named pipe",
     stat.S_IFCHR: "a device",

@@ -33,7 +33,7 @@ from mapet.runtime.jsonl import Lines, append_line, is_number, is_step, read_lin
 from mapet.runtime.progress import say
 
 # The types of what config.json holds; all of it may be missing.
-WAY_OUT = "Restore it from a copy; without it, nobody knows what was run here, and a new run needs another --out."
+WAY_OUT = "Restore it from a copy. Without it the settings of this run are unknown, and a new run needs another --out."
 _CONFIG = {
     "data": str,
     "tokenizer": str | None,
@@ -83,7 +83,7 @@ class RunDirectory:
         """The content of config.json.
 
         Raises:
-            CheckpointError: It is missing or damaged, or the science is not what was hashed; the message names the way out.
+            CheckpointError: It is missing or damaged, or the science differs from its hash; the message has a remedy.
         """
         try:
             config = read_json(self.config, dict)

@@ -49,12 +49,12 @@ def build_store(
 ) -> TokenStore:
     """Makes sure that the store at `path` has the tokens of every image of `source`, and opens it.
 
-    Images are told apart by content: those that the store or an interrupted build already has are not tokenised again, copies
+    Images are identified by content: those that the store or an interrupted build already has are not tokenised again, copies
     are stored once, and what the store holds besides stays. Work is saved in parts of at most `CHUNK` images or a minute; the
     store itself appears, or is replaced, when everything is done.
 
     Args:
-        source: The images; each is read for its key, unless the source knows its keys (`with_keys`), and again to be tokenised.
+        source: The images; each is read for its key, unless the source has its keys (`with_keys`), and again for its tokens.
         tokenizer: What makes the tokens; moved to `device`.
         path: The folder of the store, new or of the same tokenizer and view.
         regions: The regions of an image that are tokenised: one fixed crop (default) or several stored ones.
@@ -75,24 +75,24 @@ def build_store(
     path, regions = Path(path), regions or FixedCrop()
     space = token_space(tokenizer, regions)
     with only_writer(*([path] if rank == 0 else [])):
-        wanted: dict[str, int] = {}
+        index_of: dict[str, int] = {}
         for index, key in enumerate(image_keys(source)):
-            wanted.setdefault(key, index)
+            index_of.setdefault(key, index)
         parts = PartFolder(path, space)
         tokenised = {key for part in parts.read_all() for key in part.texts()}
         store = existing_store(path, space)  # after the parts: another rank removes those only once the store has them
-        tokenised |= held_keys(store, wanted)
-        todo = {key: at for key, at in wanted.items() if key not in tokenised and belongs_to_rank(key, rank, world)}
+        tokenised |= held_keys(store, index_of)
+        todo = {key: at for key, at in index_of.items() if key not in tokenised and belongs_to_rank(key, rank, world)}
         if todo:
             batches = _batches([*todo.values()], batch_size, regions.count)
             loader = make_loader(source, RegionRenderer(regions, rendering_for(tokenizer)), batches, workers, device)
             done = _tokenise(loader, len(todo), tokenizer, space, parts, device, unreadable)
             _refuse_changed(source, [at for key, at in todo.items() if key not in done])
         if rank == 0:
-            coverage = Coverage(wanted, store, parts)
+            coverage = Coverage(index_of, store, parts)
             _wait(lambda: coverage.is_complete() or None, parts)
-            return merge(path, space, store, parts, wanted)
-        return _wait(lambda: finished_store(path, wanted), parts)
+            return merge(path, space, store, parts, index_of)
+        return _wait(lambda: finished_store(path, index_of), parts)
 
 
 class _PartWriter:
@@ -161,7 +161,7 @@ def _wait(ready: Callable[[], T | None], parts: PartFolder) -> T:
             seen, since = names, time.monotonic()
         if time.monotonic() - since > SECONDS_WITHOUT_NEWS:
             raise FailedRunError(
-                f"No other process has tokenised anything for {SECONDS_WITHOUT_NEWS / 60:.0f} minutes. Look at their output; the "
+                f"No other process has tokenised anything for {SECONDS_WITHOUT_NEWS / 60:.0f} minutes. Check their output; the "
                 "same command continues where they stopped, with any number of processes."
             )
         time.sleep(SECONDS_BETWEEN_POLLS)

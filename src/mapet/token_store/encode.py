@@ -21,7 +21,7 @@ def token_space(tokenizer: Tokenizer, regions: Regions) -> TokenSpace:
 
 
 def rendering_for(tokenizer: Tokenizer) -> Rendering:
-    """How `tokenizer` wants to be shown a region."""
+    """The rendering of a region for `tokenizer`."""
     return Rendering(tokenizer.image_size, tokenizer.interpolation)
 
 

@@ -1,4 +1,4 @@
-"""What a token store looks like on disk.
+"""The format of a token store on disk.
 
     STORE/
       header.json   format version, tokenizer, view, grid, vocabulary, unreadable images, SHA-256 of both arrays and of itself

@@ -8,7 +8,7 @@ _NO_CONTENT = "?"
 
 
 def image_keys(source: ImageSource) -> list[str]:
-    """What to look for in a store, for every image of `source` in order; reads those whose keys are not known yet."""
+    """The keys of all images of `source` in order; images without a known key are read."""
     return [key or unreadable_key(key, source.describe(index)) for index, key in enumerate(sample_keys(source))]
 
 
@@ -23,5 +23,5 @@ def belongs_to_rank(key: str, rank: int, world: int) -> bool:
 
 
 def is_content_key(key: str) -> bool:
-    """Whether a key is of an image's content, and not of its name for want of any."""
+    """Whether a key is of an image's content, and not of its name, for lack of content."""
     return bool(key) and not key.startswith(_NO_CONTENT)

@@ -59,33 +59,33 @@ class Coverage:
     """Whether store and parts together cover all wanted keys, be it by tokens or by a record of why there are none.
 
     Args:
-        wanted: Keys of all images.
+        image_keys: Keys of all images.
         store: What there was before; None if nothing.
-        parts: Looked at again at each question, as other processes add to them.
+        parts: Read again at each call, because other processes add to them.
     """
 
-    def __init__(self, wanted: Collection[str], store: TokenStore | None, parts: PartFolder) -> None:
+    def __init__(self, image_keys: Collection[str], store: TokenStore | None, parts: PartFolder) -> None:
         self._parts, self._seen_parts = parts, set()
-        self._missing = set(wanted) - held_keys(store, wanted)
+        self._missing = set(image_keys) - held_keys(store, image_keys)
 
     def is_complete(self) -> bool:
-        """Looks at the parts that are new since the last time."""
+        """Reads the parts that are new since the last call."""
         for name in set(self._parts.names()) - self._seen_parts:
             self._seen_parts.add(name)
             self._missing -= self._parts.covered(name)
         return not self._missing
 
 
-def finished_store(path: Path, wanted: Collection[str]) -> TokenStore | None:
-    """The store at `path` if it covers all `wanted` keys."""
+def finished_store(path: Path, image_keys: Collection[str]) -> TokenStore | None:
+    """The store at `path` if it covers all `image_keys`."""
     try:
         store = TokenStore.open(path, verify=False)
     except TokenStoreError:
         return None
-    return store if (held_keys(store, wanted) | store.unreadable.keys()).issuperset(wanted) else None
+    return store if (held_keys(store, image_keys) | store.unreadable.keys()).issuperset(image_keys) else None
 
 
-def merge(path: Path, space: TokenSpace, store: TokenStore | None, parts: PartFolder, wanted: Collection[str]) -> TokenStore:
+def merge(path: Path, space: TokenSpace, store: TokenStore | None, parts: PartFolder, image_keys: Collection[str]) -> TokenStore:
     """Writes the store from what it had and from all its parts, unless nothing is new, and removes the parts.
 
     Parts of other images, left by an interrupted build, are merged too: they are as good, and would be lost.
@@ -101,8 +101,8 @@ def merge(path: Path, space: TokenSpace, store: TokenStore | None, parts: PartFo
         unreadable |= part.unreadable
     unreadable = {key: text for key, text in unreadable.items() if key not in held}
     if not held:
-        raise DataError(f"None of the {len(wanted)} images can be decoded, for example {next(iter(unreadable.values()))}.")
-    if not set(wanted) <= held | unreadable.keys():
+        raise DataError(f"None of the {len(image_keys)} images can be decoded, for example {next(iter(unreadable.values()))}.")
+    if not set(image_keys) <= held | unreadable.keys():
         raise FailedRunError(_LOST_PART)
     if store is None or len(held) > len(store) or unreadable != store.unreadable:
         _write_store(path, space, store, parts, np.array(sorted(held), KEY_DTYPE), unreadable)
@@ -137,21 +137,21 @@ def _blocks(space: TokenSpace, store: TokenStore | None, parts: PartFolder, keys
     rows = max(1, BLOCK_BYTES // (int(np.prod(space.row_shape)) * space.dtype.itemsize))
     with progress("Writing the store", len(keys), after=SILENT_SECONDS) as bar:
         for first in range(0, len(keys), rows):
-            wanted = keys[first : first + rows]
-            ids, found = np.zeros((len(wanted), *space.row_shape), space.dtype), np.zeros(len(wanted), bool)
+            block = keys[first : first + rows]
+            ids, found = np.zeros((len(block), *space.row_shape), space.dtype), np.zeros(len(block), bool)
             if store is not None:
-                _copy_rows(ids, found, wanted, store.keys, store.ids)
+                _copy_rows(ids, found, block, store.keys, store.ids)
             for part in parts.read_all():
-                _copy_rows(ids, found, wanted, part.keys, part.ids)
+                _copy_rows(ids, found, block, part.keys, part.ids)
             if not found.all():
                 raise FailedRunError(_LOST_PART)
             yield ids
-            bar.advance(len(wanted))
+            bar.advance(len(block))
 
 
-def _copy_rows(ids: np.ndarray, found: np.ndarray, wanted: np.ndarray, keys: np.ndarray, tokens: np.ndarray) -> None:
-    """Copies the `tokens` of those `keys` that are `wanted`, which is sorted, to their rows in `ids`."""
-    rows = np.minimum(np.searchsorted(wanted, keys), len(wanted) - 1)
-    chosen = np.flatnonzero(wanted[rows] == keys)
+def _copy_rows(ids: np.ndarray, found: np.ndarray, block: np.ndarray, keys: np.ndarray, tokens: np.ndarray) -> None:
+    """Copies the `tokens` of the `keys` in the sorted `block` to their rows in `ids`."""
+    rows = np.minimum(np.searchsorted(block, keys), len(block) - 1)
+    chosen = np.flatnonzero(block[rows] == keys)
     ids[rows[chosen]] = tokens[chosen]
     found[rows[chosen]] = True

@@ -2,8 +2,8 @@
 
     .STORE.parts/<what the tokens mean>/<which images>.npz      keys (n,) S32, ids (n, gh, gw) or (n, K, gh, gw), unreadable (JSON)
 
-A part says by its content which images it covers, so it stays useful whatever happens to names, order or number of processes,
-and one of another tokenizer is never looked at.
+A part has the keys of its images, so it stays useful whatever happens to names, order or number of processes,
+and a part of another tokenizer is never used.
 """
 
 from __future__ import annotations

@@ -134,14 +134,14 @@ class TokenStore:
             (n, gh, gw) int64, on the CPU.
 
         Raises:
-            TokenStoreError: A key or a view is not in the store, or it is not said which view.
+            TokenStoreError: A key or a view is not in the store, or the view is missing.
         """
         numbers = self._numbers(views, len(sample_keys))
         rows, found = self._find(sample_keys)
         if not found.all():
             missing = [_as_text(key) for key, known in zip(sample_keys, found, strict=True) if not known]
             raise TokenStoreError(
-                f"The token store {self.path} has no tokens for {len(missing)} of {len(found)} images asked for (sample keys "
+                f"The token store {self.path} has no tokens for {len(missing)} of {len(found)} requested images (sample keys "
                 f"{_name_some(missing)}): they changed or were added after it was built. Bring it up to date: {self._rebuild()}"
             )
         ids = self._ids[rows] if self.num_views is None else self._ids[rows, numbers]
@@ -157,7 +157,7 @@ class TokenStore:
         """Refuses to be used for something else than it was built for; what is None is not compared.
 
         Raises:
-            TokenStoreError: Tokenizer, view, grid or vocabulary differ; the message names both sides and the way out.
+            TokenStoreError: Tokenizer, view, grid or vocabulary differ; the message has both values and a remedy.
         """
         if tokenizer_fingerprint is not None and tokenizer_fingerprint != self.tokenizer_fingerprint:
             raise TokenStoreError(
@@ -188,7 +188,7 @@ class TokenStore:
         Names, order and file times do not matter: an image is what it contains.
 
         Args:
-            source: The images; each is read, unless the source knows its keys (`with_keys`).
+            source: The images; each is read, unless the source has its keys (`with_keys`).
 
         Returns:
             The indices of all images that have tokens, ascending; those recorded as unreadable are left out.
@@ -219,9 +219,9 @@ class TokenStore:
             return np.zeros(len(sample_keys), np.int64), np.zeros(len(sample_keys), bool)
         encoded = [key if isinstance(key, bytes) else key.encode(errors="replace") for key in sample_keys]
         whole = np.array([len(key) == KEY_LENGTH for key in encoded])
-        wanted = np.array(encoded, KEY_DTYPE)
-        rows = np.minimum(np.searchsorted(self._keys, wanted), len(self) - 1)
-        return rows, (self._keys[rows] == wanted) & whole
+        requested = np.array(encoded, KEY_DTYPE)
+        rows = np.minimum(np.searchsorted(self._keys, requested), len(self) - 1)
+        return rows, (self._keys[rows] == requested) & whole
 
     def _describe_tokenizer(self) -> str:
         settings = self.header.space.tokenizer
@@ -232,7 +232,7 @@ class TokenStore:
         allowed = self.num_views or 1
         if views is None and self.num_views is not None:
             raise TokenStoreError(
-                f"The token store {self.path} holds tokens of {allowed} views of every image. Say which is meant: "
+                f"The token store {self.path} holds tokens of {allowed} views of every image. Give the view: "
                 f"lookup(sample_keys, views), with one number from 0 to {allowed - 1} for all images or one for each."
             )
         numbers = np.broadcast_to(np.asarray(0 if views is None else views, np.int64), (images,))

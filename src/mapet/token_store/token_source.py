@@ -64,7 +64,7 @@ class StoredTokens(TokenSource):
     """Looks tokens up by sample key.
 
     Args:
-        store: Knows every image that is shown.
+        store: Has tokens of every image.
     """
 
     fingerprint: str

@@ -1,4 +1,4 @@
-"""Tokenising some stored crops again: the proof that a store holds what it says."""
+"""Tokenising some stored crops again to check a store."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def verify_store(
         unreadable: Counts the images that can no longer be decoded.
 
     Raises:
-        TokenStoreError: The store is of another tokenizer, or does not know an image.
+        TokenStoreError: The store is of another tokenizer, or lacks an image.
         DataError: Too many images are unreadable.
     """
     store.check(tokenizer.fingerprint, grid_size=tokenizer.grid_size, vocab_size=tokenizer.vocab_size)

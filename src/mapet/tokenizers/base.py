@@ -159,11 +159,11 @@ def refuse_existing(directory: Path) -> None:
 
 
 def _diagnosis(low: float, high: float) -> str:
-    """What images of this range most likely are, and the way out."""
+    """The likely kind of images with this range, and a remedy."""
     if low != low:
-        return "some pixels are NaN. Look at how they were decoded or augmented."
+        return "some pixels are NaN. Check how they were decoded or augmented."
     if low >= 0 and high <= 255:
-        return "they look like 8-bit images. Divide them by 255."
+        return "they are probably 8-bit images. Divide them by 255."
     if low >= -3 and high <= 3:
         return "they look ImageNet-normalised. Tokenise first and normalise for the backbone afterwards."
-    return "no scale that we know. Bring them to [0, 1]."
+    return "an unknown scale. Scale them to [0, 1]."

@@ -82,7 +82,7 @@ class DallE(Tokenizer):
             image_size: Height and width of the images in pixels.
 
         Raises:
-            TokenizerError: They are not those of DALL-E's encoder; says which are missing, unknown or of another shape.
+            TokenizerError: They are not those of DALL-E's encoder; the message has the missing, unknown or misshapen ones.
         """
         prefix = next((name.removesuffix(end) for name in tensors for end in _INPUTS if name.endswith(end)), None)
         if prefix is None:

@@ -58,7 +58,7 @@ def fit_tokenizer(
         unreadable: Counts and names the images that cannot be read.
 
     Returns:
-        The tokenizer, on the CPU; its `fit_report` tells inertia, used codes and perplexity.
+        The tokenizer, on the CPU; its `fit_report` has inertia, used codes and perplexity.
 
     Raises:
         InUseError: Another process writes `out`.
@@ -68,7 +68,7 @@ def fit_tokenizer(
         StorageError: Too little room for the features.
     """
     if out is not None:
-        kept = _features_beside(Path(out)).is_dir()  # another clustering of them is wanted, or the last one was interrupted
+        kept = _features_beside(Path(out)).is_dir()  # for another clustering, or after an interruption
         (refuse_other_content if kept else refuse_existing)(Path(out))
     with process_group(device) as processes, only_writers(out, processes), _work_folder(out) as folder:
         fit = _Fit(source, settings, folder, memory, processes, processes.device(device), workers, unreadable)
@@ -133,7 +133,7 @@ class _Fit:
         result, points = self._cluster(features)
         if settings.vocab_size > 1 and int((result.counts > 0).sum()) == 1:
             raise TokenizerError(
-                f"The features of all {points} patches are the same, so that there is one token only. Look at the images, or give "
+                f"The features of all {points} patches are the same, so that there is one token only. Check the images, or give "
                 "other features."
             )
         tokenizer = FeatureKMeans(extractor.cpu(), result.centroids.cpu())
@@ -148,7 +148,7 @@ class _Fit:
         if expected < self.settings.vocab_size:
             raise TokenizerError(
                 f"{images} images of {patches} patches give {expected} points, fewer than the {self.settings.vocab_size} tokens "
-                "asked for. Lower the vocabulary size, add images, or raise num_points or share."
+                "requested. Lower the vocabulary size, add images, or raise num_points or share."
             )
         return PatchSample(patches, per_image, self.settings.seed)
 
@@ -195,7 +195,7 @@ class _Fit:
 
 
 def _report(result: KMeansResult, num_points: int, num_images: int, seed: int) -> dict[str, Any]:
-    """What tokenizer.json tells about the fit."""
+    """The entry of tokenizer.json about the fit."""
     shares = result.counts[result.counts > 0].double() / num_points
     return {
         "images": num_images,

@@ -25,7 +25,7 @@ class FitSettings:
         vocab_size: Number of tokens.
         num_points: About how many patches are clustered.
         share: Share of all patches that are clustered, in place of `num_points`.
-        max_images: At most so many images are looked at, a random sample; None looks at all.
+        max_images: Size of a random sample of the images; None for all images.
         iterations: Of k-means, per restart.
         restarts: Of k-means; the lowest inertia wins.
         seed: Determines the sample and every draw.
@@ -59,8 +59,8 @@ class FitSettings:
 
     def per_image(self, images: int, patches: int) -> float:
         """How many of its `patches` each of `images` images gives, on average."""
-        wanted = self.num_points / images if self.share is None else self.share * patches
-        return min(float(patches), wanted)
+        expected = self.num_points / images if self.share is None else self.share * patches
+        return min(float(patches), expected)
 
 
 PRESETS = {

@@ -15,7 +15,7 @@ from mapet.runtime.regular import open_regular
 from mapet.runtime.tensors import load_tensors, open_tensors
 from mapet.tokenizers.base import DESCRIPTION_FILE, FORMAT, TOKENIZERS, WEIGHTS_FILE, Tokenizer
 
-# What makes a tokenizer of each name; {folder} is where the name is looked for.
+# What makes a tokenizer of each name; {folder} is the place of the name.
 _MAKE = {
     "k-clip": "mapet tokenizer fit IMAGENET --preset k-clip --out {folder}",
     "vq-kd": "mapet tokenizer convert vqkd_encoder_base_decoder_3x768x12_clip-d5036aa7.pth --out {folder}",
@@ -111,18 +111,20 @@ _DAMAGE = (UsageError, LookupError, TypeError, AttributeError, ArithmeticError, 
 
 
 def _compare_shapes(kind: type[Tokenizer], settings: Any, weights: Path) -> None:
-    """Refuses settings that ask for other tensors than the file holds, before any memory is taken for them."""
+    """Refuses settings whose tensors differ from those of the file, before memory is allocated for them."""
     with torch.device("meta"):
-        wanted = {name: tuple(value.shape) for name, value in kind.from_settings(settings).state_dict().items()}
+        expected = {name: tuple(value.shape) for name, value in kind.from_settings(settings).state_dict().items()}
     with open_tensors(weights) as file:
         found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-    if wanted != found:
-        name = next(name for name in [*wanted, *found] if wanted.get(name) != found.get(name))
-        raise TokenizerError(f"{name} is {found.get(name, 'not')} in {weights.name}, and {wanted.get(name, 'not')} in the settings")
+    if expected != found:
+        name = next(name for name in [*expected, *found] if expected.get(name) != found.get(name))
+        raise TokenizerError(
+            f"{name} is {found.get(name, 'not')} in {weights.name}, and {expected.get(name, 'not')} in the settings"
+        )
 
 
 def _read_description(path: Path) -> dict[str, Any]:
-    """The content of tokenizer.json, as far as it can be judged without its weights."""
+    """The content of tokenizer.json, checked as far as possible without its weights."""
     if not path.is_dir():
         raise TokenizerError(
             f"There is no tokenizer at {path}. Give a folder made by `mapet tokenizer fit DATA --out FOLDER`, a published weights "

@@ -23,13 +23,13 @@ def tokenizer_from_file(path: Path | str, num_heads: int | None = None) -> Token
     Args:
         path: Weights of VQ-KD or of DALL-E's encoder, of any kind that `read_tensors` reads; a folder of Hugging Face with them;
             or `HUB_NAME`, which is downloaded.
-        num_heads: Attention heads of a VQ-KD, which its weights do not tell; None: as many as are 64 wide.
+        num_heads: Attention heads of a VQ-KD, which its weights do not contain; None: heads of width 64.
 
     Returns:
-        The tokenizer, on the CPU; `fit_report` says which file it came from, its SHA-256, and what in it was not needed.
+        The tokenizer, on the CPU; `fit_report` has its file, the SHA-256, and the unused entries.
 
     Raises:
-        TokenizerError: The file cannot be read, or holds something else; says what.
+        TokenizerError: The file cannot be read, or holds something else.
     """
     file = _find(path)
     try:

@@ -28,7 +28,7 @@ def run_demo(out: Path, device: str = "cpu") -> Path:
     began = time.monotonic()
     say("1/3  Pre-training a small ViT on 1,437 handwritten digits, without their labels")
     run = pretrain("digits", load_recipe("digits", [f"mechanics.device={device}"]), out)
-    say("2/3  Judging it on 360 others, next to the same ViT at random initialisation")
+    say("2/3  Evaluating it on 360 others, next to the same ViT at random initialisation")
     for result in evaluate(run, None, [KNN(), LinearProbe()], device=choose_device(device)):
         say(result.line())
     say("3/3  Drawing the report")

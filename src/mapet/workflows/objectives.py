@@ -48,7 +48,7 @@ def table_of_objectives() -> Iterator[str]:
 
 
 def explain_objective(name: str) -> Iterator[str]:
-    """Lines: the idea as its file tells it, and all options."""
+    """Lines: the description in its file, and all options."""
     kind = OBJECTIVES.get_or_import(name)
     yield inspect.getdoc(sys.modules[kind.__module__]) or kind.summary
     yield f"\nNeeds: {', '.join(kind.needs) or 'nothing but images'}.\n\nOptions (--set objective.options.NAME=VALUE):\n"
@@ -88,7 +88,7 @@ def draw_objective(name: str, image: Path | None, out: Path, changes: list[str])
 
 
 def _meanings(kind: type[Objective[Any]]) -> dict[str, str]:
-    """What the docstrings of a class and of its bases say of their arguments."""
+    """The argument descriptions in the docstrings of a class and of its bases."""
     found: dict[str, str] = {}
     for each in reversed(kind.__mro__):
         _, _, arguments = (inspect.cleandoc(each.__doc__ or "")).partition("Args:\n")
@@ -100,7 +100,7 @@ def _meanings(kind: type[Objective[Any]]) -> dict[str, str]:
 
 
 def _create(name: str, **options: Any) -> Objective[Any]:
-    """The objective on a small ViT at 224 px, whose weights nobody looks at."""
+    """The objective on a small ViT at 224 px, whose weights are not used."""
     given = TEACHER if "teacher" in OBJECTIVES.get_or_import(name).needs and "teacher" not in options else {}
     backbone = create_backbone("vit_tiny_patch16_224", num_classes=0, depth=2)
     return create_objective(name, backbone=backbone, vocab_size=VOCAB, **given, **options)

@@ -89,7 +89,7 @@ def test_a_published_file_is_loaded_as_it_is(golden, released, tokenizer, tmp_pa
     loaded = tokenizer_from_file(tmp_path / "vqkd.pth", num_heads=golden[0]["config"]["enc_heads"])
     assert loaded.fingerprint == tokenizer.fingerprint
     assert "teacher.ln_post.bias" in loaded.fit_report["dropped"]
-    with pytest.raises(TokenizerError, match=r"vqkd\.pth: .*say how many heads"):
+    with pytest.raises(TokenizerError, match=r"vqkd\.pth: .*give the number of its attention heads"):
         load_tokenizer(tmp_path / "vqkd.pth")
 
 
@@ -150,7 +150,7 @@ def test_wrong_checkpoints(golden, released, change, message):
 
 
 def test_number_of_heads_that_cannot_be(released):
-    with pytest.raises(TokenizerError, match=r"48 wide, no multiple of 64: say how many heads"):
+    with pytest.raises(TokenizerError, match=r"48 wide, no multiple of 64: give the number of its attention heads"):
         VQKD.from_released(released)
     with pytest.raises(TokenizerError, match="cannot have 5 heads"):
         VQKD.from_released(released, num_heads=5)

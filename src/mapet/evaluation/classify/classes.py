@@ -16,7 +16,7 @@ from mapet.runtime.progress import say
 
 _WNID = re.compile(r"n\d{8}")
 _MISFIT = (
-    "which output stands for which class cannot be told. Give the images the head was trained for, or the names of its outputs in "
+    "the class of each output is unknown. Give the images the head was trained for, or the names of its outputs in "
     "order with --class-map FILE, one a line."
 )
 
@@ -46,19 +46,19 @@ def head_numbers(source: ImageSource, outputs: int, class_map: tuple[str, ...] |
     """Which output of the head stands for each class of the images.
 
     Without a class map, class folders are as many as the outputs. Those named 0 to C - 1 are the outputs of these numbers (00, 01
-    and so on too); others stand for the outputs in the order of their names as text, and a line says so. Folders named by wnids of
+    and so on too); others are the outputs in the order of their names as text; a line states it. Folders named by wnids of
     ImageNet-1k in front of a head with 1,000 outputs may be fewer: the list of wnids is timm's.
 
     Args:
         source: Labelled images.
-        outputs: Classes that the head tells apart.
+        outputs: Number of classes of the head.
         class_map: Names of the outputs, in order.
 
     Returns:
         (classes,) int64.
 
     Raises:
-        DataError: Classes and outputs do not correspond; says what was expected and found.
+        DataError: Classes and outputs do not correspond; the message has both.
     """
     assert source.labels is not None
     names, count = source.classes, int(source.labels.max()) + 1 if source.classes is None else len(source.classes)
@@ -72,7 +72,7 @@ def head_numbers(source: ImageSource, outputs: int, class_map: tuple[str, ...] |
         return np.arange(count) if names is None else _by_name(source, names)
     known = class_map or _imagenet(names, outputs)
     if known is None:
-        raise DataError(f"{source.location} has {count} classes ({few(names, 3)}), the head tells {outputs} apart: {_MISFIT}")
+        raise DataError(f"{source.location} has {count} classes ({few(names, 3)}), the head has {outputs}: {_MISFIT}")
     numbers = {name: number for number, name in enumerate(known)}
     if foreign := [name for name in names if name not in numbers]:
         raise DataError(

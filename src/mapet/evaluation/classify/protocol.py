@@ -137,7 +137,7 @@ class Classify(Protocol):
         loaded = frozen.load(frozen.test, ValidationView(preprocessing), "test", self.batch_size)
         parts = [frozen.outcomes(batch, preprocessing, self.precision) for batch in loaded if batch.keys]
         if not parts:
-            raise DataError("None of the images could be read, so that there is nothing to judge by.")
+            raise DataError("None of the images could be read, so that nothing can be evaluated.")
         values = {name: torch.cat([part.values[name] for part in parts]) for name in ("top1", "top5")}
         labels = torch.cat([part.labels for part in parts if part.labels is not None])
         details = {
@@ -160,7 +160,7 @@ class Classify(Protocol):
     def line(self, result: Result) -> str:
         """Top-1 and top-5, and everything that they rest on."""
         figures, facts = result.figures, result.details
-        subset = "" if facts["classes"] == facts["outputs"] else f" (the head tells {facts['outputs']:,} apart)"
+        subset = "" if facts["classes"] == facts["outputs"] else f" (the head has {facts['outputs']:,})"
         low, high = (100 * bound for bound in facts["intervals"]["top1"])
         return (
             f"{facts['model']}  top-1 {100 * figures['top1']:.3f} %  top-5 {100 * figures['top5']:.3f} %\n"

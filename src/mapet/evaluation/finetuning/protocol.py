@@ -35,13 +35,13 @@ class FineTune(FineTuneSettings):
     keeps_model: ClassVar[bool] = True
 
     def open_data(self, location: str) -> tuple[ImageSource, ImageSource]:
-        """Images to train on and images to be judged on, of the same classes."""
+        """Training and test images of the same classes."""
         train, test = super().open_data(location)
         check_complete(train, test)
         return train, test
 
     def note(self, train_images: int) -> str:
-        """Says so where few images are passed more often."""
+        """A line if the training has more epochs because there are few images."""
         return describe_extended_schedule(train_images, self.batch_size, self.epochs, self.min_steps)
 
     def evaluate(self, frozen: FrozenBackbone) -> Metrics:

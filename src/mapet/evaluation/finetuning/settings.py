@@ -1,4 +1,4 @@
-"""The settings of a fine-tuning; the presets in protocols/finetune.yaml say where their values come from."""
+"""The settings of a fine-tuning; the presets in protocols/finetune.yaml have the sources of their values."""
 
 from __future__ import annotations
 
@@ -51,14 +51,14 @@ class FineTuneSettings(Protocol, ABC):
         mix_prob: Share of batches that are mixed.
         mix_switch: Share of those that get cutmix rather than mixup, where there are both.
         erasing: Share of images of which a rectangle is replaced by noise.
-        ema: Decay of an average of the weights that is judged too; None for none.
+        ema: Decay of a moving average of the weights that is evaluated too; None for none.
         image_size: Pixels; by default the backbone's. Position embeddings are resized.
         crop_fraction: Of the test images: shorter side to image_size / crop_fraction, then the central square.
         head_init_scale: The head starts at a normal distribution of 0.02 times this.
         precision: "fp32", or "bf16" for matrix products under autocast.
         seed: Of head, order, augmentation, mixing and drop path.
         micro_batch: Images per forward pass, to save memory.
-        evaluate_every: Epochs between looks at the test images, which change nothing; more where `min_steps` adds some.
+        evaluate_every: Epochs between tests during the training, which do not affect it; more where `min_steps` adds some.
 
     Raises:
         SettingsError: A setting has a value that is not allowed.

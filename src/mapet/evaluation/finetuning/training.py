@@ -68,7 +68,7 @@ class FineTuning(SupervisedTraining):
 
     @property
     def models(self) -> dict[str, nn.Module]:
-        """Prefix of the figures to what is judged."""
+        """Prefix of the metrics to the evaluated model."""
         return {"": self.model} if self.ema is None else {"": self.model, EMA: self.ema.module}
 
     def train_and_evaluate(self) -> Metrics:

@@ -1,8 +1,8 @@
-"""The attentive probe: a learned query looks at the patch tokens, and a linear layer classifies what it sees.
+"""The attentive probe: a learned query attends to the patch tokens, and a linear layer classifies the result.
 
     tokens -> BatchNorm without affine part -> cross-attention of one learned query, MLP -> Linear
 
-For backbones whose patches say more together than their mean does. The idea is CAE's ("attentive probing") and V-JEPA's; the module
+For backbones whose patches have more information than their mean. The idea is CAE's ("attentive probing") and V-JEPA's; the module
 is timm's `AttentionPoolLatent`, the settings are ours.
 """
 
@@ -71,7 +71,7 @@ class AttentiveProbe(Protocol):
     seed: int = 0
 
     def note(self, train_images: int) -> str:
-        """Says so where few images are passed more often."""
+        """A line if the training has more epochs because there are few images."""
         return describe_extended_schedule(train_images, self.batch_size, self.epochs, self.min_steps, self.warmup_epochs)
 
     def evaluate(self, frozen: FrozenBackbone) -> Metrics:

@@ -76,7 +76,7 @@ class AugmentedImages:
 
     Args:
         frozen: The backbone and its training images.
-        describe: What is said about images.
+        describe: The function from images to features.
         view: How images are seen without augmentation.
         held_out_share: Of every class; 0 for none.
         seed: Of the draw and of the crops.

@@ -63,15 +63,15 @@ class KNN(Protocol):
         return {count: classified(some, test.labels) for count, some in votes.items()}
 
     def remark(self, found: Metrics, random: Metrics | None) -> str:
-        """Says so where the figure depends much on the pool."""
+        """A line if the result depends much on the pool."""
         by_pool = found.details.get("top1_by_pool", {})
         gains = by_pool if random is None else {pool: by_pool[pool] - random.details["top1_by_pool"][pool] for pool in by_pool}
         images = len(found.outcomes.values["top1"]) if found.outcomes else 0
         if not gains or max(gains.values()) - min(gains.values()) < max(MUCH, 1.96 * math.sqrt(0.5 / images)):
             return ""
         beside = {pool: "" if random is None else f" ({100 * gains[pool]:+.1f} points)" for pool in gains}
-        told = ", ".join(f"{pool} {100 * by_pool[pool]:.1f} %{beside[pool]}" for pool in gains)
-        return f"The pool matters here: {told}. --pool all measures every protocol with each."
+        figures_by_pool = ", ".join(f"{pool} {100 * by_pool[pool]:.1f} %{beside[pool]}" for pool in gains)
+        return f"The pool matters here: {figures_by_pool}. --pool all measures every protocol with each."
 
 
 def nearest(train: Tensor, labels: Tensor, queries: Tensor, neighbours: int) -> tuple[Tensor, Tensor]:

@@ -2,7 +2,7 @@
 
 Every pair of a layer and a learning rate is a candidate. All candidates are trained at once; where there are several, one is chosen
 on a part of the training images that its twin has not learned from, and the layer that is judged has learned from all of them. Test
-images are looked at when everything is chosen, except where that is what was published (`choose="test"`).
+images are used only after all choices, except for a published protocol that chose on them (`choose="test"`).
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class LinearProbe(LinearSettings):
     def fit(
         self, frozen: FrozenBackbone, after_epoch: Callable[[int, FittedProbe], None] | None = None
     ) -> tuple[FittedProbe, Tensor | None]:
-        """Trains all candidates and chooses one, without a look at the test images.
+        """Trains all candidates and chooses one, without the test images.
 
         Args:
             frozen: The backbone and its training images.
@@ -54,7 +54,7 @@ class LinearProbe(LinearSettings):
         return choose(fitted, twin, images) if twin is not None else (fitted, None)
 
     def _evaluate_optimistically(self, frozen: FrozenBackbone) -> Metrics:
-        """The best that any layer reached after any epoch on the very images that are judged."""
+        """The best of any layer after any epoch on the test images."""
         features, labels = self._test_part(frozen)
         best: dict[str, Any] = {"top1": -1.0}
 

@@ -87,5 +87,5 @@ class LinearSettings(Protocol):
         return not self.augment
 
     def note(self, train_images: int) -> str:
-        """Says so where few images are passed more often."""
+        """A line if the training has more epochs because there are few images."""
         return describe_extended_schedule(train_images, self.batch_size, self.epochs, self.min_steps, self.warmup_epochs)

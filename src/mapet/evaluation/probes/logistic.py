@@ -97,7 +97,7 @@ def facts_of(model: LogisticModel) -> dict[str, Any]:
 
 
 def warn_unless_converged(model: LogisticModel, title: str) -> None:
-    """Says so where the figure is not that of the optimum."""
+    """A line if the optimum was not reached."""
     if not model.converged:
         say(
             f"Logistic regression, {title}: not converged after {model.iterations} iterations (gradient {model.gradient:.1e}). A "

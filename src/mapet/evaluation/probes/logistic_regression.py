@@ -95,7 +95,7 @@ def fit_logistic(
 
 @dataclass(frozen=True)
 class Coordinates:
-    """Between weights W (D, C) and the U (D, C) in which they are looked for.
+    """Between weights W (D, C) and the variable U (D, C) of the optimisation.
 
     Args:
         vectors: (D, D), the features' principal directions as columns.

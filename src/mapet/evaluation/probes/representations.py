@@ -1,4 +1,4 @@
-"""What a frozen backbone says about images beyond its last layer: raw outputs of every block, and tokens that are not pooled."""
+"""Features of a frozen backbone beyond its last layer: raw outputs of every block, and tokens that are not pooled."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ Describe = Callable[[Tensor], Tensor]
 
 
 def evaluation_view(size: int, crop_fraction: float) -> View:
-    """The central part of an image: as in pre-training where `crop_fraction` is 1, and as `EvaluationView` says below 1."""
+    """The central part of an image: as in pre-training if `crop_fraction` is 1, as in `EvaluationView` below 1."""
     return FixedView(size) if crop_fraction == 1 else EvaluationView(size, crop_fraction)
 
 
 def describe_all(frozen: FrozenBackbone, source: ImageSource, view: View, describe: Describe, part: str) -> tuple[Tensor, Tensor]:
-    """What `describe` says about every readable image of `source`, in its order.
+    """The results of `describe` for every readable image of `source`, in its order.
 
     Args:
         frozen: For its workers, its device and its count of unreadable images.
@@ -52,7 +52,7 @@ def describe_all(frozen: FrozenBackbone, source: ImageSource, view: View, descri
 
 
 def described_in_all(frozen: FrozenBackbone, source: ImageSource, loaded: LoadedBatch, describe: Describe) -> list[Tensor]:
-    """What `describe` says about one batch of `source`, of which every process has a share.
+    """The results of `describe` for one batch of `source`, of which every process has a share.
 
     Args:
         frozen: For its device and its count of unreadable images.

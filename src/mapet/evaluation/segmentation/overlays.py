@@ -12,7 +12,7 @@ WIDTH, GAP, LINE, SWATCH = 420, 6, 20, 12
 Color = tuple[int, int, int]
 _OPACITY = 0.65
 _IGNORED_COLOR = (0, 0, 0)
-# After Tol's palettes, which colour-blind readers tell apart; classes beyond go round the colour circle.
+# After Tol's palettes, which colour-blind readers can distinguish; classes beyond go round the colour circle.
 _PALETTE = (
     (68, 119, 170), (204, 187, 68), (170, 51, 119), (170, 170, 170), (238, 102, 119), (34, 136, 51), (238, 119, 51), (0, 85, 85),
     (51, 34, 136), (136, 34, 85), (0, 153, 136), (153, 153, 51), (170, 170, 221), (221, 204, 119), (255, 170, 187), (102, 17, 0),

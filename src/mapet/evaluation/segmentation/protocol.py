@@ -41,7 +41,7 @@ class Segment(SegmentSettings):
         """Images with masks; see `mapet.data.masked` for the layouts.
 
         Raises:
-            DataError: Says which file is wrong or missing.
+            DataError: A file is wrong or missing; the message names it.
         """
         return open_segmentation(location)
 

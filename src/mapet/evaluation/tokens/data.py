@@ -61,7 +61,7 @@ class LabelledTokens(Evaluated):
         train: Of the training images.
         test: Of the test images.
         facts: See `TokenMaker.facts`.
-        num_classes: Classes that are told apart.
+        num_classes: Number of classes.
         device: Where to compute.
     """
 
@@ -109,7 +109,7 @@ class TokenMaker:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What a result says of the tokens, as JSON."""
+        """The entry of a result about the tokens, as JSON."""
         source = self.source
         return {"tokenizer_fingerprint": self.fingerprint, "vocab_size": source.vocab_size, "grid_size": [*source.grid_size]}
 
@@ -196,8 +196,8 @@ def _look_up(store: TokenStore, images: ImageSource, part: str) -> TokenSplit:
     if missing:
         raise TokenStoreError(
             f"The token store {store.path} lacks {len(missing):,} of the {len(images):,} {part} images of {images.location}, such "
-            f"as {images.describe(missing[0])}. To judge tokens, it must hold the images that are learned from and those that are "
-            f"judged. {_remedy(store, images.location, foreign=part == 'training' and not found.any())}"
+            f"as {images.describe(missing[0])}. To evaluate tokens, it must hold the training and the test images. "
+            f"{_remedy(store, images.location, foreign=part == 'training' and not found.any())}"
         )
     chosen = subset(known, np.flatnonzero(found))
     assert chosen.labels is not None

@@ -13,7 +13,7 @@ from mapet.models.backbone import create_backbone
 from mapet.models.weights import init_linears
 
 HEADS = ("mlp", "vit")
-_PATCH = 16  # pixels that timm is told a token stands for; it only sees how many there are
+_PATCH = 16  # patch size in timm's configuration; only the number of patches matters
 
 
 class TokenMLP(nn.Module):
@@ -23,7 +23,7 @@ class TokenMLP(nn.Module):
 
     Args:
         vocab_size: Codes.
-        width: Of the embedding and of the layer behind it; 192 in the paper (of the embedding it says nothing).
+        width: Of the embedding and of the layer behind it; 192 in the paper (for the embedding it gives no width).
         num_classes: Outputs.
     """
 

@@ -1,7 +1,7 @@
 """Token classification (MaPeT, Table 7): how much of an image's class its visual tokens keep, when they are all that is seen.
 
 The subject is a tokenizer, not a backbone. Images are tokenised once, in the fixed view, so that there is no
-augmentation; a head is trained on the tokens of the training images and judged once, at its end, on those of the test images.
+augmentation; a head is trained on the tokens of the training images and tested once, at its end, on those of the test images.
 """
 
 from __future__ import annotations
@@ -133,7 +133,7 @@ class TokenClassification(Protocol):
         return model
 
     def note(self, train_images: int) -> str:
-        """Says so where few images are passed more often."""
+        """A line if the training has more epochs because there are few images."""
         return describe_extended_schedule(train_images, self.batch_size, self.epochs, self.min_steps, self.warmup_epochs)
 
     def steps(self, images: int) -> tuple[int, int]:

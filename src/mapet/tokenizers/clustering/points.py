@@ -22,7 +22,7 @@ DTYPES = (torch.float16, torch.float32)
 BLOCK_VALUES = {"cpu": 2**21, "cuda": 2**28}
 # Blocks that are read ahead while one is worked on.
 READ_AHEAD = 2
-# Points that `fingerprint` looks at.
+# Number of points in `fingerprint`.
 FINGERPRINT_POINTS = 256
 _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
@@ -39,7 +39,7 @@ class Points(Protocol):
     resident: torch.device | None
 
     def read(self, rows: slice, pinned: bool = False) -> Tensor:
-        """Consecutive points (n, dim); `pinned` asks for memory that a GPU can copy from on its own."""
+        """Consecutive points (n, dim); `pinned` uses memory that a GPU can copy from on its own."""
         ...
 
     def gather_rows(self, indices: Tensor) -> Tensor:
@@ -77,7 +77,7 @@ class TensorPoints:
 
 
 class StoredPoints:
-    """Points in a .npy file, read when they are asked for: nothing is mapped or kept.
+    """Points in a .npy file, read on demand: nothing is mapped or kept.
 
     Args:
         path: A two-dimensional array in C order, float16 or float32.
@@ -136,12 +136,12 @@ class StoredPoints:
     def _fill(self, rows: Tensor, file: FileIO, first: int) -> None:
         """Reads into the contiguous `rows`, from point `first` on."""
         file.seek(self._offset + first * self._row_bytes)
-        wanted = rows.numpy().reshape(-1).view(np.uint8)
-        while len(wanted):
-            count = file.readinto(wanted)  # pyright: ignore[reportArgumentType]  (numpy's stubs do not say that arrays are buffers)
+        remaining = rows.numpy().reshape(-1).view(np.uint8)
+        while len(remaining):
+            count = file.readinto(remaining)  # pyright: ignore[reportArgumentType]  (numpy's stubs lack the buffer protocol)
             if not count:
                 raise TokenizerError(f"{self.path} ends at byte {file.tell()}: it was cut off while k-means was reading it.")
-            wanted = wanted[count:]
+            remaining = remaining[count:]
 
 
 def as_points(points: Tensor | Points) -> Points:

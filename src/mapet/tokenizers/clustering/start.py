@@ -12,7 +12,7 @@ from mapet.tokenizers.clustering.lloyd import Data
 from mapet.tokenizers.clustering.nearest import full_float32, squared_distances
 
 STARTS = ("k-means++", "random")
-# k-means++ passes over its points k times, so it looks at no more than this many points for every centroid,
+# k-means++ passes over its points k times, so it uses at most this many points for every centroid,
 SEEDING_POINTS_PER_CENTROID = 32
 MIN_SEEDING_POINTS = 8192
 # and at no more than this many values (2 GiB), yet always at two points for every centroid.

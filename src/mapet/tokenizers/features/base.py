@@ -32,7 +32,7 @@ class FeatureExtractor(nn.Module, ABC):
     """
 
     code_version: ClassVar[int] = 1
-    # How many images `fit` looks at; 0 where nothing is estimated from images.
+    # Number of images that `fit` uses; 0 where nothing is estimated from images.
     images_to_fit = 0
 
     def __init__(self, image_size: int, grid_size: tuple[int, int], dim: int) -> None:
@@ -189,7 +189,7 @@ class Whitening(nn.Module):
         variances, vectors = torch.linalg.eigh(products / count - mean.outer(mean))
         if not float(variances.mean()) > LEAST_VARIANCE:
             raise TokenizerError(
-                "Features cannot be fitted to images without contrast: each has one colour only, or all are alike. Look at the "
+                "Features cannot be fitted to images without contrast: each has one colour only, or all are alike. Check the "
                 "images, or give others."
             )
         variances, vectors = variances.flip(0), vectors.flip(1)

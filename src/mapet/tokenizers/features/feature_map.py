@@ -52,7 +52,7 @@ def head_of(network: Any) -> nn.Module:
 
 
 def num_layers(network: Any, images: Tensor) -> int:
-    """How many layers `feature_map` can be asked for."""
+    """The number of layers that `feature_map` can return."""
     return len(network.forward_intermediates(images, intermediates_only=True))
 
 
@@ -64,7 +64,7 @@ def at_size(network: Any, image_size: int) -> Any:
 
 
 def without_rest(network: Any, layer: int | None) -> Any:
-    """Removes what lies behind the map that is wanted, so that it need not be stored either."""
+    """Removes the layers behind the feature map, so that they need not be stored."""
     if layer is not None:
         network.prune_intermediate_layers([layer], prune_norm=not hasattr(network, "num_prefix_tokens"), prune_head=True)
         return network

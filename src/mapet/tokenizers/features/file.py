@@ -1,6 +1,6 @@
 """Features on disk: one .npy file that only grows, and beside it how far it has come, so that `kill -9` costs seconds.
 
-FILE.npy    (n, dim) float16; its header says 0 rows until it is finished
+FILE.npy    (n, dim) float16; its header has 0 rows until it is finished
 FILE.json   the job, the batches that are in it, their rows, and the images that could not be read
 """
 

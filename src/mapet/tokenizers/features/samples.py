@@ -58,9 +58,9 @@ class PatchSample:
 
     def _draw(self, key: str) -> tuple[int, torch.Generator]:
         generator = seeded_generator(self.seed, "tokenizer patches", key)
-        wanted = min(float(self.patches), self.per_image)
-        more = float(torch.rand((), generator=generator, dtype=torch.float64)) < wanted % 1
-        return int(wanted) + more, generator
+        expected = min(float(self.patches), self.per_image)
+        more = float(torch.rand((), generator=generator, dtype=torch.float64)) < expected % 1
+        return int(expected) + more, generator
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ def load_weights(network: nn.Module, model: str, path: Path) -> None:
         network: The timm model at its own image size. A classifier may be in the file but not in the network.
         model: Its name.
         path: safetensors, torch.save or TorchScript, such as OpenAI's RN50x64.pt with both towers of CLIP; nothing in it is
-            executed. Names that are not timm's are translated by timm, where it knows them.
+            executed. Names that are not timm's are converted by timm, if it supports them.
 
     Raises:
         TokenizerError: Lists what is missing, unknown or of another shape, and names the CLIP ResNet that it is, if it is one.
@@ -52,7 +52,7 @@ def _in_names_of(network: Any, model: str, published: Mapping[str, Tensor]) -> d
 
 
 def _translated(network: Any, model: str, published: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """The tensors under timm's names, if timm knows where they come from."""
+    """The tensors under timm's names, if timm supports their source."""
     translate = getattr(sys.modules[timm.models.model_entrypoint(model).__module__], "checkpoint_filter_fn", None)
     if translate is None:
         return published

@@ -1,4 +1,4 @@
-"""How much codes tell about each other, in bits, without what they only seem to tell because there are few of them.
+"""Mutual information between codes, in bits, corrected for the bias of small samples.
 
 Mutual information estimated from counts is never 0: pairs of unrelated codes do not spread evenly by chance. What shuffled pairs
 seem to share is therefore taken off. Taken off alone, it would punish large vocabularies, whose shuffled pairs are the most biased
@@ -30,10 +30,10 @@ def mutual_information(first: np.ndarray, second: np.ndarray) -> float:
 
 
 def surviving_information(before: np.ndarray, after: np.ndarray, seed: int) -> float:
-    """What the tokens of images tell about those of the same images once they were changed.
+    """Mutual information between the tokens of images and those of the same images after a change.
 
-    Shuffled pairs join a patch with the same patch of another image: what a code tells about its place in the grid is no
-    information about an image.
+    Shuffled pairs join a patch with the same patch of another image: information of a code about its position in the grid is not
+    information about the image.
 
     Args:
         before: (n, patches) ids.
@@ -51,7 +51,7 @@ def surviving_information(before: np.ndarray, after: np.ndarray, seed: int) -> f
 
 
 def label_information(ids: np.ndarray, labels: np.ndarray, seed: int) -> float:
-    """What one token tells about the class of its image; shuffled labels stay with whole images.
+    """The information of one token about the class of its image; shuffled labels stay with whole images.
 
     Args:
         ids: (n, patches).

@@ -1,4 +1,4 @@
-"""Judges a tokenizer on images: tokenises them as they are and after every small change, and makes the scorecard."""
+"""Scores a tokenizer on images: tokenises them unchanged and after every small change, and makes the scorecard."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def score_tokenizer(
     renderer = ViewRenderer(FixedView(tokenizer.image_size, tokenizer.interpolation))
     loader = make_loader(source, renderer, sequential_batches(len(source), BATCH_SIZE), workers, device)
     read = 0
-    for batch in walk(f"Judging {title}", loader, len(source), unreadable):
+    for batch in walk(f"Scoring {title}", loader, len(source), unreadable):
         if batch.keys:
             tokens.add(batch)
         read += len(batch.keys)

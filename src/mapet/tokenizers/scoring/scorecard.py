@@ -1,4 +1,4 @@
-"""The scorecard of a tokenizer: which of its codes are used, which survive small changes of an image, and what they tell.
+"""The scorecard of a tokenizer: the use of its codes, their stability under small changes of an image, and their information.
 
 Of all this one figure ranks tokenizers, the information that survives: bits that the token of a patch still tells about it when the
 image was flipped, recoloured, shifted by an eighth of a patch or made noisy. Stability alone would praise a codebook that has
@@ -26,7 +26,7 @@ class Survival:
 
     Args:
         same: Share of tokens that stay the same, 0 to 1.
-        information: Bits that a token tells about what it was before; see `surviving_information`.
+        information: Mutual information with the token before the change, in bits; see `surviving_information`.
         ranked: Whether it counts for the rank.
     """
 
@@ -37,12 +37,12 @@ class Survival:
 
 @dataclass(frozen=True)
 class LabelScore:
-    """What tokens tell about the class of their image.
+    """The information of tokens about the class of their image.
 
     Args:
         classes: That occur.
         information: Bits a token; see `label_information`.
-        accuracy: Of a naive Bayes classifier that counts the tokens of an image: learnt on one half of the images, judged on the
+        accuracy: Of a naive Bayes classifier that counts the tokens of an image: fitted on one half of the images, tested on the
             other.
         by_chance: Accuracy of always answering the class that is most frequent in the first half.
     """
@@ -58,7 +58,7 @@ class Scorecard:
     """Everything that is measured; entropies and information in bits.
 
     Args:
-        images: That were looked at.
+        images: Number of images.
         grid_size: Tokens an image, from top to bottom and from left to right.
         vocab_size: Codes there are.
         used: Codes that occur.
@@ -97,7 +97,7 @@ class Scorecard:
 
     @property
     def tokens(self) -> int:
-        """Tokens that were looked at."""
+        """Number of tokens."""
         return self.images * self.grid_size[0] * self.grid_size[1]
 
 
@@ -180,7 +180,7 @@ def _survival(ids: np.ndarray, after: np.ndarray, change: Perturbation, seed: in
 
 
 def _label_score(ids: np.ndarray, vocab_size: int, labels: np.ndarray, seed: int) -> LabelScore | None:
-    """None where there is nothing to tell apart."""
+    """None where there is only one class."""
     classes, numbers = np.unique(labels, return_inverse=True)
     if len(classes) < 2:
         return None

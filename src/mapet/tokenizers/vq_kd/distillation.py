@@ -1,4 +1,4 @@
-"""How VQ-KD learns: its codes, looked up in the codebook, must let a small ViT tell the teacher's features of every patch."""
+"""The training of VQ-KD: a small ViT reconstructs the teacher's features of every patch from the codes."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Distilled:
 
 
 class Distillation(nn.Module):
-    """A tokenizer in training, with the decoder that judges it.
+    """A tokenizer in training, with its decoder.
 
     Args:
         tokenizer: Trained in place. Its codebook is not a parameter: `start` and `update_codebook` set it.
@@ -88,7 +88,7 @@ class Distillation(nn.Module):
         return Distilled(commitment, reconstruction, codes.detach(), ids)
 
     def decode(self, entries: Tensor, precision: str = "fp32") -> Tensor:
-        """The teacher's features (n, target_dim), as the codebook's entries (n, c) of all patches tell them."""
+        """The teacher's features (n, target_dim), reconstructed from the codebook's entries (n, c) of all patches."""
         grid = entries.view(-1, *self.tokenizer.grid_size, self.tokenizer.code_dim).permute(0, 3, 1, 2)
         with autocast(entries.device, precision):
             patches = patch_features(self.decoder, grid)

@@ -20,7 +20,7 @@ class VQKDSettings:
     """A training of VQ-KD.
 
     Args:
-        teacher: Features that the codes must tell: a name as in `create_features`.
+        teacher: Features that the decoder reconstructs: a name as in `create_features`.
         teacher_options: Settings of that kind of features.
         teacher_image_size: Pixels at which the teacher sees each crop; by default the tokenizer's image size.
         image_size: Height and width of the tokenizer's images in pixels.

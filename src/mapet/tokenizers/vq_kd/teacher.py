@@ -33,10 +33,10 @@ def create_teacher(settings: VQKDSettings, grid_size: tuple[int, int]) -> Featur
         TokenizerError: There are no such features, or their grid is another one.
     """
     size, rows = settings.teacher_image_size or settings.image_size, grid_size[0]
-    wanted = f"The tokenizer has a grid of {grid_size[0]} x {grid_size[1]}, and its teacher must have the same"
+    requirement = f"The tokenizer has a grid of {grid_size[0]} x {grid_size[1]}, and its teacher must have the same"
     if size % rows:
         raise TokenizerError(
-            f"{wanted}: {size} px cannot be divided so. Give a teacher image size such as {rows * max(1, size // rows)}."
+            f"{requirement}: {size} px cannot be divided so. Give a teacher image size such as {rows * max(1, size // rows)}."
         )
     try:
         teacher = create_features(settings.teacher, image_size=size, patch_size=size // rows, **settings.teacher_options)
@@ -44,7 +44,7 @@ def create_teacher(settings: VQKDSettings, grid_size: tuple[int, int]) -> Featur
         raise TokenizerError(f"The teacher at {size} px (--teacher-image-size): {error}") from error
     if teacher.grid_size != grid_size:
         found = f"{teacher.grid_size[0]} x {teacher.grid_size[1]}"
-        raise TokenizerError(f"{wanted}, not {found}. Give another --teacher-image-size.")
+        raise TokenizerError(f"{requirement}, not {found}. Give another --teacher-image-size.")
     return teacher
 
 

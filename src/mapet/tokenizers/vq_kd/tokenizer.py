@@ -1,4 +1,4 @@
-"""VQ-KD (Peng et al. 2022, BEiT v2): a ViT whose codes, looked up in a codebook, tell what a teacher sees in every patch."""
+"""VQ-KD (Peng et al. 2022, BEiT v2): a ViT with a codebook, whose codes represent a teacher's features of every patch."""
 
 from __future__ import annotations
 
@@ -113,10 +113,10 @@ class VQKD(Tokenizer):
 
         Args:
             tensors: A published checkpoint's tensors, under their names there.
-            num_heads: Of the encoder's attention, which no shape tells; published models have heads of width 64.
+            num_heads: Of the encoder's attention, which no shape contains; published models have heads of width 64.
 
         Raises:
-            TokenizerError: They are not those of VQ-KD; says which are missing, unknown or of another shape.
+            TokenizerError: They are not those of VQ-KD; the message has the missing, unknown or misshapen ones.
         """
         _check_released(tensors)
         tokenizer = cls.from_settings(_released_settings(tensors, num_heads))
@@ -174,12 +174,12 @@ def _released_settings(tensors: Mapping[str, Tensor], num_heads: int | None) -> 
     kernel, positions, code, codebook = (tensors[name].shape for name in _SIZED_BY)
     width, patch = kernel[0], kernel[2]
     if num_heads is None and width % _HEAD_WIDTH:
-        raise TokenizerError(f"The encoder is {width} wide, no multiple of {_HEAD_WIDTH}: say how many heads its attention has.")
+        raise TokenizerError(f"The encoder is {width} wide, no multiple of {_HEAD_WIDTH}: give the number of its attention heads.")
     heads = num_heads or width // _HEAD_WIDTH
     if width % heads:
         raise TokenizerError(f"An encoder {width} wide cannot have {heads} heads. Allowed: divisors of {width}.")
     if num_heads is None:
-        say(f"The weights of VQ-KD do not tell the number of heads; {heads} are taken ({_HEAD_WIDTH} wide).")
+        say(f"The weights of VQ-KD do not contain the number of heads; {heads} are assumed ({_HEAD_WIDTH} wide).")
     blocks = {name.split(".")[2] for name in tensors if re.match(r"encoder\.blocks\.\d+\.", name)}
     options = {"patch_size": patch, "embed_dim": width, "depth": len(blocks), "num_heads": heads}
     sizes = {"image_size": math.isqrt(positions[1] - 1) * patch, "vocab_size": codebook[0], "code_dim": code[0]}

@@ -76,7 +76,7 @@ def train_vq_kd(
         loop: Of `Training`: `stop`, `clock`.
 
     Returns:
-        The tokenizer, on the CPU; its `fit_report` tells the last loss and the use of the codebook.
+        The tokenizer, on the CPU; its `fit_report` has the last loss and the use of the codebook.
 
     Raises:
         TokenizerError: The teacher does not fit, or `out` is something else.

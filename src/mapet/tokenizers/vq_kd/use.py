@@ -22,7 +22,7 @@ class CodebookUse(Monitor[RunContext]):
         self._model, self._patches_per_step = model, patches_per_step
 
     def observe(self, point: LogPoint) -> Observation:
-        """Used codes and perplexity, and whether the codebook has collapsed, when enough patches were seen to tell."""
+        """Used codes and perplexity, and whether the codebook has collapsed, when enough patches were seen."""
         used, perplexity = self._model.recent.used(), self._model.recent.perplexity()
         codes = self._model.tokenizer.vocab_size
         note = f"{used} of {codes} codes, perplexity {perplexity:.0f}"
