@@ -145,7 +145,7 @@ def _taken_for_granted(
     if found.heads is None and "num_heads" not in options:
         heads = num_heads(backbone)
         notes.append(
-            f"The file does not tell the number of heads; {heads} are taken ({found.width // heads} wide). --option num_heads=N."
+            f"The file does not contain the number of heads; {heads} are assumed ({found.width // heads} wide). --option num_heads=N."
         )
     taken, untold = [act, f"{first.norm1.eps:g}"], ["activation", "epsilon of its norms"]
     if "img_size" not in options:
