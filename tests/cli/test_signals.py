@@ -64,6 +64,27 @@ def test_f20_while_a_tokenizer_is_fitted(number: int, code: int, tmp_path: Path,
     assert not (tmp_path / "tokenizer" / "tokenizer.json").exists()
 
 
+LATE = """
+import os, signal, sys
+import mapet.cli.main as entry
+
+class Late:
+    def __init__(self, kill, here): self.kill, self.here = kill, here
+    def __del__(self): [self.kill(self.here, number) for number in (signal_int, signal_term, signal_usr1)]
+
+signal_int, signal_term, signal_usr1 = map(int, (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1))
+sys.late = Late(os.kill, os.getpid())
+entry._run = lambda: 0
+entry.main()
+"""
+
+
+def test_f20_after_the_work() -> None:
+    """F20: the exit code is that of the work while Python takes its modules down."""
+    done = subprocess.run([sys.executable, "-c", LATE], env=environment(), capture_output=True, text=True, timeout=150)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 EVALUATED = """
 import os, signal
 import mapet.cli.main as entry

@@ -5,6 +5,7 @@ Nothing heavy is imported before the handlers of signals are in place.
 
 from __future__ import annotations
 
+import atexit
 import io
 import os
 import signal
@@ -73,11 +74,18 @@ def _imports(frame: FrameType | None) -> bool:
     return False
 
 
+def _keep_exit_code() -> None:
+    """The work is over: a signal while Python takes its modules down, which may take seconds, must not make a failure of it."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
 def main() -> None:
     """Entry point: exit code 2 for a request that cannot be met, 1 for a failure, 130 for an interrupted run.
 
     SIGUSR1, by which a scheduler announces the end of a job, ends in 75: the job is to be queued again.
     """
+    atexit.register(_keep_exit_code)
     with _Interruption() as interruption:
         try:
             code = _run()
