@@ -129,9 +129,14 @@ def _check_stored(path: Path, stored: StoredImage) -> None:
 def _ade20k_names(listing: Path) -> list[str]:
     """The last column of a table with tabs, below its header: "wall, wood" is "wall"."""
     lines = [line for line in read_text(listing, errors="replace").splitlines() if line.strip()]
-    names = [re.split(r"\t+", line.strip())[-1].split(",")[0].strip() for line in lines[1:]]
+    rows = [re.split(r"\t+", line.strip()) for line in lines[1:]]
+    names = [row[-1].split(",")[0].strip() for row in rows]
+    remedy = "Take the file that comes with ADE20K (a header and 150 lines)."
     if len(names) < 2:
-        raise DataError(f"{listing} names {len(names)} classes. Take the file that comes with ADE20K (a header and 150 lines).")
+        raise DataError(f"{listing} names {len(names)} classes. {remedy}")
+    for number, row in enumerate(rows, 1):
+        if row[0].strip().isdecimal() and int(row[0]) != number:
+            raise DataError(f"{listing} has the id {row[0].strip()} where {number} is due: a line is missing or repeated. {remedy}")
     return names
 
 

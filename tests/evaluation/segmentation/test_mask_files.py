@@ -149,3 +149,15 @@ def test_r15_a_list_that_names_255_decides_what_it_is(tmp_path: Path, name: str,
     (tmp_path / "mask.tif").write_bytes(tiff(np.array([[255, 256]]), 16, 1))
     found = ids_of(tmp_path).read(tmp_path / "mask.tif")
     assert found.tolist() == [[value, 256 if value > 0 else 255]]
+
+
+@pytest.mark.parametrize(("rows", "due"), [("1 3 4", 2), ("2 3", 1), ("1 1 2", 2)], ids=["one lost", "no header", "one twice"])
+def test_r17_a_list_of_ade20k_without_a_line_is_refused(tmp_path: Path, rows: str, due: int) -> None:
+    """R17: the names of all classes behind it would shift. An empty line shifts nothing, as every line has its number."""
+    whole = ["Idx\tRatio\tName", "1\t0.1\twall, inside", "", "2\t0.1\tsky", ""]
+    (tmp_path / "objectInfo150.txt").write_text("\n".join(whole))
+    assert ids_of(tmp_path).classes == ("wall", "sky")
+    lines = [f"{number}\t0.1\tclass {number}" for number in rows.split()]
+    (tmp_path / "objectInfo150.txt").write_text("\n".join(["Idx\tRatio\tName", *lines]))
+    with pytest.raises(DataError, match=rf"objectInfo150.txt has the id \d where {due} is due"):
+        ids_of(tmp_path)
