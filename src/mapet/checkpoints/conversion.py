@@ -144,9 +144,8 @@ def _taken_for_granted(
     notes = []
     if found.heads is None and "num_heads" not in options:
         heads = num_heads(backbone)
-        notes.append(
-            f"The file does not contain the number of heads; {heads} are assumed ({found.width // heads} wide). --option num_heads=N."
-        )
+        wide = found.width // heads
+        notes.append(f"The file does not contain the number of heads; {heads} are assumed ({wide} wide). --option num_heads=N.")
     taken, untold = [act, f"{first.norm1.eps:g}"], ["activation", "epsilon of its norms"]
     if "img_size" not in options:
         taken, untold = [*taken, "{} x {} patches".format(*found.grid())], [*untold, "shape of its images"]

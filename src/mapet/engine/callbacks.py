@@ -98,6 +98,9 @@ class Monitor(Generic[Context]):
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Called after `begin` with the `state` of the checkpoint that a training continues from, if it has one."""
 
+    def end(self, finished: bool) -> None:
+        """Called when this start of the training ends, also by an error; `finished` where all steps are taken."""
+
 
 class Callbacks:
     """Calls all monitors, and passes their warnings on.
@@ -116,6 +119,13 @@ class Callbacks:
             prefix = _prefix(monitor)
             if state := {name.removeprefix(prefix): value for name, value in kept.items() if name.startswith(prefix)}:
                 monitor.restore(state)
+
+    def __enter__(self) -> Callbacks:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        for monitor in self._monitors:
+            monitor.end(kind is None)
 
     def state(self) -> dict[str, Tensor]:
         """What all monitors have gathered, for a checkpoint."""

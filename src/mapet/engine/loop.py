@@ -194,7 +194,7 @@ class Training(ABC, Generic[Batch]):
         callbacks = Callbacks(self.monitors, self.context(), warnings, self._window)
         self.model.train()
         self._saved, taken = self._clock(), 0
-        with self._stop() as stop, self._progress() as bar, training_waits():
+        with callbacks, self._stop() as stop, self._progress() as bar, training_waits():
             for step, batch in enumerate(log.timed(self.batches()), self.first_step):
                 taken += self._train_on(batch, step, log, callbacks)
                 done, stopping = step + 1, any_process(stop.requested)
