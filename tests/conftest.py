@@ -1,5 +1,6 @@
 """Set before torch and datasets are imported, and passed on to the processes that tests start."""
 
+import gc
 import os
 import tempfile
 
@@ -9,6 +10,13 @@ os.environ["HF_DATASETS_CACHE"] = tempfile.mkdtemp(prefix="mapet-tests-")
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 import pytest
+
+
+def pytest_collection_finish() -> None:
+    """What was imported stays until the end: the garbage collector need not walk through it again and again."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
 
 
 @pytest.fixture(scope="session")
@@ -30,6 +38,14 @@ def small_fits_and_figures():
         patch.setattr(drawing, "DPI", 50)
         patch.setattr(gallery, "CODES", 3)
         patch.setattr(gallery, "PATCHES", 4)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nothing_outlives_a_power_cut():
+    """A test cannot take the power away; that what is written reaches the disk at once would only cost time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda _: None)
         yield
 
 
