@@ -101,9 +101,9 @@ def test_a_folder_of_that_name_is_not_taken_for_the_hub(tmp_path, monkeypatch):
         (
             OSError(errno.ENOSPC, "No space left on device"),
             StorageError,
-            r"No space left on device\. Make room there, or set HF_HOME",
+            r"No space left on device\. To go on, make room, or set HF_HOME",
         ),
-        (PermissionError(errno.EACCES, "Permission denied"), StorageError, r"Permission denied\. Make room"),
+        (PermissionError(errno.EACCES, "Permission denied"), StorageError, r"Permission denied\. To go on, make it writable"),
         (RuntimeError("Dataset scripts are no longer supported"), DataError, r"scripts are no longer supported.*hf download a/b"),
         (KeyError(), DataError, r"Cannot open hf://a/b: KeyError\."),
     ],

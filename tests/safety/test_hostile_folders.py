@@ -1,4 +1,4 @@
-"""F1, F2, F3, F4, F17, F18, F19: no verb runs code, uses the network or opens other files because a file says so, and each ends in words."""
+"""F1, F2, F3, F4, F17, F18, F19: no verb runs code, uses the network or opens files because a file says so."""
 
 from __future__ import annotations
 

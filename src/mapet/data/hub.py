@@ -21,7 +21,7 @@ from mapet.data.labels import check_pairable
 from mapet.data.rows import RowImages, Table, find_columns, silent_datasets
 from mapet.data.splits import SPLIT_NAMES, TRAIN, split_named
 from mapet.errors import DataError, StorageError
-from mapet.runtime.files import write_text
+from mapet.runtime.files import remedy, write_text
 from mapet.runtime.progress import say
 from mapet.runtime.regular import open_regular
 
@@ -126,8 +126,8 @@ def _no_access(location: str, address: HubAddress, error: Exception) -> DataErro
     reason = error.__cause__ if isinstance(error.__cause__, OSError) else error
     if isinstance(reason, OSError) and reason.errno in _NO_ROOM:
         return StorageError(
-            f"Cannot keep {location} in the cache {config.HF_DATASETS_CACHE}: {reason.strerror}. Make room there, or set HF_HOME "
-            "to another folder."
+            f"Cannot keep {location} in the cache {config.HF_DATASETS_CACHE}: {reason.strerror}. To go on, "
+            f"{remedy(reason)}, or set HF_HOME to another folder."
         )
     download = f"`hf download {address.name} --repo-type dataset --local-dir FOLDER`"
     words = f"Cannot open {location}: {' '.join(str(error).split()).rstrip('.!') or type(error).__name__}."

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 from mapet.data.labels import listed_classes
 from mapet.data.rows import Columns, RowImages, Table, find_columns
 from mapet.errors import DataError, StorageError
-from mapet.runtime.files import atomic_file
+from mapet.runtime.files import atomic_file, remedy
 from mapet.runtime.progress import ProgressBar, progress
 from mapet.runtime.regular import open_regular, read_text
 
@@ -96,10 +96,11 @@ def _unpack(files: Sequence[Path], columns: Sequence[Columns]) -> list[Dataset]:
                     _write_arrow(file, of_file.present, target, stamp)
                 bar.advance()
     except StorageError as error:
-        reason = getattr(error.__cause__, "strerror", None) or error
+        cause = error.__cause__ if isinstance(error.__cause__, OSError) else None
+        reason = (cause and cause.strerror) or error
         raise StorageError(
-            f"Cannot unpack {files[0]} into the cache {config.HF_DATASETS_CACHE}: {reason}. Make room there, or set "
-            "HF_DATASETS_CACHE to another folder."
+            f"Cannot unpack {files[0]} into the cache {config.HF_DATASETS_CACHE}: {reason}. To go on, "
+            f"{remedy(cause)}, or set HF_DATASETS_CACHE to another folder."
         ) from error
     return [*map(_opened, targets)]
 

@@ -19,6 +19,11 @@ from mapet.runtime.regular import open_regular
 MAY_NOT = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
+def remedy(error: OSError | None) -> str:
+    """What helps where nothing could be written: room, or permission."""
+    return "make it writable" if error is not None and error.errno in MAY_NOT else "make room"
+
+
 @contextmanager
 def storage_errors(path: Path) -> Iterator[None]:
     """Turns an OSError while writing `path` into a StorageError with the free space."""
@@ -29,10 +34,9 @@ def storage_errors(path: Path) -> Iterator[None]:
     except OSError as error:
         free = None if error.errno in MAY_NOT else _free_bytes(path)
         room = "" if free is None else f" {free / 2**20:.0f} MiB are free there."
-        remedy = "make it writable" if error.errno in MAY_NOT else "make room"
         raise StorageError(
-            f"Cannot write {path}: {error.strerror or error}.{room} What was written before is intact; {remedy} (or give another "
-            "--out) and run the same command again."
+            f"Cannot write {path}: {error.strerror or error}.{room} What was written before is intact; {remedy(error)} (or give "
+            "another --out) and run the same command again."
         ) from error
 
 
