@@ -8,7 +8,6 @@ import random
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +28,8 @@ from mapet.engine.checkpoint import newest_checkpoint, save_checkpoint
 from mapet.errors import UnreadableImageError
 from mapet.export.card import model_card
 from mapet.models.spec import BackboneSpec
-from mapet.report.html import overview, tables, write_report
+from mapet.report.facts import FEW, environment_tables, settings_tables
+from mapet.report.html import overview, write_report
 from mapet.runtime.run_directory import RunDirectory
 from mapet.token_store.build import build_store
 from mapet.token_store.read import TokenStore
@@ -183,8 +183,9 @@ def read_run(folder: Path) -> None:
     (run,) = open_runs([RunDirectory.existing(folder / "run")])
     run.environments, run.metrics, run.images_seen, run.training_seconds, run.results, run.settings  # noqa: B018
     warning_texts(run)
-    for section in (partial(overview, [run]), *tables([run]).values()):
-        section()
+    for runs in ([run], [run] * (FEW + 1)):
+        for section in (overview, settings_tables, environment_tables):
+            section(runs)
 
 
 def _card(folder: Path) -> None:
