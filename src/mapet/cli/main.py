@@ -105,8 +105,10 @@ def _run() -> int:
             stream.reconfigure(errors="backslashreplace")  # file names need not be UTF-8
     from mapet.cli.app import app
     from mapet.errors import MapetError
+    from mapet.runtime.allocator import keep_freed_memory
     from mapet.runtime.printable import PrintableText, printable
 
+    keep_freed_memory()
     try:
         with redirect_stdout(cast(TextIO, PrintableText(sys.stdout))):
             copy_context().run(app)  # what one command allows is not allowed to the next one of the same process
