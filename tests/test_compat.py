@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import json
 import subprocess
 import sys
 
 import pytest
 
 from mapet import compat
+from tests.command import environment
 
 PLAIN_IMPORT_WORKS = """
 import sys, torch
@@ -47,14 +49,39 @@ if not works:
 """
 
 
-@pytest.mark.parametrize(
-    "script",
-    [PLAIN_IMPORT_WORKS + ASK, PLAIN_IMPORT_WORKS + DECLARE + ASK, WITHOUT_OPERATORS + PLAIN_IMPORT_WORKS + BROKEN + ASK],
-    ids=["as installed", "working", "broken"],
-)
-def test_operators_are_declared_only_where_the_plain_import_fails(script: str) -> None:
-    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
-    assert ended.returncode == 0, ended.stderr
+SCRIPTS = {
+    "as installed": PLAIN_IMPORT_WORKS + ASK,
+    "working": PLAIN_IMPORT_WORKS + DECLARE + ASK,
+    "broken": WITHOUT_OPERATORS + PLAIN_IMPORT_WORKS + BROKEN + ASK,
+}
+# Each script in a process of its own, forked from one that has imported torch and no torchvision.
+FORK_EACH = """
+import json, os, sys, traceback
+import torch, torch._dynamo
+assert not {"torchvision", "timm", "mapet.compat"} & {*sys.modules}
+for name, script in json.loads(sys.argv[1]).items():
+    child = os.fork()
+    if child == 0:
+        try:
+            exec(script, {"__name__": "__main__"})
+        except BaseException:
+            print(name, traceback.format_exc(), flush=True)
+            os._exit(1)
+        os._exit(0)
+    print(name, os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), sep=": ", flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def printed() -> str:
+    command = [sys.executable, "-c", FORK_EACH, json.dumps(SCRIPTS)]
+    ended = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=120)
+    return ended.stdout + ended.stderr
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_operators_are_declared_only_where_the_plain_import_fails(name: str, printed: str) -> None:
+    assert f"{name}: 0" in printed.splitlines(), printed
 
 
 @pytest.mark.parametrize("error", [RuntimeError("CUDA driver is too old"), ImportError("no torchvision")])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import shlex
 import shutil
@@ -12,16 +13,20 @@ import pytest
 import torch
 from PIL import Image
 
+from mapet.tokenizers.features.coates import CoatesFeatures
 from tests.command import mapet
 from tests.data_root import CHECKOUT
 
 PAGES = sorted([CHECKOUT / "README.md", *(CHECKOUT / "docs").rglob("*.md")])
 TEXTS = [*PAGES, CHECKOUT / "CONTRIBUTING.md", *sorted((CHECKOUT / "src" / "mapet" / "config" / "recipes").glob("*.yaml"))]
+TRAINING = (
+    "--set training.steps=2 --set training.batch_size=4 --set training.warmup_epochs=0 --set training.warmup_steps=0 "
+    "--set backbone.options.depth=2 --set backbone.options.embed_dim=48 "
+    "--set tokenizer.vocab_size=8 --set tokenizer.max_images=16 --set mechanics.workers=0"
+)
 SHORTER = {
-    "pretrain": "--set training.steps=2 --set training.batch_size=4 --set training.warmup_epochs=0 --set training.warmup_steps=0 "
-    "--set backbone.options.depth=2 --set tokenizer.vocab_size=8 --set tokenizer.max_images=16 --set mechanics.workers=0",
-    "compare": "--set training.steps=2 --set training.batch_size=4 --set training.warmup_epochs=0 --set training.warmup_steps=0 "
-    "--set backbone.options.depth=2 --set tokenizer.vocab_size=8 --set tokenizer.max_images=16 --set mechanics.workers=0 --seeds 1",
+    "pretrain": TRAINING,
+    "compare": f"{TRAINING} --seeds 1",
     "fit": "--images 16 --points 900 --workers 0",
     "tokenize": "--workers 0",
     "evaluate": "--workers 0",
@@ -44,6 +49,17 @@ def commands(page: Path) -> list[str]:
 
 def python_blocks(page: Path) -> list[str]:
     return re.findall(r"^```python\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_filters():
+    """Tokenizers with 32 filters where the documentation names no other number."""
+    names = [*inspect.signature(CoatesFeatures.__init__).parameters]
+    with pytest.MonkeyPatch.context() as patch:
+        defaults = list(CoatesFeatures.__init__.__defaults__)
+        defaults[names.index("num_filters") - len(names)] = 32
+        patch.setattr(CoatesFeatures.__init__, "__defaults__", tuple(defaults))
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +91,8 @@ def run(line: str) -> None:
     if words[1] == "evaluate" and "--set" not in words:
         protocols = {protocol.partition(":")[0] for protocol in words[2].split(",")}
         shorter = " ".join([shorter, *(more for name, more in SHORTER_PROTOCOLS.items() if name in protocols)])
+    if "folder_tiny" in words:  # of images of 224 pixels
+        shorter += " --set image_size=128"
     if words[1:3] == ["tokenizer", "fit"]:
         words[words.index("-k") + 1] = "8"
     assert mapet(*words[1:], *shorter.split()) == 0, line

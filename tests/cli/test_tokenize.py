@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
+import io
+import json
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,7 @@ from mapet.token_store.format import write_header
 from mapet.token_store.read import TokenStore
 from mapet.tokenizers.random_projection import RandomProjection
 from tests.command import mapet
+from tests.distributed.ranks import run_ranks
 from tests.token_store.planted import change_one_pixel, write_images
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -79,19 +80,25 @@ def test_verify_tells_whether_a_store_is_right(folder: Path, capsys: pytest.Capt
     assert np.array_equal(np.load(store.path / "ids.npy"), ids)
 
 
-def test_two_processes_make_the_store_of_one_and_one_of_them_speaks(folder: Path) -> None:
+def tokenize_on_a_rank(folder: Path) -> tuple[int, str]:
+    """The exit code, and what is printed."""
+    with redirect_stdout(io.StringIO()) as printed:
+        code = mapet(*json.loads((folder / "words.json").read_text()))
+    return code, printed.getvalue()
+
+
+def test_two_processes_make_the_store_of_one_and_one_of_them_speaks(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     (folder / "0005.png").write_text("no image")
     one, two = folder.parent / "one", folder.parent / "two"
     words = [*command(folder, "--views", "3"), "--workers", "0", "--device", "cpu", "--max-unreadable", "1"]
     assert mapet(*words, "--out", one) == 0
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "mapet"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    ended = subprocess.run(
-        [*torchrun, *words, "--out", two], cwd=CHECKOUT, env=environment, capture_output=True, text=True, timeout=150
-    )
-    assert ended.returncode == 0, ended.stderr
-    assert ended.stdout.count("Token store:") == 1
-    assert ended.stdout.count("11 images") == 1
+    ranks = tmp_path_factory.mktemp("ranks")
+    (ranks / "words.json").write_text(json.dumps([str(word) for word in (*words, "--out", two)]))
+    ended = run_ranks("tests.cli.test_tokenize:tokenize_on_a_rank", 2, ranks)
+    assert [code for code, _ in ended] == [0, 0]
+    printed = "".join(text for _, text in ended)
+    assert printed.count("Token store:") == 1
+    assert printed.count("11 images") == 1
     for name in ("ids.npy", "keys.npy", "header.json"):
         assert (two / name).read_bytes() == (one / name).read_bytes()
     assert sorted(path.name for path in folder.parent.iterdir()) == ["images", "one", "tokenizer", "two"]

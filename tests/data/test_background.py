@@ -3,8 +3,6 @@
 import ast
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,7 +18,7 @@ from mapet.data.order import BatchItem, sequential_batches
 from mapet.data.regions import FixedCrop
 from mapet.data.views import FixedView, Rendering
 from mapet.errors import DataError, FailedRunError, SettingsError
-from tests.command import environment
+from tests.distributed.ranks import run_code
 
 
 class DyingImages(DigitImages):
@@ -138,9 +136,7 @@ print(sum(len(batch.keys) for batch in loader))
 """
 
 
-def test_signals_to_the_whole_group_print_nothing_in_workers():
+def test_signals_to_the_whole_group_print_nothing_in_workers(tmp_path):
     """F20: also in the moment in which they start."""
-    done = subprocess.run(
-        [sys.executable, "-c", INTERRUPTED], env=environment(), capture_output=True, text=True, start_new_session=True, timeout=120
-    )
-    assert (done.stdout, done.stderr) == ("40\n", "")
+    done = run_code(INTERRUPTED, tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "40\n", "")

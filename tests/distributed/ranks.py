@@ -12,6 +12,8 @@ import multiprocessing
 import os
 import signal
 import socket
+import subprocess
+import tempfile
 import time
 import traceback
 import warnings
@@ -73,6 +75,27 @@ def forked(function: Any, *arguments: Any) -> ForkServerProcess:
     process = _FORKS.Process(target=function, args=arguments)
     process.start()
     return process
+
+
+def run_code(code: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """What `python -c CODE` does in the folder `cwd` and a session of its own, with what `preloaded` imports already imported."""
+    with tempfile.TemporaryDirectory() as folder:
+        streams = [Path(folder, name) for name in ("stdout", "stderr")]
+        process = forked(_run_code, code, cwd, streams)
+        process.join(_SECONDS)
+        if process.is_alive():
+            process.kill()
+            process.join()
+        return subprocess.CompletedProcess(code, process.exitcode or 0, *(path.read_text() for path in streams))
+
+
+def _run_code(code: str, cwd: Path, streams: list[Path]) -> None:
+    os.setsid()
+    os.chdir(cwd)
+    for number, path in enumerate(streams, start=1):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), number)
+    multiprocessing.set_start_method(None, force=True)  # a forked process has that of its server, which would import all again
+    exec(compile(code, "<string>", "exec"), {"__name__": "__main__"})
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from mapet.engine import checkpoint
 from mapet.engine.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
 from mapet.errors import CheckpointError, StorageError
 from mapet.runtime import tensors
-from tests.command import environment
+from tests.distributed.ranks import run_code
 from tests.tiny import assert_equal_weights, tiny_settings, tiny_trainer, weights_of
 
 FILES = ("model.safetensors", "optimizer.safetensors", "checkpoint.json")
@@ -176,12 +176,14 @@ def test_a_full_disk_leaves_the_checkpoint_before(tmp_path: Path, where: str, fa
 
 
 FULL_DISK = """
-import resource, sys, torch
+import io, resource, sys, torch
 from pathlib import Path
 from tests.tiny import tiny_settings, tiny_store, tiny_trainer
 from mapet.errors import StorageError
 torch.set_num_threads(1)
 store = tiny_store(Path("store"))
+streams = sys.stdout, sys.stderr  # they go to files, which have the limit too
+sys.stdout, sys.stderr = io.StringIO(), io.StringIO()
 for limit in (1, 10_000):
     trainer = tiny_trainer(Path(f"run-{limit}"), store, tiny_settings(training__steps=6, mechanics__checkpoint_every=2))
     take = trainer.training_step
@@ -195,13 +197,14 @@ for limit in (1, 10_000):
     except StorageError as error:
         print(error)
     resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+for stream, text in zip(streams, (sys.stdout, sys.stderr)):
+    stream.write(text.getvalue())
 """
 
 
 def test_a_real_limit_on_file_sizes_stops_a_run_with_one_message(tmp_path: Path) -> None:
     """One byte: nothing can be written any more, metrics first; 10,000: metrics fit and the weights do not."""
-    command = [sys.executable, "-c", FULL_DISK]
-    ended = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=120)
+    ended = run_code(FULL_DISK, tmp_path)
     assert ended.returncode == 0, ended.stderr
     assert "Traceback" not in ended.stderr
     first, second = ended.stdout.splitlines()

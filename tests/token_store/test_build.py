@@ -4,8 +4,6 @@ import errno
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import textwrap
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,6 +19,7 @@ from mapet.errors import DataError, FailedRunError, StorageError, TokenizerError
 from mapet.token_store import build as build_module
 from mapet.token_store.build import build_store
 from mapet.token_store.read import TokenStore
+from tests.distributed.ranks import run_code
 from tests.token_store.planted import CountingTokenizer, build, contents, images_of, write_images
 
 
@@ -101,9 +100,8 @@ def test_kill_9_costs_one_part_at_most(folder: Path, tmp_path: Path) -> None:
         tokenizer.fail_after, tokenizer.failure = 12, Killed
         build(Path({str(folder)!r}), Path({str(tmp_path / "store")!r}), tokenizer)
     """
-    checkout = Path(__file__).resolve().parents[2]
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], cwd=checkout, capture_output=True, check=False)
-    assert done.returncode == -signal.SIGKILL, done.stderr.decode()
+    done = run_code(textwrap.dedent(script), tmp_path)
+    assert done.returncode == -signal.SIGKILL, done.stderr
     again = CountingTokenizer()
     build(folder, tmp_path / "store", again)
     assert again.images == 12  # 12 of 20 were tokenised, 8 of them saved

@@ -5,8 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import signal
-import subprocess
-import sys
 import textwrap
 from pathlib import Path
 
@@ -23,6 +21,7 @@ from mapet.token_store import merge as merge_module
 from mapet.token_store.parts import PartFolder
 from mapet.token_store.read import TokenStore
 from mapet.tokenizers.random_projection import RandomProjection
+from tests.distributed.ranks import run_code
 from tests.token_store.planted import CountingTokenizer, build, contents, images_of, write_images
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -163,8 +162,8 @@ def test_kill_9_costs_one_part_at_most(folder: Path, tmp_path: Path) -> None:
         tokenizer.fail_after, tokenizer.failure = 18, Killed
         build(Path({str(folder)!r}), Path({str(tmp_path / "store")!r}), tokenizer, regions={CROPS!r})
     """
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], cwd=CHECKOUT, capture_output=True, check=False)
-    assert done.returncode == -signal.SIGKILL, done.stderr.decode()
+    done = run_code(textwrap.dedent(script), tmp_path)
+    assert done.returncode == -signal.SIGKILL, done.stderr
     assert (tmp_path / ".store.lock").exists()
     again = CountingTokenizer()
     store = build(folder, tmp_path / "store", again, regions=CROPS)

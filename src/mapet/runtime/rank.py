@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeVar
-
-import torch
+from typing import TYPE_CHECKING, TypeVar
 
 from mapet.errors import SettingsError
+
+if TYPE_CHECKING:
+    import torch
 
 Item = TypeVar("Item")
 
@@ -32,6 +33,8 @@ class Processes:
 
     def device(self, device: torch.device | str) -> torch.device:
         """`device`, where "cuda" of several processes becomes this one's own GPU."""
+        import torch
+
         device = torch.device(device)
         own = device.type == "cuda" and device.index is None and self.world > 1
         return torch.device("cuda", self.local_rank) if own else device
