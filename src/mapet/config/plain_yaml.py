@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from copy import deepcopy
+from functools import cache
 from typing import Any
 
 import yaml
@@ -86,6 +88,12 @@ def parse_yaml(text: str, what: str) -> Any:
 
 def parse_own_yaml(text: str, what: str) -> Any:
     """The same of a file that comes with the package, which may use aliases and merges."""
+    return deepcopy(_of_the_package(text, what))
+
+
+@cache
+def _of_the_package(text: str, what: str) -> Any:
+    """Parsed once: its files do not change while a process runs."""
     return _load(text, what, _OwnLoader)
 
 
