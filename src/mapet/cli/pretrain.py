@@ -34,16 +34,18 @@ def pretrain(
     Fits a tokenizer and tokenises first where nothing is there yet. The same command continues an interrupted run exactly.
     """
     from mapet.config import load_recipe
-    from mapet.engine.warnings import read_warnings, standing_warnings, warnings_file
-    from mapet.pretraining.pretrain import pretrain as run_pretraining
-    from mapet.runtime.rank import this_process_is_first
 
     overrides = [*(set_ or [])]
     if max_unreadable is not None:
         overrides.append(f"mechanics.max_unreadable={max_unreadable}")
     if probe_every is not None:
         overrides.append(f"mechanics.probe_every={probe_every}")
-    settings = load_recipe(recipe, overrides)
+    settings = load_recipe(recipe, overrides)  # before torch is imported, which takes seconds
+
+    from mapet.engine.warnings import read_warnings, standing_warnings, warnings_file
+    from mapet.pretraining.pretrain import pretrain as run_pretraining
+    from mapet.runtime.rank import this_process_is_first
+
     monitors = []
     if settings.mechanics.probe_every is not None:
         from mapet.evaluation.online import OnlineProbe
