@@ -37,12 +37,12 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_number_of_processes_changes_nothing(
     tmp_path: Path, alone: Path, world: int, function: str, names: tuple[str, ...]
 ) -> None:
-    """With everything that is drawn at random: losses of all steps, and the weights."""
+    """With everything that is drawn at random: losses of 20 steps, and the weights."""
     tiny_store(tmp_path / "store")
     run_ranks(f"{MODULE}:{function}", world, tmp_path)
     for name in names:
         expected_losses = on_ranks.losses(alone / name)
-        assert len(expected_losses) == on_ranks.STEPS_OF_EACH
+        assert len(expected_losses) == on_ranks.STEPS
         assert on_ranks.losses(tmp_path / name) == pytest.approx(expected_losses, rel=1e-5), name
         expected = load_file(alone / f"{name}-0.safetensors")
         found = [load_file(tmp_path / f"{name}-{rank}.safetensors") for rank in range(world)]
