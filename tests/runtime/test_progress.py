@@ -9,7 +9,7 @@ from rich.console import Console
 
 from mapet.runtime import progress as module
 from mapet.runtime.printable import printable
-from mapet.runtime.progress import format_seconds, progress, say
+from mapet.runtime.progress import facts_once, format_seconds, progress, say, say_fact
 from tests.command import mapet
 
 
@@ -100,3 +100,13 @@ def test_a_command_without_standard_streams_ends_like_others(tmp_path, monkeypat
     for number, code in enumerate((0, 2)):
         words = ("tokenizer", "random", "--out", tmp_path / "a", "-k", "8", "--image-size", "16", "--patch-size", str(8 - number))
         assert mapet(*words) == code
+
+
+def test_a_fact_of_many_runs_is_said_once(capsys) -> None:
+    """Whatever else is said is said each time, and so is a fact outside of the block."""
+    with facts_once():
+        for _ in range(2):
+            say_fact("Holding out 2 images.")
+            say("Done.")
+    say_fact("Holding out 2 images.")
+    assert capsys.readouterr().err.splitlines() == ["Holding out 2 images.", "Done.", "Done.", "Holding out 2 images."]

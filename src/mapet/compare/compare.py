@@ -18,7 +18,7 @@ from mapet.compare.tuning import Tuning
 from mapet.errors import SettingsError, nearest
 from mapet.runtime.files import atomic_file, write_text
 from mapet.runtime.lock import only_writer
-from mapet.runtime.progress import format_seconds, say
+from mapet.runtime.progress import facts_once, format_seconds, say
 
 _SECONDS_BETWEEN_PAGES = 60.0
 BUDGETS = ("steps", "rows", "seconds")
@@ -112,7 +112,8 @@ class Comparison:
                 self.write(with_tokenizers=False)
                 written = time.monotonic()
 
-        failed = carry_out(self.manifest, self.tasks, self.tuning, part, write_now_and_then)
+        with facts_once():
+            failed = carry_out(self.manifest, self.tasks, self.tuning, part, write_now_and_then)
         self.write(failed)
         return failed
 

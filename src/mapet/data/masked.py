@@ -27,7 +27,7 @@ from mapet.data.splits import TRAIN, by_split, validation_part
 from mapet.data.tree import entries, holds_images, read_file, visible_folders
 from mapet.errors import DataError, UnreadableImageError
 from mapet.runtime.printable import few
-from mapet.runtime.progress import progress, say
+from mapet.runtime.progress import progress, say, say_fact
 from mapet.runtime.regular import read_text
 
 LAYOUT = (
@@ -286,7 +286,7 @@ def _hold_out(whole: MaskedImages) -> tuple[MaskedImages, MaskedImages]:
             f"{sum(held_out)} of the {len(whole)} images of {whole.location} would be held out (one in five, by content). Add "
             "images, or sort them into images/train and images/val."
         )
-    say(f"Holding out {sum(held_out):,} of {len(whole):,} images by content; images/train and images/val overrule it.")
+    say_fact(f"Holding out {sum(held_out):,} of {len(whole):,} images by content; images/train and images/val overrule it.")
     test = [index for index, out in enumerate(held_out) if out]
     return whole.only([index for index, out in enumerate(held_out) if not out]), whole.only(test)
 

@@ -24,7 +24,7 @@ from mapet.data.source import Concatenation, ImageSource, Subset, sample_keys, w
 from mapet.data.splits import part_named, validation_part
 from mapet.errors import DataError, NotAllowedError, nearest
 from mapet.registry import Registry, refuse_unless_allowed
-from mapet.runtime.progress import say
+from mapet.runtime.progress import say_fact
 
 SPLITS = ("train", "test", "all")
 HELD_OUT_SHARE = 0.2
@@ -174,7 +174,7 @@ def hold_out(source: ImageSource) -> tuple[ImageSource, ImageSource]:
         )
     known = with_keys(source)
     validation = np.array([bool(key) and int(key[:8], 16) < HELD_OUT_SHARE * 2**32 for key in sample_keys(known)], bool)
-    say(f"Holding out {validation.sum():,} of {len(source):,} images by content, for evaluation; train/ and val/ overrule it.")
+    say_fact(f"Holding out {validation.sum():,} of {len(source):,} images by content, for evaluation; train/ and val/ overrule it.")
     return Subset(known, np.flatnonzero(~validation)), Subset(known, np.flatnonzero(validation))
 
 

@@ -23,7 +23,7 @@ from mapet.health.token_floor import RunningCounts, TokenFloor, count_stored, fl
 from mapet.health.updates import UpdateMeter, ratios_by_group
 from mapet.models.backbone import image_size
 from mapet.objectives.base import TokenObjective
-from mapet.runtime.progress import say
+from mapet.runtime.progress import say, say_fact
 
 STEPS_BETWEEN_UPDATES = 10
 STEPS_BETWEEN_EVALUATIONS = 100
@@ -68,7 +68,7 @@ class VitalSigns(Monitor[PretrainContext]):
             else:
                 self._running = RunningCounts(objective.num_patches, objective.vocab_size, run.device)
         if self._band is not None:
-            say(self._band.expectation_message())
+            say_fact(self._band.expectation_message())
         self._rules = Rules(RunFacts.of(run), run.directory.read_metrics())
 
     def before_step(self, step: int, batch: Any) -> None:

@@ -25,7 +25,7 @@ from mapet.engine.step import StepSums
 from mapet.health.context import PretrainContext
 from mapet.objectives.base import Objective
 from mapet.pretraining.step import TrainingStep
-from mapet.runtime.progress import say
+from mapet.runtime.progress import say_fact
 from mapet.runtime.run_directory import RunDirectory
 from mapet.token_store.token_source import TokenSource
 
@@ -91,7 +91,7 @@ class PreTraining(Training[TokenisedBatch]):
         self.total_steps = training.steps or max(1, round((training.epochs or 0) * self.steps_per_epoch))
         self.warmup_steps = training.warmup_steps + round(training.warmup_epochs * self.steps_per_epoch)
         if self.warmup_steps >= self.total_steps:
-            say(
+            say_fact(
                 f"The warm-up of {self.warmup_steps:,} steps does not end within the {self.total_steps:,} steps of the run: the "
                 f"learning rate stays below training.lr ({training.lr:g}). Set training.warmup_epochs or warmup_steps lower."
             )

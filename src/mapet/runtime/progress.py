@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 
 from rich.console import Console, RenderableType
 from rich.progress import (
@@ -24,6 +25,8 @@ from mapet.runtime.rank import this_process_is_first
 
 SECONDS_BETWEEN_LINES = 10.0
 _SHARE_BETWEEN_LINES = 0.05  # of the time so far: a night in a log file is a hundred lines, and not thousands
+
+_told: ContextVar[set[str] | None] = ContextVar("told", default=None)
 
 console = Console(stderr=True, highlight=False)
 
@@ -128,6 +131,25 @@ def say(message: str) -> None:
     if not this_process_is_first():
         return
     console.print(printable(message), markup=False, soft_wrap=True)
+
+
+def say_fact(message: str) -> None:
+    """As `say`, of images or settings: inside `facts_once`, the same fact is not repeated."""
+    told = _told.get()
+    if told is None or message not in told:
+        say(message)
+    if told is not None:
+        told.add(message)
+
+
+@contextmanager
+def facts_once() -> Iterator[None]:
+    """Many runs on the same images: what `say_fact` says of them is said once."""
+    token = _told.set(set())
+    try:
+        yield
+    finally:
+        _told.reset(token)
 
 
 def format_seconds(seconds: float) -> str:
