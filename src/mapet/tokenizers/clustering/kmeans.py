@@ -87,11 +87,7 @@ def kmeans(
     data = _measured(_gathered(as_points(points), k, device, memory, sharded), k)
     settings = {"k": k, "seed": seed, "iterations": iterations, "restarts": restarts, "start": start, "tolerance": tolerance}
     if (values := few_values(data, k)) is not None:
-        say(f"The {data.total:,} points have {len(values):,} different values only: of {k:,} centroids no more are used.")
-        final, counts = exact_pass(data, values)
-        unused = k - len(values)
-        centroids = torch.cat([values, values[:1].expand(unused, -1)])
-        return KMeansResult(centroids, final, 0, torch.cat([counts, counts.new_zeros(unused)]), [final])
+        return _of_few_values(data, values, k)
     prints = gather_numbers(fingerprint(data.points)) if sharded else [fingerprint(data.points)]
     file = StateFile(checkpoint, {**settings, "points": data.total, "fingerprints": prints}, sharded)
     state = file.load(data.device)
@@ -106,6 +102,15 @@ def kmeans(
     centroids = data.restored(state.best)
     final, counts = exact_pass(data, centroids)
     return KMeansResult(centroids, final, len(state.best_history) - 1, counts, [*state.best_history[:-1], final])
+
+
+def _of_few_values(data: Data, values: Tensor, k: int) -> KMeansResult:
+    """The different values (v, d) of all points, v < k, as centroids."""
+    say(f"The {data.total:,} points have {len(values):,} different values only: of {k:,} centroids no more are used.")
+    final, counts = exact_pass(data, values)
+    unused = k - len(values)
+    centroids = torch.cat([values, values[:1].expand(unused, -1)])
+    return KMeansResult(centroids, final, 0, torch.cat([counts, counts.new_zeros(unused)]), [final])
 
 
 def _restart(
