@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from mapet.checkpoints.families import Family
@@ -16,6 +15,7 @@ from mapet.compat import Beit, VisionTransformer, timm
 from mapet.errors import ModelError
 from mapet.models.backbone import build_by_timm
 from mapet.models.vit import create_vit, is_beit
+from mapet.runtime.device import without_memory
 
 HEAD_DIM = 64
 _PLAIN = {192: "tiny", 384: "small", 768: "base", 1024: "large", 1280: "huge"}
@@ -178,7 +178,7 @@ def skeleton(name: str, options: Mapping[str, Any]) -> Any:
     Raises:
         ModelError: timm has no such model or refuses the options, or it is no ViT that is known here.
     """
-    with torch.device("meta"):
+    with without_memory():
         model = build_by_timm(name, **{key: value for key, value in options.items() if key != "img_size"})
         return model if isinstance(model, VisionTransformer | Beit) else create_vit(name)
 

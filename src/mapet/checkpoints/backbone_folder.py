@@ -21,6 +21,7 @@ from mapet.models.backbone import image_size
 from mapet.models.spec import BackboneSpec
 from mapet.models.vit import create_vit
 from mapet.models.weights import load_strictly
+from mapet.runtime.device import without_memory
 from mapet.runtime.files import atomic_directory, recover, sha256, write_json
 from mapet.runtime.json_files import read_json, sealed, unsealed
 from mapet.runtime.run_directory import RunDirectory
@@ -73,7 +74,7 @@ def _read_spec(path: Path) -> tuple[BackboneSpec, str]:
 
 def _compare_shapes(spec: BackboneSpec, weights: Path) -> None:
     """Refuses a description of other tensors than the file holds, before any memory is taken for them."""
-    with torch.device("meta"):
+    with without_memory():
         network = create_vit(spec.name, **spec.options)
     with open_tensors(weights) as file:
         shapes = {name: torch.empty(file.get_slice(name).get_shape(), device="meta") for name in file.keys()}  # noqa: SIM118

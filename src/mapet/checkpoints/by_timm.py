@@ -6,7 +6,6 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from mapet.checkpoints.contents import listing
@@ -15,6 +14,7 @@ from mapet.checkpoints.families import Family, Published
 from mapet.compat import timm
 from mapet.errors import ModelError
 from mapet.models.vit import create_vit
+from mapet.runtime.device import without_memory
 
 
 def translated_by_timm(tensors: Mapping[str, Tensor], model: str, options: Mapping[str, Any], title: str) -> Published:
@@ -29,7 +29,7 @@ def translated_by_timm(tensors: Mapping[str, Tensor], model: str, options: Mappi
     Raises:
         ModelError: timm cannot translate them either; the message lists what the file contains.
     """
-    with torch.device("meta"):
+    with without_memory():
         network = create_vit(model, **options)
     translate = sys.modules[timm.models.model_entrypoint(model).__module__].__dict__["checkpoint_filter_fn"]
     try:

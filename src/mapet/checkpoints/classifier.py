@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from mapet.checkpoints.archive import read_tensors, state_dict_of
@@ -29,6 +28,7 @@ from mapet.data.views import IMAGENET_MEAN, IMAGENET_STD
 from mapet.errors import ModelError, in_one_line, nearest
 from mapet.models.backbone import check_grid
 from mapet.models.weights import load_strictly
+from mapet.runtime.device import without_memory
 from mapet.runtime.files import sha256
 from mapet.runtime.json_files import read_json
 from mapet.runtime.run_directory import RunDirectory
@@ -238,7 +238,7 @@ def _size_of_positions(weights: Mapping[str, Tensor], timm_name: str) -> int | N
     table = weights.get("pos_embed")
     if table is None or table.ndim != 3:
         return None
-    with torch.device("meta"):
+    with without_memory():
         model = _build(timm_name, {})
     prefix = 0 if getattr(model, "no_embed_class", False) else getattr(model, "num_prefix_tokens", 1)
     side = round(max(table.shape[1] - prefix, 0) ** 0.5)

@@ -8,13 +8,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from mapet.checkpoints.architecture import HEAD_DIM
 from mapet.checkpoints.contents import listing
 from mapet.compat import timm
 from mapet.errors import ModelError
+from mapet.runtime.device import without_memory
 
 # Names of the release, and timm's for the same architecture.
 PUBLISHED = {f"vit_standard_{size}_patch16_224": f"vit_{size}_patch16_224" for size in ("tiny", "small", "base")}
@@ -118,7 +118,7 @@ def _plain_name(found: Mapping[str, int]) -> str:
 
 @cache
 def _facts_of(name: str) -> dict[str, int]:
-    with torch.device("meta"):
+    with without_memory():
         return vit_facts(timm.create_model(name).state_dict())
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from mapet.compat import Attention, Block, VisionTransformer, timm
 from mapet.errors import ModelError, in_one_line, nearest
+from mapet.runtime.device import without_memory
 
 _REFUSED_BY_TIMM = (TypeError, AssertionError, ValueError, ArithmeticError, RuntimeError, LookupError)
 
@@ -65,7 +66,7 @@ def _check_memory(name: str, options: Mapping[str, Any]) -> None:
     large = {key: value for key, value in options.items() if key in _LARGE and _number(value) > _LARGE[key]}
     if not large:
         return
-    with torch.device("meta"):
+    with without_memory():
         usual = cast(Any, timm.create_model(name))
     sizes = {
         "depth": len(getattr(usual, "blocks", ())),

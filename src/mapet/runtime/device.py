@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
 
 import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from mapet.errors import SettingsError
 
@@ -32,3 +36,22 @@ def choose_device(name: str = "auto") -> torch.device:
 def autocast(device: torch.device, precision: str) -> AbstractContextManager:
     """A context in which matrix products run in `precision`: "fp32" as they are, "bf16" under autocast."""
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
+
+
+class _Unfilled(TorchFunctionMode):
+    """Numbers are not drawn for tensors without memory; torch's Python code for that is slow."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in _FILLING and args[0].is_meta:
+            return args[0]
+        return func(*args, **(kwargs or {}))
+
+
+_FILLING = {Tensor.uniform_, Tensor.normal_, Tensor.erfinv_, Tensor.clamp_}
+
+
+@contextmanager
+def without_memory() -> Iterator[None]:
+    """Modules that are built in this block have shapes and no memory for their weights."""
+    with torch.device("meta"), _Unfilled():
+        yield

@@ -14,6 +14,7 @@ import mapet.compat  # noqa: F401  (repairs torchvision before transformers impo
 from mapet.errors import ModelError, TokenizerError, in_one_line
 from mapet.models.weights import load_strictly
 from mapet.registry import check_options
+from mapet.runtime.device import without_memory
 from mapet.tokenizers.base import Tokenizer, check_size
 
 HUB_NAME = "facebook/flava-image-codebook"
@@ -151,7 +152,7 @@ def _empty_encoder(hidden_size: int, blocks_per_group: int, vocab_size: int) -> 
     config = FlavaImageCodebookConfig(
         num_groups=_GROUPS, num_blocks_per_group=blocks_per_group, hidden_size=hidden_size, vocab_size=vocab_size
     )
-    with torch.device("meta"):
+    with without_memory():
         encoder = FlavaImageCodebook(config)
     encoder = encoder.to_empty(device=torch.get_default_device())
     for parameter in encoder.parameters():

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 
 from mapet.errors import NotAllowedError, TokenizerError, UsageError, in_one_line, nearest
+from mapet.runtime.device import without_memory
 from mapet.runtime.files import home_folder, recover
 from mapet.runtime.json_files import read_json
 from mapet.runtime.regular import open_regular
@@ -112,7 +112,7 @@ _DAMAGE = (UsageError, LookupError, TypeError, AttributeError, ArithmeticError, 
 
 def _compare_shapes(kind: type[Tokenizer], settings: Any, weights: Path) -> None:
     """Refuses settings whose tensors differ from those of the file, before memory is allocated for them."""
-    with torch.device("meta"):
+    with without_memory():
         expected = {name: tuple(value.shape) for name, value in kind.from_settings(settings).state_dict().items()}
     with open_tensors(weights) as file:
         found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mapet.errors import TokenizerError, in_one_line
+from mapet.runtime.device import without_memory
 from mapet.tokenizers.features.base import FeatureExtractor
 from mapet.tokenizers.features.feature_map import at_size, feature_map, num_layers, without_rest
 
@@ -81,7 +82,7 @@ def _layer_and_shape(
     if layer is not None and projection:
         raise TokenizerError("The projection belongs to the last layer. Give either a layer or the projection.")
     try:
-        with torch.device("meta"):
+        with without_memory():
             network, images = at_size(build(), image_size), torch.zeros(1, 3, image_size, image_size)
             layers = 0 if layer is None else num_layers(network, images)
             if layer is not None and not -layers <= layer < layers:

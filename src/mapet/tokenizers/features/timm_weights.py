@@ -7,13 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from mapet.checkpoints.archive import state_dict_of
 from mapet.compat import timm
 from mapet.errors import ModelError, TokenizerError
 from mapet.models.weights import load_strictly
+from mapet.runtime.device import without_memory
 
 _RESAMPLED = ("pos_embed", "patch_embed.proj.weight")
 
@@ -77,7 +77,7 @@ def _way_out(model: str, published: Mapping[str, Tensor]) -> str:
     """Which of CLIP's ResNets these are the weights of, or what else to do."""
     shapes = {name: value.to("meta") for name, value in published.items()}
     for other in timm.list_models("resnet*_clip"):
-        with torch.device("meta"):
+        with without_memory():
             network = timm.create_model(other, num_classes=0)
         found, counters = _in_names_of(network, other, shapes), _counters(network)
         own = {name: value for name, value in network.state_dict().items() if name not in counters}
