@@ -1,9 +1,9 @@
-"""An objective of your own: turn every image by 0, 90, 180 or 270 degrees and tell which (Gidaris et al., 2018), trained on digits.
+"""An objective of your own: images are turned by 0, 90, 180 or 270 degrees, and the turn is predicted (Gidaris et al., 2018).
 
     python examples/own_objective.py [RUN]
 
-An objective says what it draws (`corrupt`) and what it loses (`forward`); batches, accumulation, resuming, checkpoints and
-evaluation come with it. The suite in `tests/contracts` accepts this one.
+It is trained on digits. An objective defines what is drawn (`corrupt`) and its loss (`forward`); batches, accumulation, resuming,
+checkpoints and evaluation come with it. The suite in `tests/contracts` accepts this one.
 """
 
 from __future__ import annotations
