@@ -1,4 +1,4 @@
-"""Checks on the tree as a whole: no file past 400 lines, nothing large, no path of one machine."""
+"""Checks on the tree: no file past 400 lines, nothing large, no path of one machine, nothing that a command left behind."""
 
 from __future__ import annotations
 
@@ -9,6 +9,18 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 MOST_LINES, MOST_BYTES = 400, 3 * 2**20
+FOLDERS = {".ci", "benchmarks", "docs", "examples", "src", "tests"}
+FILES = {
+    ".gitignore",
+    "CHANGELOG.md",
+    "CONTRIBUTING.md",
+    "LICENSE",
+    "README.md",
+    "SECURITY.md",
+    "constraints.txt",
+    "dev",
+    "pyproject.toml",
+}
 MACHINE_PATH = re.compile(r"(^|[\"'`= (])(/(home|root|work|farm)/|\.\./shared)")
 
 
@@ -31,6 +43,11 @@ def main() -> None:
     names = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\n")
     files = [ROOT / name for name in names if name and (ROOT / name).is_file()]
     found = [complaint for path in files for complaint in complaints(path) if path != Path(__file__).resolve()]
+    tops = {path.relative_to(ROOT).parts[0] for path in files}
+    found += [
+        f"{ROOT / top}: no part of the project; if it is to be one, add it to {Path(__file__).name}"
+        for top in tops - FOLDERS - FILES
+    ]
     print("\n".join(found) or f"{len(files)} files: lengths, sizes and paths are fine")
     sys.exit(bool(found))
 
