@@ -103,9 +103,7 @@ def _run() -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # file names need not be UTF-8
-    os.environ.setdefault(
-        "OMP_WAIT_POLICY", "PASSIVE"
-    )  # read when torch is imported: idle threads leave the core to other programs
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read with torch: threads that wait leave the core to other programs
     from mapet.cli.app import app
     from mapet.errors import MapetError
     from mapet.runtime.allocator import keep_freed_memory

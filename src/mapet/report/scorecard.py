@@ -221,7 +221,7 @@ def environment_rows(environment: dict[str, Any]) -> list[list[str]]:
 MEANINGS = [
     [
         "Information that survives",
-        "Mutual information between the token of a patch and the token of the same patch after the image was changed:  "
+        "Mutual information between the token of a patch and the token of the same patch after the image was changed: "
         "the mean over flip, colour jitter, shift by 1/8 patch and noise. What pairs of different images share by chance is taken "
         "off. 0 for a codebook that has collapsed to one code, and for codes drawn at random. It ranks the tokenizers.",
     ],

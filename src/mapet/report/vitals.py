@@ -21,7 +21,7 @@ _SERIES: dict[str, tuple[str, Mapping[str, str], str]] = {
     "gain": (
         "Bits a token",
         {"bits_gained": "over token frequencies", "bits_from_image": "due to the image"},
-        "Over token frequencies: how far the training loss lies below their entropy. Owed to the image: how much better the "
+        "Over token frequencies: how far the training loss lies below their entropy. Due to the image: how much better the "
         "predictions for a few fixed images fit their own tokens than those of other images at the same positions; it stays at 0 "
         "where tokens and images do not belong together.",
     ),
