@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 
@@ -21,10 +20,13 @@ def run(tmp_path: Path) -> Path:
 def test_tokens_of_a_run_that_is_then_deleted(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ("--share", "0.5", "-k", "8", "--layer", "-2", "--workers", "0", "--restarts", "1")
     assert mapet("tokenizer", "fit", "digits", "--features", run, "--out", tmp_path / "tok", *arguments) == 0
-    report = json.loads(capsys.readouterr().out.partition("  ")[2])
-    assert report["points"] == report["images"] * 8
+    lines = capsys.readouterr().out.splitlines()
     shutil.rmtree(run)
     tokenizer = load_tokenizer(tmp_path / "tok")
+    report = tokenizer.fit_report
+    assert report["points"] == report["images"] * 8
+    assert lines[0].endswith("tok, 8 tokens for 4 x 4 patches")
+    assert lines[1].startswith(f"Its fit: images {report['images']:,}, points {report['points']:,}, seed 0")
     assert (tokenizer.image_size, tokenizer.grid_size) == (32, (4, 4))
     assert tokenizer.settings()["features"]["layer"] == 1
     assert {path.name for path in tmp_path.iterdir()} == {"tok"}

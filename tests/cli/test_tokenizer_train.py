@@ -25,7 +25,10 @@ def train(photos, *words: str) -> int:
 
 def test_a_tokenizer_that_can_be_used(photos, capsys):
     assert train(photos, "--teacher", "pixels", "--teacher-option", "dim=4") == 0
-    assert "used_codes" in capsys.readouterr().out
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].endswith("tok, 6 tokens for 2 x 2 patches")
+    assert "used codes " in lines[1]
+    assert lines[2].startswith("Next: mapet tokenize DATA --tokenizer")
     assert load_tokenizer(photos.parent / "tok").grid_size == (2, 2)
     assert mapet("tokenize", photos, "--tokenizer", photos.parent / "tok", "--out", photos.parent / "tokens", "--workers", "0") == 0
 

@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from mapet.engine.callbacks import Monitor, Observation
 from mapet.engine.warnings import Warnings, read_warnings, standing_warnings
+from mapet.errors import SettingsError
 from mapet.runtime.run_directory import RunDirectory
 from mapet.token_store.read import TokenStore
 from tests.tiny import tiny_settings, tiny_store, tiny_trainer
@@ -50,3 +52,26 @@ def test_a_fault_that_comes_back_is_said_again(tmp_path: Path) -> None:
     lines = read_warnings(RunDirectory(tmp_path))
     assert [(line["step"], line["message"]) for line in lines] == [(1, "bad"), (3, None), (5, "bad")]
     assert [line["name"] for line in standing_warnings(lines)] == ["odd"]
+
+
+def test_a_monitor_that_cannot_begin_ends_those_that_have(tmp_path: Path) -> None:
+    """An open record would get the entries of the next run of this process."""
+    calls: list[str] = []
+
+    class Recorder(Monitor):
+        def begin(self, run: Any) -> None:
+            calls.append("begin")
+
+        def end(self, finished: bool) -> None:
+            calls.append(f"end {finished}")
+
+    class Refusing(Recorder):
+        def begin(self, run: Any) -> None:
+            raise SettingsError("no key")
+
+    trainer = tiny_trainer(
+        tmp_path / "run", tiny_store(tmp_path / "store"), tiny_settings(), monitors=[Recorder(), Refusing(), Recorder()]
+    )
+    with pytest.raises(SettingsError, match="no key"):
+        trainer.run()
+    assert calls == ["begin", "end False"]

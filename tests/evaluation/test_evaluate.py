@@ -243,5 +243,7 @@ def test_lists_of_other_classes_are_refused() -> None:
 
 def test_images_with_masks_are_for_another_command(run: RunDirectory, tmp_path: Path) -> None:
     write_images(tmp_path / "data", " ".join(f"{part}/{n}.png" for part in ("images", "annotations") for n in range(20)))
-    with pytest.raises(DataError, match=r"images with masks, not classes\. Use `mapet evaluate segment`"):
+    with pytest.raises(
+        DataError, match=r"images with masks, not classes\. Use `mapet evaluate segment` for it, give images/ alone"
+    ):
         evaluate(run, str(tmp_path / "data"), [KNN()], device=CPU)

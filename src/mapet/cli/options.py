@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -62,13 +61,21 @@ Seed = Annotated[int, typer.Option(help="Determines every random draw.")]
 
 
 def print_tokenizer(out: Path, tokenizer: Tokenizer, unreadable: UnreadableImages) -> None:
-    """What was fitted or trained, from the first process; and what was skipped."""
+    """What was fitted or trained and how to use it, from the first process; and what was skipped."""
     from mapet.runtime.processes import this_process
 
     if this_process().rank == 0:
-        print(f"Tokenizer: {out}  {json.dumps(tokenizer.fit_report)}")
+        rows, columns = tokenizer.grid_size
+        facts = ", ".join(f"{name.replace('_', ' ')} {_short(value)}" for name, value in tokenizer.fit_report.items())
+        print(f"Tokenizer: {out}, {tokenizer.vocab_size:,} tokens for {rows} x {columns} patches")
+        print(f"Its fit: {facts}")
+        print(f"Next: mapet tokenize DATA --tokenizer {out} --out STORE    mapet codebook {out} DATA --out PAGE")
     if unreadable.summary():
         print(unreadable.summary())
+
+
+def _short(value: Any) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.4g}" if isinstance(value, float) else str(value)
 
 
 def located(data: str | None, address: str, split: str | None, class_depth: int | None) -> str | None:

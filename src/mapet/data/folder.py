@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from mapet.data.image_names import is_image_name, say_left_out, suffixes_in_words
-from mapet.data.labels import NAMES
+from mapet.data.labels import NAMES, refuse_masks
 from mapet.data.splits import split_named
 from mapet.data.tree import Walk, entries, loose_images, read_file, visible_folders
 from mapet.errors import DataError
@@ -99,10 +99,11 @@ class FolderImages:
             )
 
     def _refuse_parts(self, by_folder: dict[str, list[str]]) -> None:
-        """Refuses a few folders that all hold the same folders of images, as splits have that are named in another language."""
+        """Refuses a few folders that all hold the same folders of images: masks, or splits that are named in another language."""
         inner = {name: {file.partition("/")[0] for file in files if "/" in file} for name, files in by_folder.items()}
         alike = {frozenset(names) for names in inner.values()}
         if 2 <= len(inner) <= _MOST_PARTS and len(alike) == 1 and len(names := min(alike)) > 1:
+            refuse_masks(self._root, inner)
             raise DataError(
                 f"The {len(inner)} folders of {self._root} ({few(inner)}) hold the same folders of images: {few(sorted(names))}. "
                 "If they are parts of one collection, name them train/ and val/ or test/. If they are the classes, give "

@@ -6,7 +6,7 @@ Labels are paired by name. Numbers are taken as they are only where no names are
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -240,6 +240,19 @@ def check_pairable(train: Any, part: Any) -> None:
         raise DataError(
             f"The labels of {train.describe(0)} are class {kinds[0]}, those of {part.describe(0)} are class {kinds[1]}: which "
             "number is which class is not known. Put the class names, one a line, in labels.txt beside the numbers."
+        )
+
+
+def refuse_masks(location: object, folders: Collection[str]) -> None:
+    """Refuses to take the two folders of a segmentation set for classes.
+
+    Raises:
+        DataError: They are images/ and annotations/.
+    """
+    if {*folders} == {"images", "annotations"}:
+        raise DataError(
+            f"{location} has images/ and annotations/: images with masks, not classes. Use `mapet evaluate segment` for it, give "
+            "images/ alone to use the images without labels, or give a folder with one folder a class."
         )
 
 

@@ -8,7 +8,7 @@ gets a frozen `RunContext`, and never the training itself.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
@@ -114,11 +114,14 @@ class Callbacks:
 
     def __init__(self, monitors: Sequence[Monitor[Any]], run: RunContext, warnings: Warnings, kept: Mapping[str, Tensor]) -> None:
         self._monitors, self._model, self._warnings = monitors, run.model, warnings
-        for monitor in monitors:
-            monitor.begin(run)
-            prefix = _prefix(monitor)
-            if state := {name.removeprefix(prefix): value for name, value in kept.items() if name.startswith(prefix)}:
-                monitor.restore(state)
+        with ExitStack() as begun:  # ends them if a later one cannot begin
+            for monitor in monitors:
+                monitor.begin(run)
+                begun.callback(monitor.end, False)
+                prefix = _prefix(monitor)
+                if state := {name.removeprefix(prefix): value for name, value in kept.items() if name.startswith(prefix)}:
+                    monitor.restore(state)
+            begun.pop_all()
 
     def __enter__(self) -> Callbacks:
         return self

@@ -18,6 +18,7 @@ from torch import Tensor
 from mapet.compat import VisionTransformer
 from mapet.data.background import BackgroundBatches
 from mapet.data.batch import LoadedBatch
+from mapet.data.labels import refuse_masks
 from mapet.data.loader import ViewRenderer, make_loader
 from mapet.data.order import BatchItem, StepBatches, sequential_batches, shared
 from mapet.data.skipped import UnreadableImages, walk
@@ -339,11 +340,7 @@ def check_labels(source: ImageSource) -> None:
     Raises:
         DataError: There are no labels; the message has the ways to give them.
     """
-    if source.classes and {"images", "annotations"} <= set(source.classes):
-        raise DataError(
-            f"{source.location} has images/ and annotations/: images with masks, not classes. Use `mapet evaluate segment`, "
-            "or give a folder with one folder a class."
-        )
+    refuse_masks(source.location, source.classes or ())
     found = _too_few_classes(source)
     if found is not None:
         raise DataError(f"An evaluation needs labelled images of at least two classes; {source.location} has {found}")
