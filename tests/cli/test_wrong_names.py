@@ -1,36 +1,51 @@
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 PROGRAM = """
-import sys
+import contextlib, io, json, sys
 from mapet.cli.main import main
-try:
-    main()
-finally:
-    print("torch" in sys.modules)
+for words in json.loads(sys.argv[1]):
+    sys.argv[1:], said = words.split(), io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            main()
+    except SystemExit as end:
+        print(json.dumps([words, end.code, said.getvalue(), "torch" in sys.modules]))
 """
-
-
-@pytest.mark.parametrize(
-    "words",
-    [
-        "evaluate knnn RUN",
-        "evaluate linear:papr RUN",
-        "evaluate transfer:knnn RUN",
-        "pretrain digits --recipe digitz --out RUN",
-        "pretrain digits --recipe digits --set training.lrr=3 --out RUN",
-    ],
+WRONG_NAMES = (
+    "evaluate knnn run",
+    "evaluate linear:papr run",
+    "evaluate transfer:knnn run",
+    "pretrain digits --recipe digitz --out run",
+    "pretrain digits --recipe digits --set training.lrr=3 --out run",
 )
-def test_a_wrong_name_is_refused_before_torch_is_imported(words: str, tmp_path: Path) -> None:
-    command = [sys.executable, "-c", PROGRAM, *words.replace("RUN", str(tmp_path / "run")).split()]
-    found = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert (found.returncode, found.stdout) == (2, "False\n")
-    assert "Did you mean" in found.stderr
+NOTHING_THERE = (
+    "pretrain no/where --recipe digits --out run",
+    "tokenize no/where --tokenizer no/where --out run",
+    "tokenize digits --tokenizer no/where --out run",
+    "tokenizer fit no/where --out run",
+    "tokenizer train no/where --teacher pixels --out run",
+    "codebook no/where digits --out run",
+    "compare no/where --recipe digits --objectives mim --out run",
+    "evaluate knn no/where",
+    "evaluate knn random:vit_tiny_patch16_224 no/where",
+    "export no/where --to timm --out run",
+)
+
+
+def test_wrong_words_are_refused_before_torch_is_imported(tmp_path: Path) -> None:
+    """All in one process, as none of them imports it."""
+    command = [sys.executable, "-c", PROGRAM, json.dumps(WRONG_NAMES + NOTHING_THERE)]
+    printed = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    endings = [json.loads(line) for line in printed.splitlines()]
+    assert [words for words, *_ in endings] == [*WRONG_NAMES, *NOTHING_THERE]
+    for words, code, said, torch_is_imported in endings:
+        assert (code, torch_is_imported) == (2, False), words
+        assert ("Did you mean" if words in WRONG_NAMES else "no/where") in said, words
 
 
 def test_a_protocol_of_ones_own_needs_no_dot(tmp_path, monkeypatch) -> None:

@@ -17,7 +17,7 @@ from mapet.data.digits import DigitImages
 from mapet.data.masked import open_segmentation
 from mapet.errors import SettingsError
 from mapet.evaluation.presets import protocols_of
-from mapet.tokenizers.load import is_saved
+from mapet.tokenizers.place import is_saved
 from tests.tiny import LOCATION
 
 SMALLEST = ["training.steps=2", "training.warmup_steps=1", "tokenizer.num_points=400", "tokenizer.vocab_size=20"]

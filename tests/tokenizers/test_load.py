@@ -9,7 +9,8 @@ import torch
 
 import mapet
 from mapet.errors import TokenizerError
-from mapet.tokenizers.load import load_tokenizer, named_folder
+from mapet.tokenizers.load import load_tokenizer
+from mapet.tokenizers.place import named_folder
 from mapet.tokenizers.random_projection import RandomProjection
 
 

@@ -12,7 +12,8 @@ from torch import Tensor
 from mapet.checkpoints.archive import state_dict_of
 from mapet.checkpoints.backbone_folder import read_backbone
 from mapet.checkpoints.conversion import Conversion, convert
-from mapet.checkpoints.huggingface import PREFIX, fetch, is_hugging_face, read_model
+from mapet.checkpoints.huggingface import fetch, is_hugging_face, read_model
+from mapet.checkpoints.place import HUB, RANDOM, TIMM, require_place
 from mapet.compat import VisionTransformer, resolve_model_data_config
 from mapet.errors import ModelError
 from mapet.models.backbone import image_size
@@ -22,12 +23,7 @@ from mapet.runtime.json_files import read_json
 from mapet.runtime.progress import say
 from mapet.runtime.run_directory import RunDirectory
 
-RANDOM, TIMM = "random:", "timm:"
 CLASSES = "classes.json"
-ADDRESSES = (
-    "a run directory (the --out of `mapet pretrain`), a published checkpoint (a file), a folder of Hugging Face or timm, "
-    "hf://OWNER/NAME, timm:NAME for timm's weights, or random:NAME for a random initialisation"
-)
 
 
 @dataclass(frozen=True)
@@ -68,17 +64,16 @@ def load_backbone(address: str | Path, *, model: str | None = None, options: Map
         ModelError: There is none, or it is not what was written, or does not fit; what was expected and what was found.
     """
     text = str(address)
+    require_place(text)
     for prefix in (RANDOM, TIMM):
         if text.startswith(prefix):
             _refuse(model, text)
             return _by_name(text.removeprefix(prefix), prefix, dict(options or {}))
-    path = fetch(text) if text.startswith(PREFIX) else Path(address)
+    path = fetch(text) if text.startswith(HUB) else Path(address)
     if path.is_file():
         return _converted(_without_wrapper(state_dict_of(path)), text, model, options or {})
     if path.is_dir() and not (path / "model.json").is_file() and is_hugging_face(path):
         return _of_hugging_face(path, text, model, options or {})
-    if not path.exists():
-        raise ModelError(f"There is no backbone at {path}. Give {ADDRESSES}.")
     _refuse(model, text)
     if (path / "tokenizer.json").is_file():
         raise ModelError(f"{path} is a tokenizer, not a backbone. What it is worth: mapet evaluate tokens {path} DATA")

@@ -15,7 +15,6 @@ from mapet.errors import ModelError, in_one_line, nearest
 from mapet.runtime.json_files import read_json
 from mapet.runtime.progress import say
 
-PREFIX = "hf://"
 MODEL_TYPES = ("vit", "vit_mae", "dinov2", "dinov2_with_registers", "beit")
 _ADDRESS = re.compile(r"hf://(?P<name>[\w.-]+/[\w.-]+)(?:@(?P<revision>[^@\s]+))?/?")
 _SMALL = ["config.json", "preprocessor_config.json", "model.safetensors.index.json", "pytorch_model.bin.index.json"]

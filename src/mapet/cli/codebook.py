@@ -31,6 +31,11 @@ def codebook(
     allow: Allow = None,
 ) -> None:
     """Score tokenizers on the same images: use of codes, stability under small changes, information, example patches."""
+    from mapet.tokenizers.place import require_place
+
+    for tokenizer in tokenizers:
+        require_place(tokenizer)
+
     from mapet.data.skipped import UnreadableImages
     from mapet.data.sources import open_source
     from mapet.report.scorecard import CARD, FIGURES, Shown, write_scorecards

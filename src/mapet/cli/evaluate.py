@@ -66,13 +66,19 @@ def evaluate(
     allow: Allow = None,
 ) -> None:
     """Evaluate a backbone on labelled images, next to the same backbone at random initialisation."""
+    from mapet.checkpoints.place import require_place
     from mapet.cli.evaluate_transfer import is_transfer, protocol_title, transfer
-    from mapet.cli.target import kind_of, load_target
+    from mapet.cli.target import BACKBONE, kind_of, load_target
+    from mapet.data.sources import require_location
     from mapet.evaluation.presets import settings_of
 
     titles = [title.strip() for title in protocols.split(",") if title.strip()] or [""]
     for title in [protocol_title(titles[0])] if is_transfer(titles) else titles:
         settings_of(title)  # a wrong name is refused before the seconds that the imports below take
+    if is_transfer(titles) or kind_of(titles) == BACKBONE:
+        require_place(backbone)
+    if data is not None and not is_transfer(titles):
+        require_location(data)
 
     from mapet.config.recipes import parse_options
     from mapet.errors import SettingsError

@@ -30,6 +30,10 @@ def export(
 
     What was written is loaded again, and its outputs are compared with the original's.
     """
+    from mapet.checkpoints.place import require_place
+
+    require_place(backbone)
+
     from mapet.checkpoints.address import load_backbone
     from mapet.config.recipes import parse_options
     from mapet.export.export import FORMATS

@@ -13,10 +13,21 @@ if TYPE_CHECKING:
     from mapet.data.skipped import UnreadableImages
     from mapet.tokenizers.base import Tokenizer
 
+
+def _existing(data: str | None) -> str | None:
+    """Refuses images that are not there before the seconds that importing torch takes."""
+    if data is not None:
+        from mapet.data.sources import require_location
+
+        require_location(data)
+    return data
+
+
 Data = Annotated[
     str,
     typer.Argument(
         metavar="DATA",
+        callback=_existing,
         help="Folder of images (flat or one folder a class), Parquet or tar files (WebDataset; a folder, a file or a quoted "
         "pattern), CSV list, hf://datasets/OWNER/NAME, or 'digits'. #class-depth=2 behind a folder takes the folders two "
         "levels below it as classes.",

@@ -75,7 +75,7 @@ def _figure(name: str, data: str, out: Path, tokenizers: tuple[str, ...]) -> Non
     from mapet.cli.codebook import codebook
     from mapet.compare.grid import Cell, settings_of
     from mapet.compare.tokens import make_tokenizer
-    from mapet.tokenizers.load import is_saved
+    from mapet.tokenizers.place import is_saved
     from mapet.workflows.objectives import draw_objective
 
     if name == "fig2":

@@ -52,6 +52,10 @@ def tokenize(
 
     Several processes share the work: torchrun --nproc-per-node 8 -m mapet tokenize ...
     """
+    from mapet.tokenizers.place import require_place
+
+    require_place(tokenizer)
+
     from mapet.data.skipped import UnreadableImages
     from mapet.data.sources import open_source
     from mapet.runtime.device import choose_device

@@ -18,7 +18,8 @@ from mapet.errors import SettingsError, nearest
 from mapet.objectives import OBJECTIVES
 from mapet.registry import options_of
 from mapet.tokenizers.features.names import check_features_name
-from mapet.tokenizers.load import is_saved, load_tokenizer
+from mapet.tokenizers.load import load_tokenizer
+from mapet.tokenizers.place import is_saved
 
 RANDOM = "random initialisation"
 

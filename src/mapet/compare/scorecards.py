@@ -21,7 +21,8 @@ from mapet.report.survival import survival_figure
 from mapet.runtime.device import choose_device
 from mapet.runtime.progress import progress
 from mapet.token_store.keys import image_keys
-from mapet.tokenizers.load import fingerprint_of, is_saved, load_tokenizer
+from mapet.tokenizers.load import fingerprint_of, load_tokenizer
+from mapet.tokenizers.place import is_saved
 from mapet.tokenizers.scoring.score import draw_images, score_tokenizer
 
 _IMAGES = 500  # that the tokenizers are scored on

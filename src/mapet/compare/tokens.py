@@ -23,7 +23,8 @@ from mapet.runtime.lock import only_writer
 from mapet.runtime.progress import say
 from mapet.token_store.build import build_store
 from mapet.tokenizers.fit import fit_tokenizer
-from mapet.tokenizers.load import is_saved, load_tokenizer
+from mapet.tokenizers.load import load_tokenizer
+from mapet.tokenizers.place import is_saved
 
 _SECONDS_BETWEEN_TRIES = 5.0
 

@@ -93,6 +93,11 @@ def open_location(location: str | Path) -> Parts | None:
     return _open_groups(groups, address) if (groups := split_files(files)) else _by_column(_open_files(files, address))
 
 
+def is_location(place: str) -> bool:
+    """Whether a path or pattern has anything at it."""
+    return Path(place).exists() or bool(matching_files(place))
+
+
 def matching_files(pattern: str) -> list[Path]:
     """The files that a pattern names: {0000..0127} and {train,val} as in a shell, then * ? [...]; in order.
 

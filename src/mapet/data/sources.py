@@ -18,7 +18,7 @@ import numpy as np
 from mapet.data.address import DataAddress
 from mapet.data.folder import FolderImages
 from mapet.data.hub import PREFIX
-from mapet.data.locations import Parts, open_location
+from mapet.data.locations import Parts, is_location, open_location
 from mapet.data.named_sets import absolute_named, is_named_set
 from mapet.data.source import Concatenation, ImageSource, Subset, sample_keys, with_keys
 from mapet.data.splits import part_named, validation_part
@@ -61,6 +61,24 @@ def open_source(location: str | Path, split: str = "train") -> ImageSource:
     if split == "all":
         return Concatenation([train, *others], str(location)) if others else train
     return _part(_train_and_test(parts, location), split)
+
+
+def require_location(location: str | Path) -> None:
+    """Refuses a location where nothing is, without opening what is there; sooner than all that needs torch can be imported.
+
+    Raises:
+        DataError: As `open_source` does.
+    """
+    name = DataAddress.parse(location).place
+    if not (name in SOURCES or _is_factory(name) or is_named_set(name) or name.startswith(PREFIX) or is_location(name)):
+        raise _nothing_at(name)
+
+
+def _nothing_at(name: str) -> DataError:
+    return DataError(
+        f"There is no file or folder {name}. Give a folder of images, Parquet or tar files, hf://datasets/OWNER/NAME, or "
+        f"the name of an embedded set. {nearest(name, SOURCES)}"
+    )
 
 
 def open_splits(location: str | Path) -> tuple[ImageSource, ImageSource]:
@@ -124,10 +142,7 @@ def _open_location(location: str | Path) -> Parts:
         return {"": SOURCES.create(name)}
     parts = open_location(location)
     if parts is None:
-        raise DataError(
-            f"There is no file or folder {name}. Give a folder of images, Parquet or tar files, hf://datasets/OWNER/NAME, or "
-            f"the name of an embedded set. {nearest(name, SOURCES)}"
-        )
+        raise _nothing_at(name)
     if address.split is not None:
         part_named(parts, address.split, name)
     return parts

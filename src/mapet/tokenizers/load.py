@@ -7,20 +7,14 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from mapet.errors import NotAllowedError, TokenizerError, UsageError, in_one_line, nearest
+from mapet.errors import NotAllowedError, TokenizerError, UsageError, in_one_line
 from mapet.runtime.device import without_memory
-from mapet.runtime.files import home_folder, recover
+from mapet.runtime.files import recover
 from mapet.runtime.json_files import read_json
 from mapet.runtime.regular import open_regular
 from mapet.runtime.tensors import load_tensors, open_tensors
 from mapet.tokenizers.base import DESCRIPTION_FILE, FORMAT, TOKENIZERS, WEIGHTS_FILE, Tokenizer
-
-# What makes a tokenizer of each name; {folder} is the place of the name.
-_MAKE = {
-    "k-clip": "mapet tokenizer fit IMAGENET --preset k-clip --out {folder}",
-    "vq-kd": "mapet tokenizer convert vqkd_encoder_base_decoder_3x768x12_clip-d5036aa7.pth --out {folder}",
-    "dall-e": "mapet tokenizer convert facebook/flava-image-codebook --out {folder}",
-}
+from mapet.tokenizers.place import folder_of, require_place
 
 
 def load_tokenizer(tokenizer: Path | str) -> Tokenizer:
@@ -39,7 +33,7 @@ def load_tokenizer(tokenizer: Path | str) -> Tokenizer:
         from mapet.tokenizers.released import tokenizer_from_file
 
         return tokenizer_from_file(path)
-    return _load_folder(_folder(tokenizer))
+    return _load_folder(folder_of(tokenizer))
 
 
 def fingerprint_of(tokenizer: Path | str) -> str:
@@ -50,30 +44,7 @@ def fingerprint_of(tokenizer: Path | str) -> str:
     """
     if recover(tokenizer).is_file():
         return load_tokenizer(tokenizer).fingerprint
-    return str(_read_description(_folder(tokenizer)).get("fingerprint"))
-
-
-def _folder(tokenizer: Path | str) -> Path:
-    """The folder that a path or one of the names stands for; it need not exist where it is a path."""
-    path, name = recover(tokenizer), str(tokenizer)
-    if name in _MAKE and not path.exists():
-        path = recover(named_folder(name))
-        if not path.is_dir():
-            raise TokenizerError(
-                f"There is no tokenizer '{name}' on this machine: neither a folder of that name here nor {path}. To make it: "
-                f"{_MAKE[name].format(folder=path)}"
-            )
-    return path
-
-
-def is_saved(tokenizer: str) -> bool:
-    """Whether `tokenizer` names one that `load_tokenizer` is meant to find: a path that exists, or "k-clip", "vq-kd", "dall-e"."""
-    return tokenizer in _MAKE or (bool(tokenizer) and recover(tokenizer).exists())
-
-
-def named_folder(name: str) -> Path:
-    """Where a tokenizer is found by its name from anywhere: below MAPET_HOME, by default ~/.cache/mapet."""
-    return home_folder() / "tokenizers" / name
+    return str(_read_description(folder_of(tokenizer)).get("fingerprint"))
 
 
 def _load_folder(path: Path) -> Tokenizer:
@@ -125,11 +96,7 @@ def _compare_shapes(kind: type[Tokenizer], settings: Any, weights: Path) -> None
 
 def _read_description(path: Path) -> dict[str, Any]:
     """The content of tokenizer.json, checked as far as possible without its weights."""
-    if not path.is_dir():
-        raise TokenizerError(
-            f"There is no tokenizer at {path}. Give a folder made by `mapet tokenizer fit DATA --out FOLDER`, a published weights "
-            f"file, or a name. {nearest(path.name, _MAKE)}"
-        )
+    require_place(path)
     file = path / DESCRIPTION_FILE
     if not file.is_file():
         raise TokenizerError(
