@@ -141,12 +141,12 @@ _BOUNDS = {
 }
 
 
-def wanted(problems: Sequence[Mapping[str, Any]]) -> str:
+def allowed_values(problems: Sequence[Mapping[str, Any]]) -> str:
     """What is allowed where pydantic has found `problems` with one value, as the end of a sentence."""
-    return " or ".join(dict.fromkeys(map(_wanted, problems)))
+    return " or ".join(dict.fromkeys(map(_allowed_value, problems)))
 
 
-def _wanted(problem: Mapping[str, Any]) -> str:
+def _allowed_value(problem: Mapping[str, Any]) -> str:
     kind, context = problem["type"], problem.get("ctx", {})
     if kind in _BOUNDS:
         words, limit = _BOUNDS[kind]

@@ -17,7 +17,7 @@ from contextvars import ContextVar
 from types import SimpleNamespace
 from typing import Any, Generic, Literal, TypeVar, cast, get_args, get_origin, get_type_hints
 
-from mapet.errors import MapetError, NotAllowedError, SettingsError, nearest, wanted
+from mapet.errors import MapetError, NotAllowedError, SettingsError, allowed_values, nearest
 
 T = TypeVar("T")
 
@@ -195,7 +195,7 @@ def _checked_value(title: str, parameter: inspect.Parameter, value: Any, error: 
     try:
         return adapter.validate_python(value, strict=True)
     except ValidationError as problem:
-        allowed = f"Allowed: {wanted(problem.errors())}."
+        allowed = f"Allowed: {allowed_values(problem.errors())}."
     choices = [word for each in (parameter.annotation, *get_args(parameter.annotation)) for word in _words(each)]
     if choices and isinstance(value, str):
         allowed = nearest(value, choices)

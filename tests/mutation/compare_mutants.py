@@ -26,15 +26,15 @@ MUTANTS = [
     (
         "compare/normal-in-place-of-student",
         _STATISTICS_FILE,
-        "known = norm if math.isinf(freedom) else t(freedom)",
-        "known = norm",
+        "distribution = norm if math.isinf(freedom) else t(freedom)",
+        "distribution = norm",
         f"{_STATISTICS}::test_by_hand",
     ),
     (
         "compare/one-sided-p",
         _STATISTICS_FILE,
-        "p = 2 * float(known.sf(abs(mean) / error))",
-        "p = float(known.sf(abs(mean) / error))",
+        "p = 2 * float(distribution.sf(abs(mean) / error))",
+        "p = float(distribution.sf(abs(mean) / error))",
         f"{_STATISTICS}::test_intervals_cover_what_they_promise",
     ),
     (
@@ -68,8 +68,8 @@ MUTANTS = [
     (
         "compare/rows-in-place-of-their-inverse",
         "compare/carry_out.py",
-        "round(steps * cost[0] / own)",
-        "round(steps * own / cost[0])",
+        "round(steps * cost[0] / cell_cost)",
+        "round(steps * cell_cost / cost[0])",
         f"{_COMPARE}::test_equal_rows",
     ),
     (
@@ -82,8 +82,8 @@ MUTANTS = [
     (
         "tuning/the-worst-is-chosen",
         "compare/tuning.py",
-        "self.manifest.chosen[cell] = max(",
-        "self.manifest.chosen[cell] = min(",
+        "self.manifest.chosen_trials[cell] = max(",
+        "self.manifest.chosen_trials[cell] = min(",
         f"{_TASKS}::test_tuning_chooses_on_training_images_and_is_shown",
     ),
     (

@@ -13,7 +13,7 @@ from mapet.data.source import subset
 from mapet.data.sources import open_source
 from mapet.errors import SettingsError
 from mapet.report import scorecard
-from mapet.report.scorecard import Shown, rank, table_rows, write_scorecards
+from mapet.report.scorecard import CodeSelection, rank, table_rows, write_scorecards
 from mapet.report.survival import survival_figure
 from mapet.tokenizers.random_projection import RandomProjection
 from mapet.tokenizers.scoring.score import score_tokenizer
@@ -35,7 +35,7 @@ def test_best_tokenizer_comes_first(scored):
 
 
 def test_page_compares_and_shows(scored, tmp_path):
-    path = write_scorecards(scored, SOURCE, tmp_path / "out", shown=Shown(), seed=0)
+    path = write_scorecards(scored, SOURCE, tmp_path / "out", selection=CodeSelection(), seed=0)
     page = read(path)
     assert path == tmp_path / "out" / "codebook.html"
     assert page.headings[0] == "3 tokenizers on colours"
@@ -53,7 +53,7 @@ def test_page_compares_and_shows(scored, tmp_path):
 
 
 def test_file_holds_every_figure(scored, tmp_path):
-    write_scorecards(scored, SOURCE, tmp_path, shown=Shown(codes=(1,)), seed=5)
+    write_scorecards(scored, SOURCE, tmp_path, selection=CodeSelection(codes=(1,)), seed=5)
     content = json.loads((tmp_path / "scorecard.json").read_text())
     assert (content["format"], content["data"], content["seed"]) == (1, "colours", 5)
     assert content["environment"]["packages"]["mapet"]
@@ -87,23 +87,23 @@ def test_values_that_do_not_apply_are_dashes():
 
 
 @pytest.mark.parametrize(
-    ("shown", "names"),
+    ("selection", "names"),
     [
-        (Shown(), ["most-used", "usage"]),
-        (Shown(codes=(2, 0)), ["chosen", "usage"]),
-        (Shown(random=2), ["random", "usage"]),
-        (Shown(most_used=2, codes=(1,)), ["chosen", "most-used", "usage"]),
+        (CodeSelection(), ["most-used", "usage"]),
+        (CodeSelection(codes=(2, 0)), ["chosen", "usage"]),
+        (CodeSelection(random=2), ["random", "usage"]),
+        (CodeSelection(most_used=2, codes=(1,)), ["chosen", "most-used", "usage"]),
     ],
 )
-def test_galleries_are_those_asked_for(scored, tmp_path, shown, names):
-    write_scorecards(scored[1:2], SOURCE, tmp_path, shown=shown, seed=0)
+def test_galleries_are_those_asked_for(scored, tmp_path, selection, names):
+    write_scorecards(scored[1:2], SOURCE, tmp_path, selection=selection, seed=0)
     files = sorted(path.name for path in (tmp_path / "codebook-figures").iterdir())
     assert files == sorted([*(f"codebook-{name}-colours--3.png" for name in names), "survival.png"])
 
 
 def test_figures_of_an_older_page_are_gone(scored, tmp_path):
-    write_scorecards(scored, SOURCE, tmp_path, shown=Shown(), seed=0)
-    write_scorecards(scored[:1], SOURCE, tmp_path, shown=Shown(random=1), seed=0)
+    write_scorecards(scored, SOURCE, tmp_path, selection=CodeSelection(), seed=0)
+    write_scorecards(scored[:1], SOURCE, tmp_path, selection=CodeSelection(random=1), seed=0)
     assert {path.name for path in (tmp_path / "codebook-figures").iterdir()} == {
         "codebook-random-collapsed.png",
         "codebook-usage-collapsed.png",
@@ -114,13 +114,13 @@ def test_figures_of_an_older_page_are_gone(scored, tmp_path):
 def test_gallery_shows_the_images_that_were_judged():
     source = Listed([b"no image", *(SOURCE.read(index) for index in range(12))])
     entry = score_tokenizer(Colors(3), source, unreadable=UnreadableImages(1))
-    shown = scorecard.vocabulary_of(entry, source, seed=0)
+    vocabulary = scorecard.vocabulary_of(entry, source, seed=0)
     for index in (0, 7, 11):
-        blocks = shown.image(index).reshape(4, 8, 4, 8, 3).mean((1, 3))
-        np.testing.assert_array_equal(blocks.argmax(2), shown.ids[index])
+        blocks = vocabulary.image(index).reshape(4, 8, 4, 8, 3).mean((1, 3))
+        np.testing.assert_array_equal(blocks.argmax(2), vocabulary.ids[index])
 
 
 def test_unknown_codes_are_refused(scored, tmp_path):
     with pytest.raises(SettingsError, match="There is no code 4 in collapsed; allowed: 0 to 3"):
-        write_scorecards(scored[:1], SOURCE, tmp_path, shown=Shown(codes=(0, 4)), seed=0)
+        write_scorecards(scored[:1], SOURCE, tmp_path, selection=CodeSelection(codes=(0, 4)), seed=0)
     assert list(tmp_path.iterdir()) == []

@@ -108,9 +108,11 @@ def _by_name(name: str, prefix: str, options: dict[str, Any]) -> LoadedBackbone:
 
 
 def _of_hugging_face(folder: Path, title: str, model: str | None, options: Mapping[str, Any]) -> LoadedBackbone:
-    found = read_model(folder)
-    given = {**found.options, **options}
-    return _converted(found.tensors, title, model or found.model, given, found.normalisation, found.notes, True)
+    checkpoint = read_model(folder)
+    all_options = {**checkpoint.options, **options}
+    return _converted(
+        checkpoint.tensors, title, model or checkpoint.model, all_options, checkpoint.normalisation, checkpoint.notes, True
+    )
 
 
 def _converted(

@@ -83,19 +83,19 @@ class Architecture:
         patches, hidden = _shape(tensors, "patch_embed.proj.weight", 4), _shape(tensors, "blocks.0.mlp.fc1.weight", 2)
         back = _shape(tensors, "blocks.0.mlp.fc2.weight", 2)
         registers, token = _count(tensors, "reg_token"), _count(tensors, "cls_token")
-        own, shared = (_table(tensors, f"{stem}.relative_position_bias_table") for stem in ("blocks.0.attn", "rel_pos_bias"))
+        per_block, shared = (_table(tensors, f"{stem}.relative_position_bias_table") for stem in ("blocks.0.attn", "rel_pos_bias"))
         absolute = "pos_embed" in tensors
-        if not (absolute or own or shared):
+        if not (absolute or per_block or shared):
             raise ModelError("The weights have neither pos_embed nor relative positions, one of which every ViT here has.")
         rows = _shape(tensors, "pos_embed", 3)[1] if absolute else 0
         prefix = _prefix(rows, token, registers, patches[2:], apart) if absolute else registers + token
-        num_patches = rows - prefix if absolute else _patches_of(own or shared)
+        num_patches = rows - prefix if absolute else _patches_of(per_block or shared)
         return cls(
             width=patches[0],
             depth=_depth(tensors),
             patch=(patches[2], patches[3]),
             hidden=hidden[0],
-            heads=(own or shared or (0, None))[1],
+            heads=(per_block or shared or (0, None))[1],
             num_patches=num_patches,
             classes=_shape(tensors, "head.weight", 2)[0] if "head.weight" in tensors else 0,
             pool="avg" if "fc_norm.weight" in tensors or not token else "token",
@@ -104,7 +104,7 @@ class Architecture:
             registers=registers,
             prefix_positions=prefix,
             qkv_bias="blocks.0.attn.qkv.bias" in tensors or "blocks.0.attn.q_bias" in tensors,
-            relative="own" if own else "shared" if shared else None,
+            relative="own" if per_block else "shared" if shared else None,
             absolute=absolute,
             gated=hidden[0] == 2 * back[1],
             channels=patches[1],
@@ -131,25 +131,27 @@ class Architecture:
         return side, side
 
 
-def timm_name(found: Architecture, family: Family) -> str:
+def timm_name(architecture: Architecture, family: Family) -> str:
     """The name that timm has for the model that comes closest; what differs are options."""
-    if found.width in family.models and (found.relative or not is_beit(family.models[found.width])):
-        return family.models[found.width]
-    if found.relative:
+    if architecture.width in family.models and (architecture.relative or not is_beit(family.models[architecture.width])):
+        return family.models[architecture.width]
+    if architecture.relative:
         return "beit_base_patch16_224"
-    if found.gated:
+    if architecture.gated:
         return "vit_giant_patch14_dinov2"
-    size, patch = _PLAIN.get(found.width, "tiny"), found.patch[0]
+    size, patch = _PLAIN.get(architecture.width, "tiny"), architecture.patch[0]
     name = f"vit_{size}_patch{patch}_224"
     return name if timm.is_model(name) else "vit_huge_patch14_224" if size == "huge" else f"vit_{size}_patch16_224"
 
 
-def timm_options(name: str, found: Architecture, family: Family, requested: Mapping[str, Any], *, strictly: bool) -> dict[str, Any]:
+def timm_options(
+    name: str, architecture: Architecture, family: Family, requested: Mapping[str, Any], *, strictly: bool
+) -> dict[str, Any]:
     """Keyword arguments with which timm's model `name` takes the weights.
 
     Args:
         name: A timm model.
-        found: What the weights belong to.
+        architecture: What the weights belong to.
         family: Where they come from.
         requested: Keyword arguments that the user gave; they come first.
         strictly: The user named the model: width, depth, patch and MLP must be those of the model.
@@ -159,16 +161,16 @@ def timm_options(name: str, found: Architecture, family: Family, requested: Mapp
     """
     model = skeleton(name, requested)
     usual = Architecture.of(model.state_dict(), apart=getattr(model, "no_embed_class", False))
-    if found.pre_norm != usual.pre_norm:
-        raise ModelError(_pre_norm_question(found, name if strictly else ""))
-    sizes = _sizes(found, model, requested)
+    if architecture.pre_norm != usual.pre_norm:
+        raise ModelError(_pre_norm_question(architecture, name if strictly else ""))
+    sizes = _sizes(architecture, model, requested)
     if strictly:
-        _check_sizes(name, usual, found)
+        _check_sizes(name, usual, architecture)
         sizes = {key: value for key, value in sizes.items() if key == "img_size"}
-    classes = {} if found.classes == usual.classes else {"num_classes": found.classes}
-    options = sizes | classes | _parts(found, usual, family, is_beit(name))
+    classes = {} if architecture.classes == usual.classes else {"num_classes": architecture.classes}
+    options = sizes | classes | _parts(architecture, usual, family, is_beit(name))
     if not is_beit(name):
-        options |= _last_norm(found, usual, family, requested)
+        options |= _last_norm(architecture, usual, family, requested)
     return {**options, **requested}
 
 
@@ -183,7 +185,7 @@ def skeleton(name: str, options: Mapping[str, Any]) -> Any:
         return model if isinstance(model, VisionTransformer | Beit) else create_vit(name)
 
 
-def told_apart(tensors: Mapping[str, Tensor], options: Mapping[str, Any]) -> bool | None:
+def apart_by_options(tensors: Mapping[str, Tensor], options: Mapping[str, Any]) -> bool | None:
     """Whether the positions of `tensors` are those of patches only, where the user's options determine it.
 
     `no_embed_class` does, and so does an image size that one reading fits.
@@ -211,11 +213,11 @@ def cells(image_size: Any, patch: Sequence[int]) -> tuple[int, int]:
     return sides[0] // patch[0], sides[1] // patch[1]
 
 
-def _last_norm(found: Architecture, usual: Architecture, family: Family, requested: Mapping[str, Any]) -> dict[str, Any]:
+def _last_norm(actual: Architecture, usual: Architecture, family: Family, requested: Mapping[str, Any]) -> dict[str, Any]:
     """The options that keep the one trained norm behind the blocks where timm would put another in its place."""
-    if len(found.norms) != 1:
-        return {"final_norm": False} if not found.norms and family.apart is None else {}
-    pool, averaged = requested.get("global_pool", found.pool), found.norms == ("fc_norm",)
+    if len(actual.norms) != 1:
+        return {"final_norm": False} if not actual.norms and family.apart is None else {}
+    pool, averaged = requested.get("global_pool", actual.pool), actual.norms == ("fc_norm",)
     if "global_pool" in requested and not averaged:  # fine-tuning on the mean of the patches begins with a norm of its own
         return {}
     overridden = (usual.norms == ("fc_norm",)) != (usual.pool == "avg")
@@ -258,19 +260,19 @@ def _depth(tensors: Mapping[str, Tensor]) -> int:
     return len(blocks)
 
 
-def _sizes(found: Architecture, model: Any, requested: Mapping[str, Any]) -> dict[str, Any]:
+def _sizes(actual: Architecture, model: Any, requested: Mapping[str, Any]) -> dict[str, Any]:
     """Options of width, depth, heads, patch and image size that differ from those of the model."""
-    patch, (rows, columns) = found.patch, found.grid(requested.get("img_size"))
+    patch, (rows, columns) = actual.patch, actual.grid(requested.get("img_size"))
     image = (rows * patch[0], columns * patch[1])
     first = model.blocks[0]
-    heads = found.heads or requested.get("num_heads") or (first.attn.num_heads if model.embed_dim == found.width else None)
+    heads = actual.heads or requested.get("num_heads") or (first.attn.num_heads if model.embed_dim == actual.width else None)
     if heads is None:
-        if found.width % HEAD_DIM:
+        if actual.width % HEAD_DIM:
             raise ModelError(
-                f"The weights do not contain the number of heads, and the width {found.width} is no multiple of {HEAD_DIM}, the "
+                f"The weights do not contain the number of heads, and the width {actual.width} is no multiple of {HEAD_DIM}, the "
                 "usual width of a head. Give options num_heads=N."
             )
-        heads = found.width // HEAD_DIM
+        heads = actual.width // HEAD_DIM
     present = {
         "img_size": tuple(model.patch_embed.img_size),
         "patch_size": tuple(model.patch_embed.patch_size),
@@ -278,42 +280,42 @@ def _sizes(found: Architecture, model: Any, requested: Mapping[str, Any]) -> dic
         "depth": len(model.blocks),
         "num_heads": first.attn.num_heads,
     }
-    sizes = {"img_size": image, "patch_size": patch, "embed_dim": found.width, "depth": found.depth, "num_heads": heads}
+    sizes = {"img_size": image, "patch_size": patch, "embed_dim": actual.width, "depth": actual.depth, "num_heads": heads}
     options: dict[str, Any] = {key: _side(value) for key, value in sizes.items() if value != present[key]}
-    if first.mlp.fc1.out_features / model.embed_dim != found.hidden / found.width:
-        ratio = found.hidden / found.width
-        options["mlp_ratio"] = ratio if int(found.width * ratio) == found.hidden else (found.hidden + 0.5) / found.width
+    if first.mlp.fc1.out_features / model.embed_dim != actual.hidden / actual.width:
+        ratio = actual.hidden / actual.width
+        options["mlp_ratio"] = ratio if int(actual.width * ratio) == actual.hidden else (actual.hidden + 0.5) / actual.width
     return options
 
 
-def _parts(found: Architecture, usual: Architecture, family: Family, beit: bool) -> dict[str, Any]:
+def _parts(actual: Architecture, usual: Architecture, family: Family, beit: bool) -> dict[str, Any]:
     """Options of what a ViT may have or not, as far as they differ from the usual."""
     parts: dict[str, tuple[Any, Any, Any]] = {
-        "global_pool": (found.pool, usual.pool, found.pool),
-        "qkv_bias": (found.qkv_bias, usual.qkv_bias, found.qkv_bias),
-        "init_values": (found.scaled, usual.scaled, family.init_values if found.scaled else None),
+        "global_pool": (actual.pool, usual.pool, actual.pool),
+        "qkv_bias": (actual.qkv_bias, usual.qkv_bias, actual.qkv_bias),
+        "init_values": (actual.scaled, usual.scaled, family.init_values if actual.scaled else None),
     }
     if beit:
         parts |= {
-            "use_abs_pos_emb": (found.absolute, usual.absolute, found.absolute),
-            "use_rel_pos_bias": (found.relative == "own", usual.relative == "own", found.relative == "own"),
-            "use_shared_rel_pos_bias": (found.relative == "shared", usual.relative == "shared", found.relative == "shared"),
+            "use_abs_pos_emb": (actual.absolute, usual.absolute, actual.absolute),
+            "use_rel_pos_bias": (actual.relative == "own", usual.relative == "own", actual.relative == "own"),
+            "use_shared_rel_pos_bias": (actual.relative == "shared", usual.relative == "shared", actual.relative == "shared"),
         }
     else:
-        apart, usually_apart = (bool(one.class_token or one.registers) and not one.prefix_positions for one in (found, usual))
+        apart, usually_apart = (bool(one.class_token or one.registers) and not one.prefix_positions for one in (actual, usual))
         parts |= {
-            "in_chans": (found.channels, usual.channels, found.channels),
-            "proj_bias": (found.proj_bias, usual.proj_bias, found.proj_bias),
-            "class_token": (found.class_token, usual.class_token, found.class_token),
-            "reg_tokens": (found.registers, usual.registers, found.registers),
+            "in_chans": (actual.channels, usual.channels, actual.channels),
+            "proj_bias": (actual.proj_bias, usual.proj_bias, actual.proj_bias),
+            "class_token": (actual.class_token, usual.class_token, actual.class_token),
+            "reg_tokens": (actual.registers, usual.registers, actual.registers),
             "no_embed_class": (apart, usually_apart, apart),
         }
     return {name: value for name, (here, there, value) in parts.items() if here != there}
 
 
-def _pre_norm_question(found: Architecture, name: str) -> str:
+def _pre_norm_question(architecture: Architecture, name: str) -> str:
     """What to ask for where a norm in front of the blocks leaves several models, which differ in what weights do not tell."""
-    if not found.pre_norm:
+    if not architecture.pre_norm:
         return f"'{name}' has a norm in front of the blocks (norm_pre), and these weights have none. Give another model, or none."
     named = f"'{name}' has none" if name else "what else differs is not told by weights"
     return (
@@ -324,16 +326,16 @@ def _pre_norm_question(found: Architecture, name: str) -> str:
     )
 
 
-def _check_sizes(model: str, expected: Architecture, found: Architecture) -> None:
+def _check_sizes(model: str, expected: Architecture, actual: Architecture) -> None:
     titles = {"width": "width", "depth": "depth", "patch": "patch size", "hidden": "width of the MLP", "heads": "heads"}
-    pairs = {title: (getattr(expected, name), getattr(found, name)) for name, title in titles.items()}
+    pairs = {title: (getattr(expected, name), getattr(actual, name)) for name, title in titles.items()}
     wrong = [
         f"{title} {_side(one)} expected, {_side(other)} found"
         for title, (one, other) in pairs.items()
         if one != other and one is not None and other is not None
     ]
-    if (expected.relative is None) != (found.relative is None):
-        one, other = ("relative" if each.relative else "absolute" for each in (expected, found))
+    if (expected.relative is None) != (actual.relative is None):
+        one, other = ("relative" if each.relative else "absolute" for each in (expected, actual))
         wrong.append(f"{one} positions expected, {other} ones found")
     if wrong:
         raise ModelError(f"These weights are not those of '{model}': {'; '.join(wrong)}. Give another model, or none.")

@@ -106,14 +106,14 @@ def _read_any(path: Path, keys: Sequence[str]) -> dict[str, Tensor]:
             return load_tensors(path)
         zipped, legacy = start.startswith(_ZIP_START), start.startswith(b"\x80") and _LEGACY_NUMBER in start
         if not zipped and not legacy:
-            found = start[:8].hex(" ") or "nothing"
-            raise ModelError(f"it begins with {found}, as neither safetensors nor torch.save nor TorchScript does")
+            first_bytes = start[:8].hex(" ") or "nothing"
+            raise ModelError(f"it begins with {first_bytes}, as neither safetensors nor torch.save nor TorchScript does")
         with mmap(file.fileno(), 0, access=ACCESS_READ) as mapped:
             tree = _open_zip(mapped, path) if zipped else _open_legacy(mapped, path)
-    found = flatten(subtree(tree, keys))
-    _check_sizes(found, path.stat().st_size)
+    tensors = flatten(subtree(tree, keys))
+    _check_sizes(tensors, path.stat().st_size)
     # where numbers are not aligned, as in a zip that another program wrote, they are copied
-    return {name: value.clone() if value.data_ptr() % value.itemsize else value for name, value in found.items()}
+    return {name: value.clone() if value.data_ptr() % value.itemsize else value for name, value in tensors.items()}
 
 
 def _open_zip(mapped: mmap, path: Path) -> Any:
@@ -155,11 +155,11 @@ def _copy(mapped: mmap, records: Mapping[str, _Record], pickled: bytes) -> io.By
     torch.load would hand a file with code to torch.jit.load, which compiles it.
     """
     copy = io.BytesIO()
-    with zipfile.ZipFile(copy, "w") as kept:
-        kept.writestr("archive/data.pkl", pickled)
+    with zipfile.ZipFile(copy, "w") as archive:
+        archive.writestr("archive/data.pkl", pickled)
         for name, record in records.items():
             if name in ("version", "byteorder") or name.startswith("data/"):
-                kept.writestr(f"archive/{name}", mapped[record.start : record.start + record.length])
+                archive.writestr(f"archive/{name}", mapped[record.start : record.start + record.length])
     copy.seek(0)
     return copy
 

@@ -16,7 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from mapet.compat import VisionTransformer
-from mapet.errors import ModelError, wanted
+from mapet.errors import ModelError, allowed_values
 from mapet.models.backbone import image_size
 from mapet.models.spec import BackboneSpec
 from mapet.models.vit import create_vit
@@ -68,7 +68,7 @@ def _read_spec(path: Path) -> tuple[BackboneSpec, str]:
     except (ValidationError, ModelError) as error:
         reason = error.errors()[0] if isinstance(error, ValidationError) else str(error)
         if isinstance(reason, dict):
-            reason = f"{'.'.join(map(str, reason['loc']))} is not {wanted([reason])}."
+            reason = f"{'.'.join(map(str, reason['loc']))} is not {allowed_values([reason])}."
         raise ModelError(f"{path} is damaged, or no description of a backbone: {reason} Get or write the folder again.") from None
 
 

@@ -36,8 +36,8 @@ def translated_by_timm(tensors: Mapping[str, Tensor], model: str, options: Mappi
         translated: dict[str, Tensor] = translate(dict(tensors), network)
     except (KeyError, IndexError, AttributeError, RuntimeError, TypeError, ValueError):  # made for other names than these
         translated = {}
-    own = network.state_dict()
-    entries = _traced(tensors, {name: value for name, value in translated.items() if name in own})
+    expected = network.state_dict()
+    entries = _traced(tensors, {name: value for name, value in translated.items() if name in expected})
     if not entries:
         raise ModelError(f"{title} is no checkpoint of '{model}', nor any other that is known here. It contains {listing(tensors)}")
     used = {source for entry in entries.values() for source in entry.sources}

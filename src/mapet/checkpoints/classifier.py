@@ -131,7 +131,7 @@ def load_classifier(
     if isinstance(model, VisionTransformer | Beit) and not hasattr(model.patch_embed, "backbone"):  # as hybrids have
         check_grid(model.patch_embed)
     check_fit(weights, model, name, path, published=published)
-    load_strictly(model, _in_own_names(weights, model), file=path, way_out=_MISFIT)
+    load_strictly(model, _in_model_names(weights, model), file=path, way_out=_MISFIT)
     preprocessing = _preprocessing(model, published or name in PUBLISHED)
     return Classifier(model.eval().requires_grad_(False), name, preprocessing, options["num_classes"], path, digest, names)
 
@@ -252,10 +252,10 @@ def _build(name: str, options: Mapping[str, Any]) -> nn.Module:
         raise ModelError(f"timm cannot build '{name}' with {dict(options)}: {in_one_line(error)}.") from error
 
 
-def _in_own_names(weights: Mapping[str, Tensor], model: Any) -> Mapping[str, Tensor]:
+def _in_model_names(weights: Mapping[str, Tensor], model: Any) -> Mapping[str, Tensor]:
     """The weights as they are where they fit; else as timm translates them (other names, positions of another image size)."""
-    own = model.state_dict()
-    if weights.keys() == own.keys() and all(weights[name].shape == own[name].shape for name in own):
+    expected = model.state_dict()
+    if weights.keys() == expected.keys() and all(weights[name].shape == expected[name].shape for name in expected):
         return weights
     translate = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
     try:

@@ -44,11 +44,11 @@ def released_name(weights: Mapping[str, Tensor], path: Path, published: bool) ->
     Raises:
         ModelError: They are not of the release; names the model of timm that has their shapes, if there is one.
     """
-    found = vit_facts(weights)
-    name = next((name for name, plain in PUBLISHED.items() if _facts_of(plain) == found), None) if published else None
+    facts = vit_facts(weights)
+    name = next((name for name, plain in PUBLISHED.items() if _facts_of(plain) == facts), None) if published else None
     if name is None:
-        known = "" if published else _plain_name(found)
-        shapes = f" Its shapes are those of {known}: --model {known}, if it was trained as that." if known else ""
+        timm_name = "" if published else _plain_name(facts)
+        shapes = f" Its shapes are those of {timm_name}: --model {timm_name}, if it was trained as that." if timm_name else ""
         raise ModelError(
             f"Which model {path} belongs to cannot be detected from its weights. Give --model NAME.{shapes} It contains "
             f"{listing(weights)}"
@@ -69,21 +69,21 @@ def check_fit(weights: Mapping[str, Tensor], model: nn.Module, name: str, path: 
     Raises:
         ModelError: The message has the expected and actual values, and the --model or --model-kwargs that fit.
     """
-    expected, found = vit_facts(model.state_dict()), vit_facts(weights)
-    if expected and not found:
+    expected, actual = vit_facts(model.state_dict()), vit_facts(weights)
+    if expected and not actual:
         raise ModelError(f"{path} does not hold the weights of a ViT such as '{name}'. It contains {listing(weights)}")
-    different = [fact for fact in expected if expected[fact] != found.get(fact)]
+    different = [fact for fact in expected if expected[fact] != actual.get(fact)]
     if different:
         scaled = "blocks.0.ls1.gamma" in weights
         raise ModelError(
-            f"{path} does not fit '{name}': expected {_in_words(expected, different)}; found {_in_words(found, different)}. "
-            f"{_model_that_fits(found, published, scaled) or _options_that_fit(expected, found)}"
+            f"{path} does not fit '{name}': expected {_in_words(expected, different)}; found {_in_words(actual, different)}. "
+            f"{_model_that_fits(actual, published, scaled) or _options_that_fit(expected, actual)}"
         )
 
 
-def _model_that_fits(found: Mapping[str, int], published: bool, scaled: bool) -> str:
+def _model_that_fits(facts: Mapping[str, int], published: bool, scaled: bool) -> str:
     """The --model for these shapes; of MaPeT only what has a trace of it, since it is fed otherwise than timm's."""
-    plain = _plain_name(found)
+    plain = _plain_name(facts)
     released = next((name for name, of_timm in PUBLISHED.items() if of_timm == plain), "")
     if released and published:
         return f"It fits --model {released}."
@@ -95,25 +95,25 @@ def _model_that_fits(found: Mapping[str, int], published: bool, scaled: bool) ->
     return f"It fits --model {plain}." if plain else ""
 
 
-def _options_that_fit(expected: Mapping[str, int], found: Mapping[str, int]) -> str:
+def _options_that_fit(expected: Mapping[str, int], actual: Mapping[str, int]) -> str:
     """The --model-kwargs with which timm's model takes the weights."""
-    if "MLP width" not in found:
+    if "MLP width" not in actual:
         return "Give the model that it was saved from."
-    options: dict[str, Any] = {option: found[fact] for fact, option in _OPTIONS.items() if found[fact] != expected[fact]}
+    options: dict[str, Any] = {option: actual[fact] for fact, option in _OPTIONS.items() if actual[fact] != expected[fact]}
     heads = ""
     if "embed_dim" in options:
-        options["num_heads"] = found["width"] // HEAD_DIM if found["width"] % HEAD_DIM == 0 else "N"
+        options["num_heads"] = actual["width"] // HEAD_DIM if actual["width"] % HEAD_DIM == 0 else "N"
         heads = f" The weights do not contain the number of heads{'; 64 wide is usual' if options['num_heads'] != 'N' else ''}."
-    ratio = found["MLP width"] / found["width"]
+    ratio = actual["MLP width"] / actual["width"]
     if ratio != expected["MLP width"] / expected["width"]:
         options["mlp_ratio"] = f"{ratio:g}"
     words = " ".join(f"--model-kwargs {name}={value}" for name, value in options.items())
     return f"Give the model that it was saved from, or what differs: {words}.{heads}"
 
 
-def _plain_name(found: Mapping[str, int]) -> str:
+def _plain_name(facts: Mapping[str, int]) -> str:
     """Timm's plain ViT of these shapes; empty if it has none."""
-    return next((name for name in _PLAIN if _facts_of(name) == found), "")
+    return next((name for name in _PLAIN if _facts_of(name) == facts), "")
 
 
 @cache

@@ -9,7 +9,7 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
-from mapet.checkpoints.architecture import Architecture, skeleton, timm_name, timm_options, told_apart
+from mapet.checkpoints.architecture import Architecture, apart_by_options, skeleton, timm_name, timm_options
 from mapet.checkpoints.by_timm import translated_by_timm
 from mapet.checkpoints.contents import listing
 from mapet.checkpoints.entries import Entry, TensorMap
@@ -109,46 +109,46 @@ def _convert(
         )
     inside, apart = published.entries.tensors, published.family.apart
     if apart is None:
-        apart = told_apart(inside, options)
+        apart = apart_by_options(inside, options)
     if apart is None and model is not None:
         apart = getattr(skeleton(str(_named(model)), {}), "no_embed_class", None)
-    found = Architecture.of(inside, apart)
-    name = _named(model) or timm_name(found, published.family)
-    all_options = timm_options(name, found, published.family, options, strictly=model is not None)
+    architecture = Architecture.of(inside, apart)
+    name = _named(model) or timm_name(architecture, published.family)
+    all_options = timm_options(name, architecture, published.family, options, strictly=model is not None)
     stated = normalisation or _normalisation(model)
     mean, std = stated or (published.family.mean, published.family.std)
     spec = BackboneSpec(name, all_options, 0, mean, std, seed=0)
-    own = skeleton(name, all_options).state_dict()  # before memory is spent on what does not fit
-    _check_names("Beit" if is_beit(name) else "VisionTransformer", published.entries, own, found)
+    expected = skeleton(name, all_options).state_dict()  # before memory is spent on what does not fit
+    _check_names("Beit" if is_beit(name) else "VisionTransformer", published.entries, expected, architecture)
     backbone = spec.build()
     spec = replace(spec, image_size=image_size(backbone)[0])
-    conversion = _load(backbone, published, found, tuple(tensors), all_options)
-    notes = [] if configured else _taken_for_granted(backbone, found, options, model)
+    conversion = _load(backbone, published, architecture, tuple(tensors), all_options)
+    notes = [] if configured else _assumptions(backbone, architecture, options, model)
     if stated is None:
         notes.append(f"The file does not say how images were normalised; mean {mean} and standard deviation {std} are taken.")
     conversion = replace(conversion, notes=(*conversion.notes, *notes))
     return backbone.eval(), spec, conversion
 
 
-def _taken_for_granted(
-    backbone: VisionTransformer, found: Architecture, options: Mapping[str, Any], model: str | None
+def _assumptions(
+    backbone: VisionTransformer, architecture: Architecture, options: Mapping[str, Any], model: str | None
 ) -> list[str]:
     """What no file of weights tells, and what is taken: the number of heads, the activation, the epsilon of the norms, the grid."""
     first = cast(Any, backbone.blocks)[0]
     act = type(first.mlp.act).__name__
     if model is not None:
-        openai = found.pre_norm and act == "GELU" and "clip" in model
+        openai = architecture.pre_norm and act == "GELU" and "clip" in model
         return (
             ["Its activation is GELU; OpenAI's weights of CLIP have quick GELU (--model ..._clip_quickgelu_...)."] if openai else []
         )
     notes = []
-    if found.heads is None and "num_heads" not in options:
+    if architecture.heads is None and "num_heads" not in options:
         heads = num_heads(backbone)
-        wide = found.width // heads
+        wide = architecture.width // heads
         notes.append(f"The file does not contain the number of heads; {heads} are assumed ({wide} wide). --option num_heads=N.")
     taken, untold = [act, f"{first.norm1.eps:g}"], ["activation", "epsilon of its norms"]
     if "img_size" not in options:
-        taken, untold = [*taken, "{} x {} patches".format(*found.grid())], [*untold, "shape of its images"]
+        taken, untold = [*taken, "{} x {} patches".format(*architecture.grid())], [*untold, "shape of its images"]
     notes.append(
         f"The file does not tell {', '.join(untold[:-1])} and {untold[-1]}: {', '.join(taken[:-1])} and {taken[-1]} are taken. "
         "timm's name for the model (--model NAME) tells the first two."
@@ -168,34 +168,38 @@ def _normalisation(model: str | None) -> tuple[tuple[float, float, float], tuple
 
 
 def _load(
-    backbone: VisionTransformer, published: Published, found: Architecture, names: tuple[str, ...], options: Mapping[str, Any]
+    backbone: VisionTransformer,
+    published: Published,
+    architecture: Architecture,
+    names: tuple[str, ...],
+    options: Mapping[str, Any],
 ) -> Conversion:
-    own, notes = backbone.state_dict(), []
-    entries = _without_unused_ends(published.entries, own, found, options)
+    expected, notes = backbone.state_dict(), []
+    entries = _without_unused_ends(published.entries, expected, architecture, options)
     for name, entry in entries.items():
-        if entry.value.shape != own[name].shape:
-            resized = _resized(name, entry.value, backbone, found, options)
+        if entry.value.shape != expected[name].shape:
+            resized = _resized(name, entry.value, backbone, architecture, options)
             entries[name] = Entry(resized, entry.sources, changed=True)
             if not name.startswith("blocks.") or name.startswith("blocks.0."):
-                notes.append(_resizing_note(name, backbone, found, options))
+                notes.append(_resizing_note(name, backbone, architecture, options))
     backbone.load_state_dict(entries.tensors, strict=False)
     changed = {source for entry in entries.values() if entry.changed for source in entry.sources}
     used = {source for entry in entries.values() for source in entry.sources}
-    notes += _remarks(published, found, backbone)
+    notes += _remarks(published, architecture, backbone)
     return Conversion(
         published.family.title,
         kept=tuple(name for name in names if name in used - changed),
         converted=tuple(name for name in names if name in changed),
         dropped=tuple(name for name in names if name not in used),
-        new=tuple(name for name in own if name not in entries),
+        new=tuple(name for name in expected if name not in entries),
         notes=tuple(notes),
     )
 
 
-def _remarks(published: Published, found: Architecture, backbone: nn.Module) -> list[str]:
+def _remarks(published: Published, architecture: Architecture, backbone: nn.Module) -> list[str]:
     """What was taken for granted, and what is wrong with the numbers."""
     notes = []
-    if not found.norms and isinstance(getattr(backbone, "norm", None), nn.Identity):
+    if not architecture.norms and isinstance(getattr(backbone, "norm", None), nn.Identity):
         notes.append("The file has no norm behind the blocks, and the model has none.")
     broken = next((entry.sources[0] for entry in published.entries.values() if not bool(entry.value.isfinite().all())), None)
     if broken is not None:
@@ -204,50 +208,52 @@ def _remarks(published: Published, found: Architecture, backbone: nn.Module) -> 
 
 
 def _without_unused_ends(
-    entries: TensorMap, own: Mapping[str, Tensor], found: Architecture, options: Mapping[str, Any]
+    entries: TensorMap, expected: Mapping[str, Tensor], architecture: Architecture, options: Mapping[str, Any]
 ) -> TensorMap:
     """Drops the norm and the classifier that other options than the file's leave without a place."""
     classes = options.get("num_classes")
-    if found.classes and classes and classes != found.classes:
+    if architecture.classes and classes and classes != architecture.classes:
         raise ModelError(
-            f"The classifier of these weights has {found.classes} classes, {classes} expected. Leave num_classes out to keep it, "
-            "or give num_classes=0 to drop it."
+            f"The classifier of these weights has {architecture.classes} classes, {classes} expected. Leave num_classes out to "
+            "keep it, or give num_classes=0 to drop it."
         )
-    return TensorMap({name: entry for name, entry in entries.items() if name in own or not _FRESH.fullmatch(name)})
+    return TensorMap({name: entry for name, entry in entries.items() if name in expected or not _FRESH.fullmatch(name)})
 
 
-def _check_names(kind: str, entries: TensorMap, own: Mapping[str, Tensor], found: Architecture) -> None:
+def _check_names(kind: str, entries: TensorMap, expected: Mapping[str, Tensor], architecture: Architecture) -> None:
     """Refuses weights some of which a ViT of their shape has no place for, or which lack some."""
-    unknown = [entry.sources[0] for name, entry in entries.items() if name not in own and not _FRESH.fullmatch(name)]
-    absent = [name for name in own if name not in entries and not _FRESH.fullmatch(name)]
+    unknown = [entry.sources[0] for name, entry in entries.items() if name not in expected and not _FRESH.fullmatch(name)]
+    absent = [name for name in expected if name not in entries and not _FRESH.fullmatch(name)]
     for title, names in (("The model has no place for", unknown), ("Its weights lack", absent)):
         if names:
             more = f" and {len(names) - 4} more" if len(names) > 4 else ""
             raise ModelError(
-                f"{title} {', '.join(names[:4])}{more}: these are not the weights of a plain {kind} of {found.depth} blocks. "
-                "If timm has the model, give timm's name for it (--model NAME)."
+                f"{title} {', '.join(names[:4])}{more}: these are not the weights of a plain {kind} of {architecture.depth} "
+                "blocks. If timm has the model, give timm's name for it (--model NAME)."
             )
 
 
-def _resized(name: str, value: Tensor, backbone: VisionTransformer, found: Architecture, options: Mapping[str, Any]) -> Tensor:
+def _resized(
+    name: str, value: Tensor, backbone: VisionTransformer, architecture: Architecture, options: Mapping[str, Any]
+) -> Tensor:
     """Positions for the grid of the backbone: absolute ones bicubic, relative ones as BEiT resizes its own."""
-    own, grid = backbone.state_dict()[name], grid_size(backbone)
-    if name == "pos_embed" and value.shape[2] == own.shape[2]:
-        prefix = found.prefix_positions
-        return resample_abs_pos_embed(value, list(grid), _found_grid(found, options), prefix, antialias=False)
-    if name.endswith("relative_position_bias_table") and value.shape[1] == own.shape[1]:
-        rows, columns = _found_grid(found, options)
+    expected, grid = backbone.state_dict()[name], grid_size(backbone)
+    if name == "pos_embed" and value.shape[2] == expected.shape[2]:
+        prefix = architecture.prefix_positions
+        return resample_abs_pos_embed(value, list(grid), _checkpoint_grid(architecture, options), prefix, antialias=False)
+    if name.endswith("relative_position_bias_table") and value.shape[1] == expected.shape[1]:
+        rows, columns = _checkpoint_grid(architecture, options)
         return resize_relative_positions(value, (rows, columns), grid)
-    raise ModelError(f"{name} is {tuple(value.shape)}, expected {tuple(own.shape)}. Give another model, or none.")
+    raise ModelError(f"{name} is {tuple(value.shape)}, expected {tuple(expected.shape)}. Give another model, or none.")
 
 
-def _found_grid(found: Architecture, options: Mapping[str, Any]) -> list[int]:
+def _checkpoint_grid(architecture: Architecture, options: Mapping[str, Any]) -> list[int]:
     """Rows and columns that the file has positions for."""
-    return list(found.grid(options.get("img_size")))
+    return list(architecture.grid(options.get("img_size")))
 
 
-def _resizing_note(name: str, backbone: nn.Module, found: Architecture, options: Mapping[str, Any]) -> str:
-    (rows, columns), (new_rows, new_columns) = _found_grid(found, options), grid_size(backbone)  # type: ignore[arg-type]
+def _resizing_note(name: str, backbone: nn.Module, architecture: Architecture, options: Mapping[str, Any]) -> str:
+    (rows, columns), (new_rows, new_columns) = _checkpoint_grid(architecture, options), grid_size(backbone)  # type: ignore[arg-type]
     kind = "Relative positions" if "relative" in name else "Positions"
     return f"{kind} were resized from {rows} x {columns} to {new_rows} x {new_columns} patches."
 

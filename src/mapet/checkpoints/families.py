@@ -169,9 +169,9 @@ def recognise(tensors: Mapping[str, Tensor]) -> Published | None:
     entries = TensorMap.of(tensors)
     inside = _trunk(entries, family.title)
     renamed = _in_timm_names(inside, tensors)
-    kept = renamed.without(family.spare)
-    used = {source for entry in kept.values() for source in entry.sources}
-    return Published(family, kept, tuple(name for name in tensors if name not in used))
+    backbone_entries = renamed.without(family.spare)
+    used = {source for entry in backbone_entries.values() for source in entry.sources}
+    return Published(family, backbone_entries, tuple(name for name in tensors if name not in used))
 
 
 def _fits(family: Family, names: Mapping[str, Tensor]) -> bool:
@@ -180,11 +180,11 @@ def _fits(family: Family, names: Mapping[str, Tensor]) -> bool:
 
 def _trunk(entries: TensorMap, title: str) -> TensorMap:
     """What stands below the prefix of the backbone, without it; with the classifier that Hugging Face puts beside it."""
-    found = [name.removesuffix(stem) for stem in _STEMS for name in entries if name.endswith(stem)]
-    known = [prefix for prefix in _PREFIXES if prefix in found] or found
-    if not known:
+    prefixes = [name.removesuffix(stem) for stem in _STEMS for name in entries if name.endswith(stem)]
+    candidates = [prefix for prefix in _PREFIXES if prefix in prefixes] or prefixes
+    if not candidates:
         raise ModelError(f"This {title} has no patch embedding (none of its names ends in {' or '.join(_STEMS)}).")
-    prefix = known[0]
+    prefix = candidates[0]
     beside = {"classifier.": "head.", "layernorm.": "norm."} if prefix in ("vit.", "beit.") else {}
     trunk = TensorMap()
     for name, entry in entries.items():

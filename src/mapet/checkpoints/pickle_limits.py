@@ -75,12 +75,12 @@ def examine(content: bytes) -> PickleContents:
 
 
 def _walk(content: bytes) -> PickleContents:
-    found, stack, marks, memo = PickleContents(), [], [], {}
+    contents, stack, marks, memo = PickleContents(), [], [], {}
     operations = calls = fetched = 0
     for operation, argument, position in pickletools.genops(content[:MOST_BYTES]):
         name, position = operation.name, position or 0
         operations, calls = operations + 1, calls + (name in _CALLS)
-        _check_counts(name, operations, calls, len(found.names), argument)
+        _check_counts(name, operations, calls, len(contents.names), argument)
         if len(marks) > _MOST_DEPTH or len(stack) > _MOST_WAITING:
             raise ModelError(f"it nests more than {_MOST_DEPTH} levels, or more than {_MOST_WAITING} objects wait for their place")
         if name == "MARK":
@@ -98,13 +98,13 @@ def _walk(content: bytes) -> PickleContents:
                 raise ModelError("it fills a container that it has used before")
             stack[-1].weight += sum(part.weight for part in parts)
         elif name == "STOP":
-            found.end = position + 1
+            contents.end = position + 1
         elif name != "PROTO":
             parts, start = _pop(operation, stack, marks)
-            stack.append(_made(name, argument, parts, position if start is None else start, found))
+            stack.append(_new_cell(name, argument, parts, position if start is None else start, contents))
             if name == "BINPERSID" and stack[-1].value[:1] == ("module",):
-                found.modules.append((stack[-1].start, position + 1))
-    return found
+                contents.modules.append((stack[-1].start, position + 1))
+    return contents
 
 
 def _check_counts(name: str, operations: int, calls: int, names: int, argument: Any) -> None:
@@ -143,7 +143,7 @@ def _check_call(function: Any, arguments: Any) -> None:
         raise ModelError(f"it holds an object made by {'.'.join(map(str, function))[:100]}, which is not read here")
 
 
-def _made(name: str, argument: Any, parts: list[_Cell], start: int, found: PickleContents) -> _Cell:
+def _new_cell(name: str, argument: Any, parts: list[_Cell], start: int, contents: PickleContents) -> _Cell:
     """The cell of the object that an operation makes of `parts`."""
     depth = 1 + max((part.depth for part in parts), default=0)
     if depth > _MOST_DEPTH:
@@ -153,16 +153,16 @@ def _made(name: str, argument: Any, parts: list[_Cell], start: int, found: Pickl
     if name == "GLOBAL":
         module, _, attribute = str(argument).partition(" ")
         weight, value = 1, (module, attribute)
-        found.names[module, attribute] = None
+        contents.names[module, attribute] = None
     elif name.startswith(("TUPLE", "EMPTY_TUPLE")):
         value = tuple(part.value for part in parts)
     elif name == "BINPERSID":
         value = parts[0].value if isinstance(parts[0].value, tuple) else (parts[0].value,)
-        found.references.append(value)
+        contents.references.append(value)
     elif name in ("NEWTRUE", "NEWFALSE"):
         value = name == "NEWTRUE"
     if name in ("REDUCE", "NEWOBJ"):
         _check_call(parts[0].value, parts[1].value)
     if not parts:
-        found.constants.append(value)
+        contents.constants.append(value)
     return _Cell(weight, depth, value, start)

@@ -141,7 +141,7 @@ def flatten(tree: Any) -> dict[str, Tensor]:
     Raises:
         ModelError: It has no end, or two tensors of one name; the message is a clause.
     """
-    found: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
     nodes = 0
 
     def visit(node: Any, path: tuple[str, ...]) -> None:
@@ -151,16 +151,16 @@ def flatten(tree: Any) -> dict[str, Tensor]:
             raise ModelError(f"it nests more than {_MOST_DEPTH} levels or {_MOST_NODES} entries, or contains itself")
         if isinstance(node, Tensor):
             name = ".".join(path)
-            if name in found or len(name) > _MOST_LETTERS:
-                what = "two tensors called" if name in found else f"a tensor whose name is longer than {_MOST_LETTERS} letters:"
+            if name in tensors or len(name) > _MOST_LETTERS:
+                what = "two tensors called" if name in tensors else f"a tensor whose name is longer than {_MOST_LETTERS} letters:"
                 raise ModelError(f"it has {what} {name[:100]!r}")
-            found[name] = torch.Tensor.detach(node)
+            tensors[name] = torch.Tensor.detach(node)
         for key, child in _children(node):
             if isinstance(key, str | int):
                 visit(child, (*path, str(key)))
 
     visit(tree, ())
-    return found
+    return tensors
 
 
 def _children(node: Any) -> Iterator[tuple[Any, Any]]:

@@ -38,25 +38,25 @@ def codebook(
 
     from mapet.data.skipped import UnreadableImages
     from mapet.data.sources import open_source
-    from mapet.report.scorecard import CARD, FIGURES, Shown, write_scorecards
+    from mapet.report.scorecard import CARD, FIGURES, CodeSelection, write_scorecards
     from mapet.runtime.device import choose_device
     from mapet.runtime.lock import only_writer
     from mapet.tokenizers.load import load_tokenizer
     from mapet.tokenizers.scoring.score import draw_images, score_tokenizer
 
-    shown = Shown(_numbers(codes), random, most_used)
+    selection = CodeSelection(_numbers(codes), random, most_used)
     loaded = {title: load_tokenizer(name) for title, name in zip(_titles(tokenizers), tokenizers, strict=True)}
     for title, tokenizer in loaded.items():
-        shown.check(tokenizer.vocab_size, title)
+        selection.check(tokenizer.vocab_size, title)
     unreadable = UnreadableImages(max_unreadable)
     with only_writer(out):
         source = draw_images(open_source(data, split), images, seed)
-        chosen = choose_device(device)
+        torch_device = choose_device(device)
         scored = [
-            score_tokenizer(tokenizer, source, title=title, seed=seed, device=chosen, workers=workers, unreadable=unreadable)
+            score_tokenizer(tokenizer, source, title=title, seed=seed, device=torch_device, workers=workers, unreadable=unreadable)
             for title, tokenizer in loaded.items()
         ]
-        page = write_scorecards(scored, source, out, shown=shown, seed=seed)
+        page = write_scorecards(scored, source, out, selection=selection, seed=seed)
     _print_table(scored)
     print(f"Page: {page}\nFigures: {out / FIGURES}\nScorecard: {out / CARD}")
     if unreadable.summary():
@@ -77,7 +77,7 @@ def _titles(tokenizers: list[str]) -> list[str]:
     from mapet.errors import SettingsError
 
     names = [Path(name).resolve().name for name in tokenizers]
-    titles = [name if names.count(name) == 1 else given for name, given in zip(names, tokenizers, strict=True)]
+    titles = [name if names.count(name) == 1 else path for name, path in zip(names, tokenizers, strict=True)]
     if repeated := [title for title in titles if titles.count(title) > 1]:
         raise SettingsError(f"The tokenizer {repeated[0]} is given twice. Give every tokenizer once.")
     return titles

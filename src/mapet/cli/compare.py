@@ -79,9 +79,9 @@ def carry_out_and_print(comparison: Comparison, part: str) -> None:
     from mapet.compare.table import sentences
     from mapet.errors import FailedRunError
 
-    chosen = part_of(part)
+    share = part_of(part)
     comparison.begin()
-    failed = comparison.run(chosen)
+    failed = comparison.run(share)
     results = ComparisonResults(comparison.manifest, comparison.tasks)
     for sentence in sentences(results.rows):
         print(sentence)

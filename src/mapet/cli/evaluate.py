@@ -108,10 +108,10 @@ def evaluate(
     target = load_target(kind, backbone, data, **of_model)
     results = run_evaluation(target, data, measured, **work)
     if this_process_is_first():
-        _print(measured, results, kept=out or (target.run.evaluations if target.run else None))
+        _print(measured, results, folder=out or (target.run.evaluations if target.run else None))
 
 
-def _print(measured: Sequence[Protocol], results: Sequence[Result], kept: Path | None) -> None:
+def _print(measured: Sequence[Protocol], results: Sequence[Result], folder: Path | None) -> None:
     """Every result of one command, and its path."""
     first = results[0]
     print(f"{first.data}: {first.train_images} training and {first.test_images} test images, {first.classes} classes")
@@ -119,4 +119,4 @@ def _print(measured: Sequence[Protocol], results: Sequence[Result], kept: Path |
         print(heading)
     for protocol, result in zip(measured, results, strict=True):
         print(protocol.line(result))
-    print(f"Kept in {kept}" if kept else "Not kept. To keep results: --out FOLDER")
+    print(f"Kept in {folder}" if folder else "Not kept. To keep results: --out FOLDER")

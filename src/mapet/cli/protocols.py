@@ -14,20 +14,20 @@ def protocols(
     from mapet.evaluation.presets import PROTOCOLS, preset_source, preset_text, presets_of, protocol_of, summary
 
     if name is not None and (":" in name or not presets_of(name)):
-        chosen = protocol_of(name)
-        print(f"# {chosen.title}, protocol {chosen.hash}")
-        if chosen.preset and (source := preset_source(*chosen.title.split(":"))):
+        protocol = protocol_of(name)
+        print(f"# {protocol.title}, protocol {protocol.hash}")
+        if protocol.preset and (source := preset_source(*protocol.title.split(":"))):
             print(source)
-        for setting, value in chosen.describe().items():
+        for setting, value in protocol.describe().items():
             print(f"{setting}: {value}")
         return
     if name is not None:
         print(preset_text(name), end="")
         print(f"# With the settings that are not named here: mapet protocols {name}:{next(iter(presets_of(name)))}")
         return
-    for protocol in PROTOCOLS:
-        print(f"{protocol:12} {summary(protocol)}")
-        for title in [f"{protocol}:{preset}" for preset in presets_of(protocol)] or [protocol]:
-            chosen = protocol_of(title)
-            print(f"    {chosen.title:28} protocol {chosen.hash}")
+    for kind in PROTOCOLS:
+        print(f"{kind:12} {summary(kind)}")
+        for title in [f"{kind}:{preset}" for preset in presets_of(kind)] or [kind]:
+            protocol = protocol_of(title)
+            print(f"    {protocol.title:28} protocol {protocol.hash}")
     print("On several data sets: mapet evaluate transfer:PROTOCOL BACKBONE cars,food101 --root FOLDER")

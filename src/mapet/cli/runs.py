@@ -34,10 +34,10 @@ def runs(
         serve_runs(folder, port)
         return
     listed = list_runs(folder)
-    found = selected(listed, parse_options(where or []))
+    matching_runs = selected(listed, parse_options(where or []))
     if as_json:
-        print(json.dumps([run.as_json() for run in found], indent=2))
-    elif found:
-        print(differences(found, folder) if compare else table(found, folder))
+        print(json.dumps([run.as_json() for run in matching_runs], indent=2))
+    elif matching_runs:
+        print(differences(matching_runs, folder) if compare else table(matching_runs, folder))
     else:
         print(f"{len(listed)} runs lie below {folder}; none has these settings." if listed else f"No run lies below {folder}.")

@@ -90,7 +90,7 @@ def validate(
     from mapet.runtime.files import write_json
     from mapet.runtime.lock import only_writer
 
-    location, chosen = str(located(_location(data, data_dir), "", split, class_depth)), choose_device(device)
+    location, torch_device = str(located(_location(data, data_dir), "", split, class_depth)), choose_device(device)
     protocol = Classify(
         interpolation=interpolation,
         crop_pct=crop_pct,
@@ -103,7 +103,7 @@ def validate(
     choice = ModelChoice(model, gp, num_classes, img_size, parse_options(model_kwargs or []))
     with only_writer(*([json] if json else [])):
         classifier = load_classifier(checkpoint, choice, use_ema=use_ema, names=class_map and read_class_map(class_map))
-        work = {"device": chosen, "folder": out, "workers": workers, "max_unreadable": max_unreadable}
+        work = {"device": torch_device, "folder": out, "workers": workers, "max_unreadable": max_unreadable}
         (result,) = evaluate(classifier, location, [protocol], **work)
         print(protocol.line(result))
         if json is not None:
@@ -121,6 +121,6 @@ def _location(data: str | None, data_dir: str | None) -> str:
 def _say_without_meaning(pin_mem: bool, no_prefetcher: bool) -> None:
     from mapet.runtime.progress import say
 
-    given = [name for name, is_given in zip(_WITHOUT_MEANING, (pin_mem, no_prefetcher), strict=True) if is_given]
-    if given:
-        say("Accepted, and nothing to do: " + "; ".join(f"{name} ({_WITHOUT_MEANING[name]})" for name in given) + ".")
+    flags = [name for name, is_given in zip(_WITHOUT_MEANING, (pin_mem, no_prefetcher), strict=True) if is_given]
+    if flags:
+        say("Accepted, and nothing to do: " + "; ".join(f"{name} ({_WITHOUT_MEANING[name]})" for name in flags) + ".")

@@ -132,7 +132,9 @@ def equal_steps(manifest: Manifest, cost: Sequence[float]) -> dict[str, int]:
     images = len(open_source(manifest.data, "train"))
     per_epoch = step_batches(images, settings.training.batch_size, settings.seed, 0, 0).steps_per_epoch
     steps = settings.training.steps or max(1, round((settings.training.epochs or 0) * per_epoch))
-    return {cell.name: max(1, round(steps * cost[0] / own)) for cell, own in zip(manifest.grid.cells, cost, strict=True)}
+    return {
+        cell.name: max(1, round(steps * cost[0] / cell_cost)) for cell, cell_cost in zip(manifest.grid.cells, cost, strict=True)
+    }
 
 
 def _objective(settings: PretrainSettings) -> Objective:
@@ -160,13 +162,13 @@ def _run(manifest: Manifest, cell: Cell, seed: int, left: Sequence[Task]) -> Non
 def _evaluate_tokens(manifest: Manifest, cell: Cell, seed: int, left: Sequence[Task]) -> None:
     mechanics, target = manifest.settings(cell, 0).mechanics, open_tokens(tokenizer_of(manifest, cell))
     for data in dict.fromkeys(task.data for task in left):
-        some = [task for task in left if task.data == data]
+        data_tasks = [task for task in left if task.data == data]
         evaluate(
             target,
             data,
-            [task.protocol_for(seed) for task in some],
+            [task.protocol_for(seed) for task in data_tasks],
             device=choose_device(mechanics.device),
-            folder=some[0].folder(manifest, cell, seed),
+            folder=data_tasks[0].folder(manifest, cell, seed),
             workers=mechanics.workers,
             max_unreadable=mechanics.max_unreadable,
         )

@@ -52,10 +52,10 @@ def _forest(rows: Sequence[Row], protocol: str) -> Picture:
         axes = drawn.figure.add_subplot()
         axes.axvline(0, color=SOFT, linewidth=0.8)
         for height, (_, row) in zip(heights, lines, strict=True):
-            if row is not None and (found := row.difference) is not None:
+            if row is not None and (difference := row.difference) is not None:
                 color = RUN_COLORS[0] if row.differs else SOFT
-                axes.plot([100 * found.low, 100 * found.high], [height, height], color=color, linewidth=2)
-                axes.plot(100 * found.mean, height, "o", color=color, markersize=6)
+                axes.plot([100 * difference.low, 100 * difference.high], [height, height], color=color, linewidth=2)
+                axes.plot(100 * difference.mean, height, "o", color=color, markersize=6)
         axes.set_yticks(heights, [label for label, _ in lines])
         axes.tick_params(axis="y", length=0)
         for label, (_, row) in zip(axes.get_yticklabels(), lines, strict=True):
@@ -72,15 +72,15 @@ def learning_curves(results: ComparisonResults) -> Picture | None:
     """The loss of every cell: the mean over seeds, and a band from the lowest to the highest. A panel for every kind of tokens."""
     grid = results.manifest.grid
     curves = {cell: [curve for seed in _seeds(results, cell) if len(curve := _curve(results, cell, seed))] for cell in grid.cells}
-    shown = {cell: own for cell, own in curves.items() if own}
-    if not shown:
+    curves = {cell: seed_curves for cell, seed_curves in curves.items() if seed_curves}
+    if not curves:
         return None
-    panels = [*dict.fromkeys(cell.tokenizer for cell in shown)]
+    panels = [*dict.fromkeys(cell.tokenizer for cell in curves)]
     styles = _styles(grid)
-    with canvas(2.3 * len(panels) + 0.6 + _legend_height(shown, grid), vectors=True) as drawn:
+    with canvas(2.3 * len(panels) + 0.6 + _legend_height(curves, grid), vectors=True) as drawn:
         for axes, tokenizer in zip(drawn.figure.subplots(len(panels), squeeze=False)[:, 0], panels, strict=True):
-            for cell, own in ((cell, own) for cell, own in shown.items() if cell.tokenizer == tokenizer):
-                steps, losses = _on_common_steps(own)
+            for cell, seed_curves in ((cell, seed_curves) for cell, seed_curves in curves.items() if cell.tokenizer == tokenizer):
+                steps, losses = _on_common_steps(seed_curves)
                 style = styles[cell]
                 axes.plot(steps, losses.mean(axis=0), color=style.color, linestyle=style.dash, label=cell.title(grid))
                 axes.fill_between(steps, losses.min(axis=0), losses.max(axis=0), color=style.color, alpha=0.18, linewidth=0)
@@ -89,7 +89,7 @@ def learning_curves(results: ComparisonResults) -> Picture | None:
             axes.xaxis.set_major_formatter(lambda value, _: short(value))
             axes.grid(color=LINE)
         axes.set_xlabel("optimizer steps")
-        _legend(drawn.figure, [cell.title(grid) for cell in shown])
+        _legend(drawn.figure, [cell.title(grid) for cell in curves])
     caption = "Losses of different objectives are different quantities: they show that a training has settled, not which is better."
     return drawn.picture("learning-curves", "Loss over optimizer steps for every cell, with seeds as bands", caption)
 
@@ -196,7 +196,7 @@ def _wrapped(title: str) -> str:
 
 
 def _seeds(results: ComparisonResults, cell: Cell) -> list[int]:
-    return [seed for own, seed in results.finished if own == cell]
+    return [seed for finished_cell, seed in results.finished if finished_cell == cell]
 
 
 def _curve(results: ComparisonResults, cell: Cell, seed: int) -> np.ndarray:

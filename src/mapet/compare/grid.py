@@ -103,10 +103,10 @@ class Grid:
         """All ways to pre-train, the baseline first. An objective without tokens comes once for all tokenizers."""
         varied = [tuple(zip(self.vary, values, strict=True)) for values in itertools.product(*self.vary.values())]
         cells = [
-            Cell(objective, tokenizer if "tokens" in Cell(objective, None).needs else None, backbone, some)
+            Cell(objective, tokenizer if "tokens" in Cell(objective, None).needs else None, backbone, combination)
             for tokenizer in self.tokenizers or ("",)
             for backbone in self.backbones or ("",)
-            for some in varied
+            for combination in varied
             for objective in self.objectives
         ]
         return [*dict.fromkeys(cells)]
@@ -162,10 +162,10 @@ def settings_of(cell: Cell, seed: int, recipe: str, overrides: Sequence[str] = (
     settings = load_recipe(recipe, changes)
     if not cell.objective:
         return settings
-    name, own = parse_objective(cell.objective)
-    known = options_of(OBJECTIVES.get(name))
-    options = {name: value for name, value in settings.objective.options.items() if name in known}
-    return settings.model_copy(update={"objective": ObjectiveSettings(name=name, options={**options, **own})})
+    name, objective_options = parse_objective(cell.objective)
+    parameters = options_of(OBJECTIVES.get(name))
+    options = {name: value for name, value in settings.objective.options.items() if name in parameters}
+    return settings.model_copy(update={"objective": ObjectiveSettings(name=name, options={**options, **objective_options})})
 
 
 def parse_objective(text: str) -> tuple[str, dict[str, Any]]:
@@ -188,17 +188,17 @@ def parse_vary(pairs: Sequence[str]) -> dict[str, tuple[str, ...]]:
     Raises:
         SettingsError: A pair has no values, or a key comes twice.
     """
-    found: dict[str, tuple[str, ...]] = {}
+    varied: dict[str, tuple[str, ...]] = {}
     for pair in pairs:
         key, equals, text = pair.partition("=")
         key = f"training.{key}" if key in TrainingSettings.model_fields else key
         values = tuple(value.strip() for value in re.split(r",(?![^\[{]*[\]}])", text))
         if not equals or not key or not all(values):
             raise SettingsError(f"What is varied or tuned is given as key=value1,value2, not '{pair}'.")
-        if key in found:
-            raise SettingsError(f"{key} is named twice. Name all its values at once: {key}={','.join([*found[key], *values])}")
-        found[key] = values
-    return found
+        if key in varied:
+            raise SettingsError(f"{key} is named twice. Name all its values at once: {key}={','.join([*varied[key], *values])}")
+        varied[key] = values
+    return varied
 
 
 def _label(tokenizer: str) -> str:

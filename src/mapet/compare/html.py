@@ -112,7 +112,7 @@ def _trials(tuning: Tuning) -> list[list[str]]:
     for cell, trial in tuning.trials:
         score = tuning.scores(cell).get(trial)
         value = "not finished" if score is None else f"{100 * score:.1f}" if score else "diverged"
-        is_chosen = tuning.manifest.chosen.get(cell) == trial
+        is_chosen = tuning.manifest.chosen_trials.get(cell) == trial
         rows.append([cell.title(grid), described(trial.varied[len(cell.varied) :]), value, "chosen" if is_chosen else ""])
     return rows
 

@@ -52,32 +52,32 @@ def kept_score(folder: Path, title: str, facts: dict[str, Any], make: Callable[[
         InUseError: Another process makes it.
         MapetError: Whatever `make` raises.
     """
-    own = folder / hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+    score_folder = folder / hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
     facts = {"format": _FORMAT, **facts}
-    if found := _read(own, title, facts):
-        return found
-    with only_writer(own):
-        if found := _read(own, title, facts):  # another process made it meanwhile
-            return found
-        made = make()
-        _write(own, made, facts)
-        return made
+    if score := _read(score_folder, title, facts):
+        return score
+    with only_writer(score_folder):
+        if score := _read(score_folder, title, facts):  # another process made it meanwhile
+            return score
+        score = make()
+        _write(score_folder, score, facts)
+        return score
 
 
-def _write(own: Path, made: KeptScore, facts: dict[str, Any]) -> None:
-    with atomic_directory(own) as partial:
+def _write(folder: Path, score: KeptScore, facts: dict[str, Any]) -> None:
+    with atomic_directory(folder) as partial:
         pictures = []
-        for picture in made.pictures:
-            name = picture.name.removesuffix(f"-{slug(made.title)}")
+        for picture in score.pictures:
+            name = picture.name.removesuffix(f"-{slug(score.title)}")
             (partial / f"{name}.png").write_bytes(picture.png)
             described = {key: getattr(picture, key) for key in ("width", "height", "alt", "caption")}
             pictures.append({"name": name, "sha256": sha256(partial / f"{name}.png"), **described})
-        write_json(partial / _CARD, sealed({**facts, "card": asdict(made.card), "pictures": pictures}))
+        write_json(partial / _CARD, sealed({**facts, "card": asdict(score.card), "pictures": pictures}))
 
 
-def _read(own: Path, title: str, facts: dict[str, Any]) -> KeptScore | None:
+def _read(folder: Path, title: str, facts: dict[str, Any]) -> KeptScore | None:
     """None where there is nothing, or something else than `_write` wrote for these facts."""
-    path = recover(own) / _CARD
+    path = recover(folder) / _CARD
     if not path.is_file():
         return None
     try:
@@ -85,15 +85,15 @@ def _read(own: Path, title: str, facts: dict[str, Any]) -> KeptScore | None:
         if any(content.get(name) != value for name, value in facts.items()):
             return None
         card = TypeAdapter(Scorecard).validate_python(content["card"])
-        return KeptScore(title, card, [_picture(own, title, described) for described in content["pictures"]])
+        return KeptScore(title, card, [_picture(folder, title, described) for described in content["pictures"]])
     except (CheckpointError, ValidationError, LookupError, TypeError, OSError):
         return None
 
 
-def _picture(own: Path, title: str, described: dict[str, Any]) -> Picture:
+def _picture(folder: Path, title: str, described: dict[str, Any]) -> Picture:
     facts = {**described}
-    path, digest = own / f"{facts['name']}.png", facts.pop("sha256")
-    png = read_regular(path, _MOST_PICTURE) if path.parent == own else b""
+    path, digest = folder / f"{facts['name']}.png", facts.pop("sha256")
+    png = read_regular(path, _MOST_PICTURE) if path.parent == folder else b""
     if hashlib.sha256(png).hexdigest() != digest:
         raise CheckpointError(f"{path} is not what was written.")
     picture = Picture(png=png, **facts)

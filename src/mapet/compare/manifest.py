@@ -49,7 +49,7 @@ class Manifest:
         self.out, self.data, self.recipe, self.overrides = Path(out), data, recipe, [*overrides]
         self.grid, self.protocols, self.budget = grid, dict(protocols), budget
         self.steps: dict[str, int] = {}
-        self.chosen: dict[Cell, Cell] = {}
+        self.chosen_trials: dict[Cell, Cell] = {}
 
     @property
     def path(self) -> Path:
@@ -58,7 +58,7 @@ class Manifest:
 
     def settings(self, cell: Cell, seed: int) -> PretrainSettings:
         """Of one run."""
-        return self.trial_settings(cell, self.chosen.get(cell, cell), seed)
+        return self.trial_settings(cell, self.chosen_trials.get(cell, cell), seed)
 
     def trial_settings(self, cell: Cell, trial: Cell, seed: int) -> PretrainSettings:
         """Of a run of `cell` with the settings that `trial` adds to it."""
@@ -67,11 +67,11 @@ class Manifest:
 
     def run(self, cell: Cell, seed: int) -> RunDirectory:
         """The directory of one run; other values that are chosen make another run."""
-        return RunDirectory(self.out / "runs" / f"{self.chosen.get(cell, cell).name}-seed{seed}")
+        return RunDirectory(self.out / "runs" / f"{self.chosen_trials.get(cell, cell).name}-seed{seed}")
 
     def is_tuned(self, cell: Cell) -> bool:
         """Whether everything that the cell was to choose is chosen."""
-        return not self.grid.tune or cell in self.chosen
+        return not self.grid.tune or cell in self.chosen_trials
 
     def begin(self) -> None:
         """Writes it, or compares it with what the folder was begun with. Cells, seeds and protocols may be added.
@@ -136,7 +136,7 @@ class Manifest:
         parts = [prefix for part, prefixes in _VARIED.items() if len(getattr(self.grid, part)) > 1 for prefix in prefixes]
         steps = ["training.steps", "training.epochs"] if self.budget != "steps" else []
         varied = ["seed", *parts, *steps, *self.grid.vary, *self.grid.tune]
-        return any(name == own or name.startswith(f"{own}.") for own in varied)
+        return any(name == setting or name.startswith(f"{setting}.") for setting in varied)
 
     def _record(self) -> dict[str, Any]:
         return {

@@ -125,26 +125,32 @@ def comparison_of(
     Raises:
         SettingsError: Images are missing, or a name or setting is not allowed.
     """
-    chosen = reproduction.size(size)
+    table_size = reproduction.size(size)
     command = f"mapet reproduce {reproduction.name} DATA --size {size}"
-    if data is None and not chosen.data:
-        raise SettingsError(f"{reproduction.name} at the size {size} needs images: {chosen.wants}. Give them: {command}")
-    if chosen.evaluates_on == COMES_ALONG and not evaluate_on:
+    if data is None and not table_size.data:
+        raise SettingsError(f"{reproduction.name} at the size {size} needs images: {table_size.wants}. Give them: {command}")
+    if table_size.evaluates_on == COMES_ALONG and not evaluate_on:
         evaluate_on = [labelled_digits(home_folder() / "labelled-digits")]
-    elif chosen.evaluates_on and not evaluate_on:
+    elif table_size.evaluates_on and not evaluate_on:
         raise SettingsError(
-            f"{reproduction.name} at the size {size} evaluates on other images: {chosen.evaluates_on}. Give them: {command} "
+            f"{reproduction.name} at the size {size} evaluates on other images: {table_size.evaluates_on}. Give them: {command} "
             "--evaluate-on LABELLED"
         )
     grid = Grid(
-        chosen.objectives,
-        tuple(tokenizers) or chosen.tokenizers,
-        chosen.backbones,
-        parse_vary(chosen.vary),
-        seeds=seeds or chosen.seeds,
+        table_size.objectives,
+        tuple(tokenizers) or table_size.tokenizers,
+        table_size.backbones,
+        parse_vary(table_size.vary),
+        seeds=seeds or table_size.seeds,
     )
     comparison = Comparison(
-        out, data or chosen.data, chosen.recipe, grid, chosen.protocols, [*chosen.set, *overrides], evaluate_on=evaluate_on
+        out,
+        data or table_size.data,
+        table_size.recipe,
+        grid,
+        table_size.protocols,
+        [*table_size.set, *overrides],
+        evaluate_on=evaluate_on,
     )
     comparison.printed = reproduction.printed
     return comparison

@@ -113,20 +113,20 @@ class ComparisonResults:
         for task in self.tasks:
             measured = {cell: self._measured(cell, task) for cell in (grid.token_cells if task.is_of_tokenizers else grid.cells)}
             rows += self._random(task)
-            rows += [self._row(cell, task, measured) for cell, own in measured.items() if own]
+            rows += [self._row(cell, task, measured) for cell, cell_results in measured.items() if cell_results]
         return _adjusted(rows)
 
     def _row(self, cell: Cell, task: Task, measured: dict[Cell, dict[int, Measured]]) -> Row:
-        grid, own = self.manifest.grid, measured[cell]
-        metric = next(iter(own.values())).result.metric
-        values = {seed: each.value for seed, each in own.items()}
-        chosen = self.manifest.chosen.get(cell, cell).varied[len(cell.varied) :]
-        row = Row(cell.title(grid), task.title, metric, values, tuned=described(chosen))
+        grid, cell_results = self.manifest.grid, measured[cell]
+        metric = next(iter(cell_results.values())).result.metric
+        values = {seed: each.value for seed, each in cell_results.items()}
+        trial_settings = self.manifest.chosen_trials.get(cell, cell).varied[len(cell.varied) :]
+        row = Row(cell.title(grid), task.title, metric, values, tuned=described(trial_settings))
         baseline = grid.baseline(cell)
         if baseline == cell:
             return row
-        seeds = sorted(own.keys() & measured[baseline].keys())
-        before, after = ([some[seed] for seed in seeds] for some in (measured[baseline], own))
+        seeds = sorted(cell_results.keys() & measured[baseline].keys())
+        before, after = ([seed_results[seed] for seed in seeds] for seed_results in (measured[baseline], cell_results))
         return replace(row, baseline=baseline.title(grid), difference=compared(before, after, metric) if seeds else None)
 
     def _measured(self, cell: Cell, task: Task) -> dict[int, Measured]:
@@ -145,14 +145,14 @@ class ComparisonResults:
 
     def _random(self, task: Task) -> list[Row]:
         """The random initialisation, over the seeds of which it was evaluated."""
-        found: dict[int, float] = {}
+        random_values: dict[int, float] = {}
         metric = task.protocol.metric
         for cell, seed in self.finished:
             measured = None if task.is_of_tokenizers else self._read(cell, seed, task)
             if measured and measured.result.random_value is not None:
-                found.setdefault(seed, measured.result.random_value)
+                random_values.setdefault(seed, measured.result.random_value)
                 metric = measured.result.metric
-        return [Row(RANDOM, task.title, metric, found)] if found else []
+        return [Row(RANDOM, task.title, metric, random_values)] if random_values else []
 
     def _require_equal(self) -> None:
         """Refuses runs that differ in more than the grid varies: they never share a table."""
@@ -179,7 +179,7 @@ def compared(before: Sequence[Measured], after: Sequence[Measured], metric: str)
     shared = set.intersection(*(set(each.keys.tolist()) for each in (*before, *after)))
     if not shared:
         return None
-    first, second = ([_only(each, shared) for each in some] for some in (before, after))
+    first, second = ([_only(each, shared) for each in side] for side in (before, after))
     if metric in first[0].values:
         both = zip(first, second, strict=True)
         return paired_difference(np.stack([(new.values[metric] - old.values[metric]).numpy() for old, new in both]))
@@ -195,13 +195,13 @@ def _of_pixels(first: Sequence[Outcomes], second: Sequence[Outcomes], metric: st
     """Of a figure of segmentation."""
     import torch
 
-    pixels = [[each.pixels for each in some] for some in (first, second)]
-    if any(part is None for some in pixels for part in some):
+    pixels = [[each.pixels for each in side] for side in (first, second)]
+    if any(part is None for side in pixels for part in side):
         return None
-    flat = [[part.reshape(len(part), -1).double().numpy() for part in some if part is not None] for some in pixels]
+    flat = [[part.reshape(len(part), -1).double().numpy() for part in side if part is not None] for side in pixels]
 
     def differences(drawn: np.ndarray) -> list[float]:
-        figures = [[scores_of_pixels(torch.from_numpy(drawn @ part).view(3, -1)).metrics[metric] for part in some] for some in flat]
+        figures = [[scores_of_pixels(torch.from_numpy(drawn @ part).view(3, -1)).metrics[metric] for part in side] for side in flat]
         return [new - old for old, new in zip(*figures, strict=True)]
 
     images = len(flat[0][0])

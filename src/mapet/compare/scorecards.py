@@ -34,11 +34,11 @@ def tokenizer_pages(manifest: Manifest) -> tuple[str, list[Picture]]:
     Returns:
         The content of a section, and its pictures.
     """
-    found = _tokenizers(manifest)
-    if not found:
+    tokenizers = _tokenizers(manifest)
+    if not tokenizers:
         return "", []
     try:
-        scored, left_out = _scored(manifest, found)
+        scored, left_out = _scored(manifest, tokenizers)
     except MapetError as error:
         return page.left_out(error), []
     if not scored:
@@ -62,17 +62,17 @@ def _tokenizers(manifest: Manifest) -> dict[str, Path | str]:
     made = [folder for folder in sorted((manifest.out / "tokens").glob("*/tokenizer")) if folder.is_dir()]
     names = [folder.parent.name.rpartition("-")[0] for folder in made]
     titles = [name if names.count(name) == 1 else folder.parent.name for folder, name in zip(made, names, strict=True)]
-    given = {Path(name).name: name for name in manifest.grid.tokenizers if is_saved(name)}
-    return {**dict(zip(titles, made, strict=True)), **given}
+    saved = {Path(name).name: name for name in manifest.grid.tokenizers if is_saved(name)}
+    return {**dict(zip(titles, made, strict=True)), **saved}
 
 
-def _scored(manifest: Manifest, found: dict[str, Path | str]) -> tuple[list[KeptScore], list[str]]:
+def _scored(manifest: Manifest, tokenizers: dict[str, Path | str]) -> tuple[list[KeptScore], list[str]]:
     """The scores, kept or made now, and a sentence for every tokenizer that has none."""
     settings = manifest.settings((manifest.grid.cells or manifest.grid.token_cells)[0], 0)
     source = draw_images(open_source(manifest.data, "train"), _IMAGES, settings.seed)
     images = hashlib.sha256("\n".join(image_keys(source)).encode()).hexdigest()
     scored, left_out = [], []
-    for title, place in found.items():
+    for title, place in tokenizers.items():
         try:
             facts = {"mapet": mapet.__version__, "tokenizer": fingerprint_of(place), "images": images, "seed": settings.seed}
             make = partial(_score, title, place, source, settings)

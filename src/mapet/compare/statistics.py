@@ -112,8 +112,8 @@ def _combined(squares: tuple[float, float, float], seeds: int, images: int) -> t
 def _interval(mean: float, variance: float, freedom: float, seeds: int) -> Difference:
     from scipy.stats import norm, t
 
-    known = norm if math.isinf(freedom) else t(freedom)
+    distribution = norm if math.isinf(freedom) else t(freedom)
     error = math.sqrt(variance)
-    half = float(known.ppf(1 - LEVEL / 2)) * error
-    p = 2 * float(known.sf(abs(mean) / error)) if error > 0 else float(mean == 0)
+    half = float(distribution.ppf(1 - LEVEL / 2)) * error
+    p = 2 * float(distribution.sf(abs(mean) / error)) if error > 0 else float(mean == 0)
     return Difference(mean, max(-1.0, mean - half), min(1.0, mean + half), min(1.0, p), seeds)

@@ -65,8 +65,8 @@ def comma_separated(rows: Sequence[Row]) -> str:
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(_COLUMNS)
     for row in rows:
-        found = row.difference
-        interval = [found.mean, found.low, found.high] if found else ["", "", ""]
+        difference = row.difference
+        interval = [difference.mean, difference.low, difference.high] if difference else ["", "", ""]
         values = " ".join(f"{seed}:{value:.6f}" for seed, value in sorted(row.values.items()))
         figures = [row.mean, row.deviation, values, *interval]
         writer.writerow([row.cell, row.tuned, row.protocol, row.metric, *figures, row.baseline, row.p])
@@ -78,28 +78,30 @@ def sentences(rows: Sequence[Row]) -> list[str]:
     return [_sentence(row, row.difference) for row in rows if row.difference is not None]
 
 
-def _sentence(row: Row, found: Difference) -> str:
+def _sentence(row: Row, difference: Difference) -> str:
     figure = f"By {row.protocol}, {row.cell}"
-    interval = f"95 % interval {100 * found.low:+.1f} to {100 * found.high:+.1f}"
-    only = "; one seed: the interval counts the test images only" if found.seeds == 1 else _fewer_seeds(row, found)
+    interval = f"95 % interval {100 * difference.low:+.1f} to {100 * difference.high:+.1f}"
+    only = "; one seed: the interval counts the test images only" if difference.seeds == 1 else _fewer_seeds(row, difference)
     if not row.differs:
-        return f"{figure}: no difference to {row.baseline} is shown ({100 * found.mean:+.1f} points, {interval}{only})."
-    way = "better" if found.mean > 0 else "worse"
-    return f"{figure} is {way} than {row.baseline} by {100 * abs(found.mean):.1f} points ({interval}{only})."
+        return f"{figure}: no difference to {row.baseline} is shown ({100 * difference.mean:+.1f} points, {interval}{only})."
+    way = "better" if difference.mean > 0 else "worse"
+    return f"{figure} is {way} than {row.baseline} by {100 * abs(difference.mean):.1f} points ({interval}{only})."
 
 
 def _difference(row: Row) -> list[str]:
-    found = row.difference
-    if found is None:
+    difference = row.difference
+    if difference is None:
         return ["", row.baseline, "", ""]
-    interval = f"{100 * found.mean:+.1f} [{100 * found.low:+.1f}, {100 * found.high:+.1f}]{_fewer_seeds(row, found)}"
+    interval = (
+        f"{100 * difference.mean:+.1f} [{100 * difference.low:+.1f}, {100 * difference.high:+.1f}]{_fewer_seeds(row, difference)}"
+    )
     p = "< 0.001" if (row.p or 0) < 0.001 else f"{row.p:.3f}"
     return [interval, row.baseline, p, "" if row.differs else "no difference shown"]
 
 
-def _fewer_seeds(row: Row, found: Difference) -> str:
+def _fewer_seeds(row: Row, difference: Difference) -> str:
     """That the baseline lacks seeds of this cell, so that the difference is not that of the two means."""
-    return f"; over the {found.seeds} seeds of both" if found.seeds < len(row.values) else ""
+    return f"; over the {difference.seeds} seeds of both" if difference.seeds < len(row.values) else ""
 
 
 def _line(cells: Sequence[str]) -> str:

@@ -70,14 +70,14 @@ def tasks_of(protocols: Sequence[str], places: Sequence[str]) -> list[Task]:
     Raises:
         SettingsError: A protocol is unknown, or evaluates neither backbones nor tokenizers.
     """
-    chosen = protocols_of(protocols, {})
-    for protocol in chosen:
+    parsed_protocols = protocols_of(protocols, {})
+    for protocol in parsed_protocols:
         if protocol.takes_a not in ("backbone", "tokenizer"):
             raise SettingsError(
                 f"'{protocol.name}' evaluates a {protocol.takes_a}, and a comparison has backbones and tokenizers. Leave it out."
             )
     titles = titles_of(places)
-    return [Task(protocol, place, title) for place, title in titles.items() for protocol in chosen]
+    return [Task(protocol, place, title) for place, title in titles.items() for protocol in parsed_protocols]
 
 
 def titles_of(places: Sequence[str]) -> dict[str, str]:

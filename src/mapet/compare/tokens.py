@@ -83,20 +83,20 @@ def make_tokens(data: str, settings: PretrainSettings, folder: Path, tokenizer: 
     """
     saved = tokenizer if is_saved(tokenizer) else None
     fitted = None if saved else make_tokenizer(data, settings, folder, tokenizer)
-    own, mechanics = folder / _name(settings, tokenizer, saved), settings.mechanics
+    store_folder, mechanics = folder / _name(settings, tokenizer, saved), settings.mechanics
     device, unreadable = choose_device(mechanics.device), UnreadableImages(mechanics.max_unreadable)
-    with only_writer(own):
+    with only_writer(store_folder):
         source = open_source(data, "train")
         build_store(
             source,
             load_tokenizer(saved or fitted or ""),
-            own / "tokens",
+            store_folder / "tokens",
             regions=regions_of(settings.view, settings.seed),
             workers=mechanics.workers,
             device=device,
             unreadable=unreadable,
         )
-    return own / "tokens"
+    return store_folder / "tokens"
 
 
 def make_tokenizer(data: str, settings: PretrainSettings, folder: Path, tokenizer: str = "") -> Path:

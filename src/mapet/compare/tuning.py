@@ -63,21 +63,21 @@ class Tuning:
 
     def scores(self, cell: Cell) -> Mapping[Cell, float]:
         """The figure on the held-out training images, 0 to 1, of every trial of `cell` that is finished; 0 where it diverged."""
-        found = {}
+        scores = {}
         for trial in (_with(cell, values) for values in self.values):
             run = self.run(trial)
             if _diverged(run):
-                found[trial] = 0.0
+                scores[trial] = 0.0
             elif (path := run.evaluations / f"{self._stem}.json").is_file():
-                found[trial] = read_result(path).value
-        return found
+                scores[trial] = read_result(path).value
+        return scores
 
     def refresh(self) -> None:
         """Takes into the manifest what every cell chose whose trials are all finished; of equal figures the first."""
         for cell in self.manifest.grid.cells if self.values else []:
             scores = self.scores(cell)
             if len(scores) == len(self.values):
-                self.manifest.chosen[cell] = max(scores, key=lambda trial: scores[trial])
+                self.manifest.chosen_trials[cell] = max(scores, key=lambda trial: scores[trial])
 
     def run(self, trial: Cell) -> RunDirectory:
         """The directory of a trial."""

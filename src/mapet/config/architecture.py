@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from mapet.errors import MapetError, SettingsError, nearest, wanted
+from mapet.errors import MapetError, SettingsError, allowed_values, nearest
 
 LARGEST_IMAGE = 2**14
 LARGEST_VOCABULARY = 2**20
@@ -96,7 +96,7 @@ def check_architecture(options: Any, error: type[MapetError] = SettingsError, wh
     except ValidationError as problems:
         problem = problems.errors()[0]
         name = str(problem["loc"][0])
-        allowed = wanted([other for other in problems.errors() if other["loc"][0] == name])
+        allowed = allowed_values([other for other in problems.errors() if other["loc"][0] == name])
         if problem["type"] == "extra_forbidden":
             raise error(f"{where}: a ViT has no option '{name}' that may be set. {nearest(name, _Options.model_fields)}") from None
         raise error(f"{where}: {name} = {options[name]!r:.80} is not allowed. Allowed: {allowed}.") from None

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from mapet.config.architecture import LARGEST_IMAGE, LARGEST_VOCABULARY, check_architecture, check_names
-from mapet.errors import SettingsError, nearest, wanted
+from mapet.errors import SettingsError, allowed_values, nearest
 
 _Beta = Annotated[float, Field(ge=0, lt=1)]
 _Positive = Annotated[float, Field(gt=0)]
@@ -251,7 +251,7 @@ def _explain(error: ValidationError) -> str:
         return f"{f'{name} = {found}: ' if name else ''}{problem['msg'].removeprefix('Value error, ')}."
     if problem["type"] == "missing":
         return f"{name} is missing.{_example(problem['loc'])}"
-    return f"{name} = {found} is not allowed. Allowed: {wanted([problem])}.{_example(problem['loc'])}"
+    return f"{name} = {found} is not allowed. Allowed: {allowed_values([problem])}.{_example(problem['loc'])}"
 
 
 def _example(place: tuple[int | str, ...]) -> str:

@@ -31,7 +31,7 @@ _AnyJudged = TypeVar("_AnyJudged", bound=Judged)
 
 
 @dataclass(frozen=True)
-class Shown:
+class CodeSelection:
     """Which codes the gallery shows; with none of them given, the most used ones and some others.
 
     Args:
@@ -65,29 +65,31 @@ class Shown:
         return [*drawn, usage_figure(vocabulary)]
 
 
-def write_scorecards(scored: Sequence[ScoredTokenizer], source: ImageSource, out: Path, *, shown: Shown, seed: int) -> Path:
+def write_scorecards(
+    scored: Sequence[ScoredTokenizer], source: ImageSource, out: Path, *, selection: CodeSelection, seed: int
+) -> Path:
     """Writes codebook.html, self-contained, its figures as PNG files beside it, and scorecard.json.
 
     Args:
         scored: Tokenizers scored on the same images, in any order.
         source: These images.
         out: A folder, new or with an older page.
-        shown: Which codes the galleries show.
+        selection: Which codes the galleries show.
         seed: Of random codes, and of the images that patches are taken from.
 
     Returns:
         The path of the page.
 
     Raises:
-        SettingsError: `shown` names a code that a tokenizer does not have.
+        SettingsError: `selection` names a code that a tokenizer does not have.
         StorageError: The folder cannot be written.
     """
     ranked = rank(scored)
     for entry in ranked:
-        shown.check(entry.card.vocab_size, entry.title)
+        selection.check(entry.card.vocab_size, entry.title)
     environment = describe_environment()
     comparison = [survival_figure(ranked)]
-    galleries = [shown.figures(vocabulary_of(entry, source, seed)) for entry in ranked]
+    galleries = [selection.figures(vocabulary_of(entry, source, seed)) for entry in ranked]
     content = _page(ranked, source, environment, comparison, galleries)
     with atomic_directory(out / FIGURES) as partial:
         for picture in chain(comparison, *galleries):
