@@ -171,22 +171,22 @@ MUTANTS = [
     (
         "hold-out/by-place-and-not-by-content",
         "data/sources.py",
-        "[bool(key) and int(key[:8], 16) < HELD_OUT_SHARE * 2**32 for key in sample_keys(known)]",
-        "[bool(key) and index % 5 == 0 for index, key in enumerate(sample_keys(known))]",
+        "[bool(key) and int(key[:8], 16) < HELD_OUT_SHARE * 2**32 for key in sample_keys(keyed_source)]",
+        "[bool(key) and index % 5 == 0 for index, key in enumerate(sample_keys(keyed_source))]",
         "data/test_sources.py::test_split_depends_on_content_not_on_names_or_order",
     ),
     (
         "hold-out/parts-swapped",
         "data/sources.py",
-        "return Subset(known, np.flatnonzero(~validation)), Subset(known, np.flatnonzero(validation))",
-        "return Subset(known, np.flatnonzero(validation)), Subset(known, np.flatnonzero(~validation))",
+        "return Subset(keyed_source, np.flatnonzero(~validation)), Subset(keyed_source, np.flatnonzero(validation))",
+        "return Subset(keyed_source, np.flatnonzero(validation)), Subset(keyed_source, np.flatnonzero(~validation))",
         "data/test_sources.py::test_digits_split_is_disjoint_complete_and_near_one_fifth",
     ),
     (
         "hold-out/online-probe-learns-from-what-it-is-judged-on",
         "evaluation/online.py",
-        "return subset(source, chosen[~validation]), subset(source, chosen[validation])",
-        "return subset(source, chosen), subset(source, chosen[validation])",
+        "return subset(source, indices[~validation]), subset(source, indices[validation])",
+        "return subset(source, indices), subset(source, indices[validation])",
         "evaluation/test_online.py::test_the_parts_are_chosen_by_content",
     ),
     (
@@ -206,8 +206,8 @@ MUTANTS = [
     (
         "splits/test-goes-before-val",
         "data/splits.py",
-        "return {split: found[split] for split in SPLIT_NAMES if split in found}",
-        "return {split: found[split] for split in sorted(SPLIT_NAMES) if split in found}",
+        "return {split: name_of_split[split] for split in SPLIT_NAMES if split in name_of_split}",
+        "return {split: name_of_split[split] for split in sorted(SPLIT_NAMES) if split in name_of_split}",
         "data/test_sources.py::test_validation_goes_before_test_and_both_belong_to_all",
     ),
 ]

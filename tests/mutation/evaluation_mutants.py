@@ -26,7 +26,7 @@ MUTANTS = [
     (
         "interval/paired-by-place",
         "evaluation/intervals.py",
-        "[own[key] for key in sorted(shared)]",
+        "[row_of[key] for key in sorted(shared)]",
         "[*range(len(shared))]",
         "evaluation/test_truth.py::test_other_runs_are_paired_by_content",
     ),
@@ -89,8 +89,8 @@ MUTANTS = [
     (
         "miou/truth-and-prediction-swapped",
         "evaluation/segmentation/miou.py",
-        "truth[known].long() * len(self.counts) + predicted[known].long()",
-        "predicted[known].long() * len(self.counts) + truth[known].long()",
+        "truth[labelled].long() * len(self.counts) + predicted[labelled].long()",
+        "predicted[labelled].long() * len(self.counts) + truth[labelled].long()",
         f"{_SCORES}::test_the_mean_iou_is_that_of_sets_of_pixels_over_all_images",
     ),
     (
@@ -343,8 +343,8 @@ MUTANTS = [
     (
         "vital-signs/gain-with-each-image-among-the-others",
         "health/fixed_batch.py",
-        "(self.costs.sum() - np.trace(self.costs)) / (images * (images - 1)) - own",
-        "self.costs.mean() - own",
+        "(self.costs.sum() - np.trace(self.costs)) / (images * (images - 1)) - own_cost",
+        "self.costs.mean() - own_cost",
         "health/test_signs.py::test_the_gain_is_none_without_a_tie_between_predictions_and_image",
     ),
 ]

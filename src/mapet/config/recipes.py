@@ -28,8 +28,8 @@ def recipe_text(recipe: str) -> str:
     if path.suffix not in (".yaml", ".yml"):
         raise SettingsError(f"There is no recipe '{recipe}'. {nearest(recipe, recipe_names())} Or give the path of a YAML file.")
     if not path.is_file():
-        found = "is no regular file" if path.exists() else "does not exist"
-        raise SettingsError(f"The recipe file {path} {found}.")
+        problem = "is no regular file" if path.exists() else "does not exist"
+        raise SettingsError(f"The recipe file {path} {problem}.")
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError:
@@ -51,13 +51,13 @@ def load_recipe(recipe: str, overrides: Sequence[str] = ()) -> PretrainSettings:
     if not isinstance(values, dict):
         raise SettingsError(f"The recipe '{recipe}' holds no settings. `mapet recipes digits` prints one that does.")
     values = {name: value for name, value in values.items() if value is not None}  # a section with every line commented out
-    given: dict[str, Any] = {}
+    overridden: dict[str, Any] = {}
     for override in overrides:
         name, value = _apply(values, override)
         other = f"training.{_INSTEAD_OF[name]}" if name in _INSTEAD_OF else ""
-        if value and given.get(other):
-            raise SettingsError(f"Both {other} ({given[other]}) and {name} ({value}) are given; give one of them.")
-        given[name] = value
+        if value and overridden.get(other):
+            raise SettingsError(f"Both {other} ({overridden[other]}) and {name} ({value}) are given; give one of them.")
+        overridden[name] = value
         allow(*_texts(value))
     settings = parse_settings(values)
     if recipe not in recipe_names():
@@ -91,7 +91,7 @@ def _entries(options: Any, key: str) -> list[Any]:
     if not isinstance(options, Mapping):
         return []
     return [value for name, value in options.items() if name == key] + [
-        found for value in options.values() for found in _entries(value, key)
+        entry for value in options.values() for entry in _entries(value, key)
     ]
 
 

@@ -246,20 +246,20 @@ def _explain(error: ValidationError) -> str:
     name = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
         return f"There is no setting '{name}'. {nearest(name, setting_names())}"
-    found = json.dumps(problem["input"], default=repr)[:80]
+    value = json.dumps(problem["input"], default=repr)[:80]
     if problem["type"] == "value_error":
-        return f"{f'{name} = {found}: ' if name else ''}{problem['msg'].removeprefix('Value error, ')}."
+        return f"{f'{name} = {value}: ' if name else ''}{problem['msg'].removeprefix('Value error, ')}."
     if problem["type"] == "missing":
         return f"{name} is missing.{_example(problem['loc'])}"
-    return f"{name} = {found} is not allowed. Allowed: {allowed_values([problem])}.{_example(problem['loc'])}"
+    return f"{name} = {value} is not allowed. Allowed: {allowed_values([problem])}.{_example(problem['loc'])}"
 
 
 def _example(place: tuple[int | str, ...]) -> str:
     """The default of the setting at `place`, as one would write it; nothing for a setting without one."""
     name = ".".join(part for part in place if isinstance(part, str))
-    found: Any = PretrainSettings.model_construct(training=TrainingSettings.model_construct()).model_dump(mode="json")
+    default: Any = PretrainSettings.model_construct(training=TrainingSettings.model_construct()).model_dump(mode="json")
     for part in name.split("."):
-        found = found.get(part) if isinstance(found, dict) else None
-    if found is None or isinstance(found, dict):
+        default = default.get(part) if isinstance(default, dict) else None
+    if default is None or isinstance(default, dict):
         return ""
-    return f" For example, the default: {name}={found if isinstance(found, str) else json.dumps(found)}"
+    return f" For example, the default: {name}={default if isinstance(default, str) else json.dumps(default)}"

@@ -58,7 +58,7 @@ def with_options(location: str, split: str | None, class_depth: int | None) -> s
     Raises:
         DataError: A value that no split and no depth can have.
     """
-    known = DataAddress.parse(location)
+    address = DataAddress.parse(location)
     if split is not None and not re.fullmatch(r"[\w. -]+", split):
         raise DataError(f"'{split}' is no name of a split. Give a name such as val or test.")
-    return str(DataAddress(known.place, known.split if split is None else split, class_depth or known.class_depth))
+    return str(DataAddress(address.place, address.split if split is None else split, class_depth or address.class_depth))

@@ -110,8 +110,8 @@ def _let_posterize_blacken(transform: Any) -> None:
 
 def _posterize(image: Image.Image, bits: int, **_: Any) -> Image.Image:
     """Keeps the `bits` highest bits of every pixel."""
-    kept = 256 - 2 ** (8 - min(max(bits, 0), 8))
-    return image.point([value & kept for value in range(256)] * len(image.getbands()))
+    bit_mask = 256 - 2 ** (8 - min(max(bits, 0), 8))
+    return image.point([value & bit_mask for value in range(256)] * len(image.getbands()))
 
 
 def check_rand_augment(text: str | None) -> None:

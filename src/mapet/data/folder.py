@@ -79,10 +79,10 @@ class FolderImages:
             for name, (folders, files) in listings.items():
                 images = [file for file in files if is_image_name(file)]
                 if images or not folders:
-                    found = f"'{images[0]}' lies in it" if images else "it holds no folders"
+                    problem = f"'{images[0]}' lies in it" if images else "it holds no folders"
                     raise DataError(
                         f"The class folders of {self._root} are to lie {depth} levels below it, and {self._root / name} lies "
-                        f"{number} levels below it: {found}. Give another --class-depth, or move the images."
+                        f"{number} levels below it: {problem}. Give another --class-depth, or move the images."
                     )
             level = [f"{name}/{folder}".lstrip("/") for name, (folders, _) in listings.items() for folder in folders]
         return level

@@ -93,16 +93,16 @@ def _builder(address: HubAddress) -> DatasetBuilder:
 
     with _quiet_log():
         builder = load_dataset_builder(f"{PREFIX}datasets/{address.name}", address.config, revision=address.revision)
-    found, revision = str(builder.hash), address.revision
+    commit, revision = str(builder.hash), address.revision
     if not isinstance(builder, Cache):
-        say(f"{address.name} is taken from the Hub at revision {found}.")
-    elif revision and not (len(revision) >= 7 and found.startswith(revision)):
+        say(f"{address.name} is taken from the Hub at revision {commit}.")
+    elif revision and not (len(revision) >= 7 and commit.startswith(revision)):
         raise DataError(
-            f"The Hub is not reached, and the cache holds {address.name} at the commit {found}, which may not be "
-            f"'{revision}'. Write {PREFIX}datasets/{address.name}@{found} for what is there, or try again with a connection."
+            f"The Hub is not reached, and the cache holds {address.name} at the commit {commit}, which may not be "
+            f"'{revision}'. Write {PREFIX}datasets/{address.name}@{commit} for what is there, or try again with a connection."
         )
     else:
-        say(f"The Hub is not reached: {address.name} is taken from the cache, at revision {found}.")
+        say(f"The Hub is not reached: {address.name} is taken from the cache, at revision {commit}.")
     return builder
 
 
@@ -177,9 +177,9 @@ def _parts(splits: DatasetDict, title: str, location: str) -> dict[str, RowImage
     """The training part and what is held out, in the order validation, test, by their names; or the only split."""
     datasets = {str(name): dataset for name, dataset in splits.items()}
     used: dict[str, str] = {}
-    for split, known in SPLIT_NAMES.items():
+    for split, split_names in SPLIT_NAMES.items():
         names = [name for name in datasets if split_named(name) == split]
-        used |= dict.fromkeys(sorted(names, key=lambda name: (*known, name.lower()).index(name.lower()))[:1], split)
+        used |= dict.fromkeys(sorted(names, key=lambda name: (*split_names, name.lower()).index(name.lower()))[:1], split)
     if TRAIN not in used.values():
         if len(datasets) != 1:
             raise DataError(
@@ -223,8 +223,8 @@ def _refuse_files_that_differ(builder: DatasetBuilder, address: HubAddress) -> N
     if len(files) < 2 or compared.is_file():
         return
     with ThreadPoolExecutor(_FOOTERS_AT_ONCE) as pool:
-        found = [*pool.map(names, files)]
-    if differ := [file for file, own in zip(files, found, strict=True) if own != found[0]]:
+        classes_by_file = [*pool.map(names, files)]
+    if differ := [file for file, classes in zip(files, classes_by_file, strict=True) if classes != classes_by_file[0]]:
         raise DataError(
             f"{files[0]} and {differ[0]} name the classes otherwise, and `datasets` reads both by the names of the first. Run "
             f"`hf download {address.name} --repo-type dataset --local-dir FOLDER` and give FOLDER: there labels are paired by name."
@@ -247,11 +247,11 @@ def _refuse_other_features(dataset: Dataset, title: str) -> None:
     for file in dataset.cache_files:
         try:
             with pyarrow.memory_map(file["filename"]) as mapped:
-                own = _class_names(Features.from_arrow_schema(pyarrow.ipc.open_stream(mapped).schema))
+                file_classes = _class_names(Features.from_arrow_schema(pyarrow.ipc.open_stream(mapped).schema))
         except (pyarrow.ArrowException, OSError, ValueError, TypeError, KeyError) as error:
             raise DataError(f"{file['filename']} of {title} cannot be read: {error}. Save the data set anew.") from error
         whole = _class_names(dataset.features)
-        if differ := [name for name in own if name in whole and own[name] != whole[name]]:
+        if differ := [name for name in file_classes if name in whole and file_classes[name] != whole[name]]:
             raise DataError(
                 f"{file['filename']} names the classes of '{differ[0]}' otherwise than the rest of {title} does. "
                 "Save the data set anew."

@@ -33,11 +33,11 @@ def labelled_digits(folder: Path) -> str:
     return str(folder)
 
 
-def _picture(digits: DigitImages, chosen: range) -> tuple[np.ndarray, np.ndarray]:
+def _picture(digits: DigitImages, indices: range) -> tuple[np.ndarray, np.ndarray]:
     """Grey values and ids (32, 32), uint8: 0 is the background, n + 1 the digit n."""
     assert digits.labels is not None
-    grey = [np.asarray(decode_image(digits.read(index)))[..., 0] for index in chosen]
-    ids = [(ink >= _INK) * np.uint8(digits.labels[index] + 1) for ink, index in zip(grey, chosen, strict=True)]
+    grey = [np.asarray(decode_image(digits.read(index)))[..., 0] for index in indices]
+    ids = [(ink >= _INK) * np.uint8(digits.labels[index] + 1) for ink, index in zip(grey, indices, strict=True)]
     return _put_together(grey), _put_together(ids)
 
 

@@ -53,10 +53,10 @@ def listed_classes(folder: Path) -> tuple[str, ...] | None:
     Raises:
         DataError: The file is not UTF-8, a line is empty, or both files are there and differ.
     """
-    found = {name: tuple(listed_names(folder / name)) for name in LISTINGS if (folder / name).is_file()}
-    if len({*found.values()}) > 1:
-        raise DataError(f"{' and '.join(found)} in {folder} name different classes. Remove one of the two.")
-    return next(iter(found.values()), None) or None
+    listings = {name: tuple(listed_names(folder / name)) for name in LISTINGS if (folder / name).is_file()}
+    if len({*listings.values()}) > 1:
+        raise DataError(f"{' and '.join(listings)} in {folder} name different classes. Remove one of the two.")
+    return next(iter(listings.values()), None) or None
 
 
 def listed_names(listing: Path) -> list[str]:
@@ -132,11 +132,11 @@ def say_unused_columns(columns: Sequence[str], used: str | None, where: str) -> 
 
 def _say_alike(names: Sequence[str], describe: Callable[[str], str]) -> None:
     """States which class names differ in case, blanks or the form of a number only."""
-    found: dict[str, str] = {}
+    name_of_form: dict[str, str] = {}
     for name in names:
         plain = re.sub(r"[\s_-]+", " ", name.casefold()).strip()
         plain = re.sub(r"^(-?)0+(?=\d)|(?<=\d)\.0*$", r"\1", plain) if re.fullmatch(r"-?\d+(\.0*)?", plain) else plain
-        if (other := found.setdefault(plain, name)) != name:
+        if (other := name_of_form.setdefault(plain, name)) != name:
             one, two = on_one_line(other), on_one_line(name)
             say(f"'{one}' and '{two}' are two classes ({describe(other)}, {describe(name)}). If they are one, write one.")
             return
@@ -178,17 +178,17 @@ def renumber(
     """
     if names is None or classes is None or names == classes:
         return numbers
-    for some in (names, classes):
-        if len({*some}) < len(some):
-            twice = next(name for name in some if some.count(name) > 1)
+    for class_names in (names, classes):
+        if len({*class_names}) < len(class_names):
+            twice = next(name for name in class_names if class_names.count(name) > 1)
             raise DataError(f"The class name '{twice}' occurs twice, so that {describe(0)} and others cannot be paired by name.")
     if len(large := np.flatnonzero(numbers >= len(names))):
         raise _misfit(describe(int(large[0])), int(numbers[large[0]]), names)
-    found = {name: number for number, name in enumerate(classes)}
-    table = np.array([found.get(name, UNKNOWN) for name in names], np.int64)
-    known, result = numbers >= 0, numbers.copy()
-    result[known] = table[numbers[known]]
-    if len(lost := np.flatnonzero(known & (result == UNKNOWN))):
+    number_of = {name: number for number, name in enumerate(classes)}
+    table = np.array([number_of.get(name, UNKNOWN) for name in names], np.int64)
+    labelled, result = numbers >= 0, numbers.copy()
+    result[labelled] = table[numbers[labelled]]
+    if len(lost := np.flatnonzero(labelled & (result == UNKNOWN))):
         raise _foreign(describe(int(lost[0])), names[int(numbers[lost[0]])], classes)
     return result
 
@@ -260,8 +260,8 @@ def _misfit(image: str, number: int, classes: tuple[str, ...] | None) -> DataErr
     limit = f"0 to {len(classes) - 1}, as there are {len(classes)} class names" if classes else "0 or more"
     if number >= MOST_CLASSES and not classes:
         limit = f"below {MOST_CLASSES:,}"
-    found = "no label (-1)" if number == UNKNOWN else f"the label {number}"
-    return DataError(f"{image} has {found}; allowed: {limit}. Label all images so, or none.")
+    label = "no label (-1)" if number == UNKNOWN else f"the label {number}"
+    return DataError(f"{image} has {label}; allowed: {limit}. Label all images so, or none.")
 
 
 def _foreign(image: str, name: str, classes: tuple[str, ...]) -> DataError:

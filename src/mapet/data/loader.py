@@ -77,7 +77,7 @@ class RegionRenderer:
         self._regions, self._renderings = regions, {"images": rendering}
         if tokenizer_rendering is not None:
             self._renderings["tokenizer_images"] = tokenizer_rendering
-        self.shapes = {name: image_shape(some.size) for name, some in self._renderings.items()}
+        self.shapes = {name: image_shape(view_rendering.size) for name, view_rendering in self._renderings.items()}
 
     def __call__(self, image: Image.Image, key: str, index: int, view: int) -> dict[str, Tensor]:
         """See `Renderer`."""

@@ -185,9 +185,9 @@ def _only_by_column(parts: Parts) -> Parts:
 
 def _open_files(files: Sequence[Path], address: DataAddress, classes: tuple[str, ...] | None = None) -> ImageSource:
     """Files of one kind."""
-    for known in FORMATS.values():
-        if known.fits(files):
-            return known.opener(files, str(address), classes)
+    for data_format in FORMATS.values():
+        if data_format.fits(files):
+            return data_format.opener(files, str(address), classes)
     what = "is a single file" if len(files) == 1 else f"and the other {len(files) - 1} files are not all tars or all Parquet"
     raise DataError(f"{files[0]} {what}. Give the folder that holds the images, .tar or .parquet files, or one .csv file.")
 
@@ -276,15 +276,15 @@ def _worded_folders(path: Path, address: DataAddress) -> list[Path]:
         return []
     named = [(words, group) for words, group in groups if len(group) > 1]
     words, group = named[0] if named else ((), {})
-    splits = {split: found[0] for split, found in group.items()}
+    splits = {split: folders[0] for split, folders in group.items()}
     others = [name for name in names if name not in splits.values() and _holds_anything(path / name)]
     strange = [name for name in others if not _belongs(name, words)]
-    if TRAIN in splits and len(named) == 1 and not strange and all(len(found) == 1 for found in group.values()):
+    if TRAIN in splits and len(named) == 1 and not strange and all(len(folders) == 1 for folders in group.values()):
         taken = ", ".join(f"{name}/ is taken as '{split}'" for split, name in splits.items())
         left = f"; left out: {', '.join(others)}" if others else ""
         say(f"{path}: {taken}{left}. --class-depth 1 takes all of them as classes.")
         return [path / name for name in splits.values()]
-    worded = [name for _, group in groups for found in group.values() for name in found]
+    worded = [name for _, group in groups for folders in group.values() for name in folders]
     alike = len(named) > 1 or (named and not strange)
     if alike or ((named or len(worded) == len(names)) and all(_holds_folders(path / name) for name in worded)):
         raise DataError(
@@ -297,8 +297,8 @@ def _worded_folders(path: Path, address: DataAddress) -> list[Path]:
 
 def _belongs(name: str, words: tuple[str, ...]) -> bool:
     """Whether a folder is something else of the same collection as its splits: seg_pred beside seg_train, predict."""
-    found = {*re.findall("[a-z]+", name.lower())}
-    return bool(found & _WITHOUT_LABELS) or (bool(words) and found >= {*words})
+    name_words = {*re.findall("[a-z]+", name.lower())}
+    return bool(name_words & _WITHOUT_LABELS) or (bool(words) and name_words >= {*words})
 
 
 def _holds_folders(folder: Path) -> bool:
@@ -326,9 +326,9 @@ def _folder_of_packed(path: Path) -> Path | None:
     packed = [folder for folder in folders if _holds_packed(folder)]
     images = [folder.name for folder in folders if folder not in packed and holds_images(folder)]
     if len(packed) > 1 or (packed and len(images) > 1):
-        found = [folder.name for folder in packed[1:]] or images
+        others = [folder.name for folder in packed[1:]] or images
         raise DataError(
-            f"{path} holds Parquet files or tars in {packed[0].name}/, and more in {', '.join(f'{name}/' for name in found[:3])}. "
+            f"{path} holds Parquet files or tars in {packed[0].name}/, and more in {', '.join(f'{name}/' for name in others[:3])}. "
             f"Give one of them, such as {packed[0]}."
         )
     if packed and images:
@@ -351,8 +351,8 @@ def _remember(only: Path, source: ImageSource) -> ImageSource:
 
 def _packed(path: Path) -> list[Path]:
     """The Parquet files in a folder, or else its tars; none that lie beside images, as these are backups, or what was unpacked."""
-    for name, known in FORMATS.items():
-        if known.in_folders and (files := known.files_in(path)):
+    for name, data_format in FORMATS.items():
+        if data_format.in_folders and (files := data_format.files_in(path)):
             return [] if name == TAR and holds_images(path) else files
     return []
 

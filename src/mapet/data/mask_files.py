@@ -81,14 +81,14 @@ def ids_of(root: Path) -> MaskIds:
     names = listed_classes(root) or ()
     classes = [name for name in names if not _IGNORED_NAME.search(name)]
     if len(classes) < 2:
-        some = f"names one class only ('{classes[0]}')" if classes else "names no class"
+        problem = f"names one class only ('{classes[0]}')" if classes else "names no class"
         raise DataError(
-            f"{listing} {some if listing.is_file() else 'is not there'}. Give the class names, one a line, at least two: line 1 is "
-            "the id 0 in the masks. End a name in '(ignore)' where it is no class; 255 is ignored anyway. ADE20K has "
+            f"{listing} {problem if listing.is_file() else 'is not there'}. Give the class names, one a line, at least two: line 1 "
+            "is the id 0 in the masks. End a name in '(ignore)' where it is no class; 255 is ignored anyway. ADE20K has "
             f"{ADE20K_LISTING} instead."
         )
-    kept = iter(range(len(classes)))
-    numbers = {number: IGNORED if _IGNORED_NAME.search(name) else next(kept) for number, name in enumerate(names)}
+    class_numbers = iter(range(len(classes)))
+    numbers = {number: IGNORED if _IGNORED_NAME.search(name) else next(class_numbers) for number, name in enumerate(names)}
     return MaskIds(listing, classes, numbers)
 
 

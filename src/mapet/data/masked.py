@@ -137,10 +137,12 @@ def open_segmentation(location: str) -> tuple[MaskedImages, MaskedImages]:
         DataError: A folder, a class list or a mask is missing or wrong; the message names it.
     """
     train, test = _open(location)
-    known = np.count_nonzero(train.class_pixels)
-    if known < 2 or not test.class_pixels.any():
+    num_classes = np.count_nonzero(train.class_pixels)
+    if num_classes < 2 or not test.class_pixels.any():
         where = (
-            f"The training masks of {location} show {known} classes" if known < 2 else f"All test masks of {location} are ignored"
+            f"The training masks of {location} show {num_classes} classes"
+            if num_classes < 2
+            else f"All test masks of {location} are ignored"
         )
         raise DataError(f"{where}; at least two classes to learn and one to test are needed. Check the ids in the masks.")
     _remark(train, test)
@@ -150,7 +152,7 @@ def open_segmentation(location: str) -> tuple[MaskedImages, MaskedImages]:
 def _remark(train: MaskedImages, test: MaskedImages) -> None:
     """States which listed classes no pixel has, how many pixels are ignored because of their id, and images turned alone."""
     seen = {"training": train.class_pixels > 0, "test": test.class_pixels > 0}
-    lacking = {part: [*map(int, np.flatnonzero(~found))] for part, found in seen.items()}
+    lacking = {part: [*map(int, np.flatnonzero(~has_pixels))] for part, has_pixels in seen.items()}
     both = [number for number in lacking["training"] if number in lacking["test"]]
     if both:
         say(f"No mask of {train.location} has a pixel of the class {train.describe_classes(both)}.")
@@ -194,8 +196,8 @@ def _root(path: Path) -> Path:
             return root
     names = [folder.name for folder in folders]
     lacking = [name for name in ("images", "annotations") if name not in names]
-    found = ", ".join(names) or "no folders"
-    raise DataError(f"{path} has no {' and no '.join(f'{name}/' for name in lacking)}; it holds {found}. {LAYOUT}")
+    content = ", ".join(names) or "no folders"
+    raise DataError(f"{path} has no {' and no '.join(f'{name}/' for name in lacking)}; it holds {content}. {LAYOUT}")
 
 
 def _split_folders(root: Path) -> dict[str, list[_Pair]]:
@@ -216,15 +218,15 @@ def _listed_splits(root: Path) -> dict[str, list[_Pair]]:
     lists = by_split(stems, str(root))
     if TRAIN not in lists or len(lists) < 2:
         return {}
-    known = {image.stem: (image, mask) for image, mask in _pairs(root / "images", root / "annotations")}
+    pair_of_stem = {image.stem: (image, mask) for image, mask in _pairs(root / "images", root / "annotations")}
     splits: dict[str, list[_Pair]] = {}
     for name in lists.values():
         listing = root / f"{name}.txt"
         named = [Path(line.split()[0]).name for line in _lines(listing) if line.strip()]
         stems = [Path(file).stem if is_image_name(file) else file for file in named]
-        if lost := [stem for stem in stems if stem not in known]:
+        if lost := [stem for stem in stems if stem not in pair_of_stem]:
             raise DataError(f"{listing} names '{lost[0]}', which {root / 'images'} lacks ({len(lost)} of {len(stems)} do).")
-        splits[name] = [known[stem] for stem in stems]
+        splits[name] = [pair_of_stem[stem] for stem in stems]
         for other, pairs in splits.items():
             if other != name and (both := {*pairs} & {*splits[name]}):
                 raise DataError(
@@ -246,19 +248,19 @@ def _pairs(images: Path, masks: Path) -> list[tuple[Path, Path]]:
     if not masks.is_dir():
         raise DataError(f"There is no folder {masks} with the masks of {images}. {LAYOUT}")
     names = entries(images)[1]
-    found = [images / name for name in names if is_image_name(name)]
+    image_files = [images / name for name in names if is_image_name(name)]
     by_stem = _by_stem([masks / name for name in entries(masks)[1] if name.lower().endswith(MASK_SUFFIXES)])
-    _by_stem(found)
+    _by_stem(image_files)
     say_left_out(str(images), names)
     _say_folders_left_out(images)
-    if not found:
+    if not image_files:
         raise DataError(f"{images} holds no images. {LAYOUT}")
-    if lost := [image for image in found if image.stem not in by_stem]:
+    if lost := [image for image in image_files if image.stem not in by_stem]:
         raise DataError(
-            f"{lost[0]} has no mask {masks / lost[0].stem}.png ({len(lost)} of {len(found)} images have none). A mask has the "
-            f"name of its image and one of the suffixes {' '.join(MASK_SUFFIXES)}."
+            f"{lost[0]} has no mask {masks / lost[0].stem}.png ({len(lost)} of {len(image_files)} images have none). A mask has "
+            f"the name of its image and one of the suffixes {' '.join(MASK_SUFFIXES)}."
         )
-    return [(image, by_stem[image.stem]) for image in found]
+    return [(image, by_stem[image.stem]) for image in image_files]
 
 
 def _say_folders_left_out(root: Path, used: Collection[str] = ()) -> None:
@@ -270,13 +272,13 @@ def _say_folders_left_out(root: Path, used: Collection[str] = ()) -> None:
 
 def _by_stem(files: Sequence[Path]) -> dict[str, Path]:
     """Files by their names without suffix; refuses two of one name, as masks are found by name."""
-    found: dict[str, Path] = {}
+    file_of_stem: dict[str, Path] = {}
     for file in files:
-        if (other := found.setdefault(file.stem, file)) is not file:
+        if (other := file_of_stem.setdefault(file.stem, file)) is not file:
             raise DataError(
                 f"{other} and {file} have one name but for the suffix, by which images and masks are paired. Rename one."
             )
-    return found
+    return file_of_stem
 
 
 def _hold_out(whole: MaskedImages) -> tuple[MaskedImages, MaskedImages]:

@@ -145,28 +145,28 @@ def open_named(location: str, *, download: bool = False) -> tuple[NamedImages, N
     name, _, root = location.partition(_SEPARATOR)
     if name not in NAMED_SETS:
         raise DataError(f"There is no data set called '{name}'. {nearest(name, NAMED_SETS)}")
-    known = NAMED_SETS[name]
+    named_set = NAMED_SETS[name]
     if not root:
-        raise DataError(f"'{location}' has no folder of the data set. Write {name}{_SEPARATOR}ROOT. {_layout(known)}")
+        raise DataError(f"'{location}' has no folder of the data set. Write {name}{_SEPARATOR}ROOT. {_layout(named_set)}")
     try:
-        train, test = known.open(Path(root), download and known.downloads)
+        train, test = named_set.open(Path(root), download and named_set.downloads)
     except Exception as error:  # of damaged lists and labels, nearly any may come
-        raise _unusable(known, name, Path(root), error, download) from error
-    opened = tuple(_source(parts, location, known.metric) for parts in (train, test))
-    _compare_counts(known, name, *opened)
+        raise _unusable(named_set, name, Path(root), error, download) from error
+    opened = tuple(_source(parts, location, named_set.metric) for parts in (train, test))
+    _compare_counts(named_set, name, *opened)
     return opened[0], opened[1]
 
 
-def _unusable(known: NamedSet, name: str, root: Path, error: Exception, download: bool) -> DataError | StorageError:
-    if download and known.downloads and isinstance(error, OSError):
-        return StorageError(f"{known.title} cannot be fetched to {root}: {error}. {_layout(known)}")
-    hint = f" `mapet evaluate transfer ... --root {root} --download` fetches it." if known.downloads else ""
+def _unusable(named_set: NamedSet, name: str, root: Path, error: Exception, download: bool) -> DataError | StorageError:
+    if download and named_set.downloads and isinstance(error, OSError):
+        return StorageError(f"{named_set.title} cannot be fetched to {root}: {error}. {_layout(named_set)}")
+    hint = f" `mapet evaluate transfer ... --root {root} --download` fetches it." if named_set.downloads else ""
     reason = (str(error) or type(error).__name__).partition(" You can use")[0].rstrip(".")
-    return DataError(f"{known.title} ('{name}') cannot be opened in {root}: {reason}. {_layout(known)}{hint}")
+    return DataError(f"{named_set.title} ('{name}') cannot be opened in {root}: {reason}. {_layout(named_set)}{hint}")
 
 
-def _layout(known: NamedSet) -> str:
-    return f"Expected in ROOT:\n{known.layout}\nWhere to get it: {known.origin}."
+def _layout(named_set: NamedSet) -> str:
+    return f"Expected in ROOT:\n{named_set.layout}\nWhere to get it: {named_set.origin}."
 
 
 def _source(parts: Parts, location: str, metric: str) -> NamedImages:
@@ -185,12 +185,12 @@ def _path_and_label(part: Any, index: int) -> tuple[str, int]:
     return (part._images[index], part._labels[index]) if hasattr(part, "_images") else part[index]
 
 
-def _compare_counts(known: NamedSet, name: str, train: NamedImages, test: NamedImages) -> None:
-    found = (len(train.classes or ()), len(train), len(test))
+def _compare_counts(named_set: NamedSet, name: str, train: NamedImages, test: NamedImages) -> None:
+    actual_counts = (len(train.classes or ()), len(train), len(test))
     if not len(train) or not len(test):
-        raise DataError(f"{known.title} in {train.location} lists no images. {_layout(known)}")
-    if found != known.counts:
-        words = ["{:,} classes, {:,} training and {:,} test images".format(*counts) for counts in (found, known.counts)]
+        raise DataError(f"{named_set.title} in {train.location} lists no images. {_layout(named_set)}")
+    if actual_counts != named_set.counts:
+        words = ["{:,} classes, {:,} training and {:,} test images".format(*counts) for counts in (actual_counts, named_set.counts)]
         say(f"{name} has {words[0]}; published are {words[1]}: figures are not comparable with published ones.")
 
 

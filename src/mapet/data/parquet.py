@@ -54,7 +54,7 @@ class ParquetImages(RowImages):
 
     def __init__(self, files: Sequence[Path], location: str | None = None, classes: tuple[str, ...] | None = None) -> None:
         paths = [Path(file) for file in files]
-        columns = {path: found for path in paths if (found := _columns(path)) is not None}
+        columns = {path: file_columns for path in paths if (file_columns := _columns(path)) is not None}
         if not columns:
             raise DataError(f"{paths[0]} holds no rows.")
         unpacked = _unpack([*columns], [*columns.values()])
@@ -156,9 +156,9 @@ def _digest(path: Path, cache: Path, bar: ProgressBar) -> str:
     try:
         with open_regular(path) as file:
             status = os.fstat(file.fileno())
-            kept = cache / "hashes" / hashlib.sha256(repr(_facts(status)).encode()).hexdigest()[:32]
-            if kept.is_file():
-                return read_text(kept)
+            cache_file = cache / "hashes" / hashlib.sha256(repr(_facts(status)).encode()).hexdigest()[:32]
+            if cache_file.is_file():
+                return read_text(cache_file)
             while chunk := file.read(_CHUNK):
                 digest.update(chunk)
                 bar.advance((size + len(chunk)) // _MIB - size // _MIB)
@@ -166,7 +166,7 @@ def _digest(path: Path, cache: Path, bar: ProgressBar) -> str:
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or error}.") from error
     if time.time() - status.st_ctime > _SETTLED_SECONDS:
-        with suppress(StorageError), atomic_file(kept) as partial:  # a cache that others filled may be read-only
+        with suppress(StorageError), atomic_file(cache_file) as partial:  # a cache that others filled may be read-only
             partial.write_text(digest.hexdigest(), encoding="utf-8")
     return digest.hexdigest()
 

@@ -225,17 +225,17 @@ class RowImages:
         if classes is None:
             first = self._tables[0]
             say_unused_columns(first.dataset.column_names, first.columns.label, first.title)
-        found = [labels for table in self._tables if (labels := table.labels(listed)) is not None]
-        if found:
-            labels = joined_labels(found, [table.title for table in self._tables])
+        table_labels = [labels for table in self._tables if (labels := table.labels(listed)) is not None]
+        if table_labels:
+            labels = joined_labels(table_labels, [table.title for table in self._tables])
             self.labels, self.classes = number_labels(labels, classes, self.describe)
             self.label_kind = labels.kind
         columns = [table.split_columns() for table in self._tables]
         self.split_columns = {name: [value for of_table in columns for value in of_table[name]] for name in columns[0]}
 
-    def _refuse_different(self, found: Sequence[str | None], by: Callable[[Any], Any]) -> None:
+    def _refuse_different(self, columns: Sequence[str | None], by: Callable[[Any], Any]) -> None:
         """Refuses tables of which only some have a column."""
-        has = {by(column): (table.title, column) for table, column in zip(self._tables, found, strict=True)}
+        has = {by(column): (table.title, column) for table, column in zip(self._tables, columns, strict=True)}
         if len(has) > 1:
             (one, first), (other, second), *_ = sorted(has.values(), key=lambda value: not value[1])
             raise DataError(
@@ -284,18 +284,18 @@ def find_columns(schema: pyarrow.Schema, title: str) -> Columns:
 
     features = _features(schema, title)
     image = _first_present(IMAGE_COLUMNS, schema) or _only_feature("Image", features)
-    found = ", ".join(f"{field.name} ({field.type})" for field in schema)
+    column_list = ", ".join(f"{field.name} ({field.type})" for field in schema)
     if image is None:
         raise DataError(
             f"{title} has no image column: expected {' or '.join(IMAGE_COLUMNS)} (or one column of the Hub's type Image), "
-            f"found {found}. Rename the column."
+            f"found {column_list}. Rename the column."
         )
     kind = schema.field(image).type
     if not (_has_field(kind, "bytes") or types.is_binary(kind) or types.is_large_binary(kind)):
-        raise DataError(f"The column '{image}' of {title} must hold encoded images (JPEG or PNG bytes); found {found}.")
+        raise DataError(f"The column '{image}' of {title} must hold encoded images (JPEG or PNG bytes); found {column_list}.")
     label = _first_present(LABEL_COLUMNS, schema) or _only_feature("ClassLabel", features)
     if label and not _is_label(schema.field(label).type):
-        raise DataError(f"The column '{label}' of {title} must hold class numbers from 0, or class names; found {found}.")
+        raise DataError(f"The column '{label}' of {title} must hold class numbers from 0, or class names; found {column_list}.")
     names = getattr(features.get(label), "names", None) if label else None
     return Columns(image, label, _first_present(NAME_COLUMNS, schema), _split_columns(schema), tuple(names) if names else None)
 

@@ -70,9 +70,9 @@ def sample_keys(source: ImageSource) -> list[str]:
 
     keys: list[str] = []
     with progress("Reading sample keys", images, after=SILENT_SECONDS) as bar, ThreadPoolExecutor(HASHING_THREADS) as pool:
-        for some in pool.map(keys_from, range(0, images, share)):
-            keys += some
-            bar.advance(len(some))
+        for chunk in pool.map(keys_from, range(0, images, share)):
+            keys += chunk
+            bar.advance(len(chunk))
     return keys
 
 

@@ -187,10 +187,10 @@ def hold_out(source: ImageSource) -> tuple[ImageSource, ImageSource]:
             f"{source.location} has no labels and no held-out part of its own: all its images are for training. To evaluate, sort "
             "the images into one folder a class, into train/ and val/ folders, or use Parquet with a column 'label'."
         )
-    known = with_keys(source)
-    validation = np.array([bool(key) and int(key[:8], 16) < HELD_OUT_SHARE * 2**32 for key in sample_keys(known)], bool)
+    keyed_source = with_keys(source)
+    validation = np.array([bool(key) and int(key[:8], 16) < HELD_OUT_SHARE * 2**32 for key in sample_keys(keyed_source)], bool)
     say_fact(f"Holding out {validation.sum():,} of {len(source):,} images by content, for evaluation; train/ and val/ overrule it.")
-    return Subset(known, np.flatnonzero(~validation)), Subset(known, np.flatnonzero(validation))
+    return Subset(keyed_source, np.flatnonzero(~validation)), Subset(keyed_source, np.flatnonzero(validation))
 
 
 def only_folder(source: ImageSource) -> str | None:

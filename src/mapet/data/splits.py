@@ -130,14 +130,14 @@ def by_split(names: Iterable[str], where: str) -> dict[str, str]:
     Raises:
         DataError: Two names stand for one split.
     """
-    found: dict[str, str] = {}
+    name_of_split: dict[str, str] = {}
     for name in names:
         split = split_named(name)
-        if split in found and TRAIN_AND_VAL not in (found[split].lower(), name.lower()):
-            raise _twice(where, found[split], name)
-        if split is not None and (split not in found or found[split].lower() == TRAIN_AND_VAL):
-            found[split] = name
-    return {split: found[split] for split in SPLIT_NAMES if split in found}
+        if split in name_of_split and TRAIN_AND_VAL not in (name_of_split[split].lower(), name.lower()):
+            raise _twice(where, name_of_split[split], name)
+        if split is not None and (split not in name_of_split or name_of_split[split].lower() == TRAIN_AND_VAL):
+            name_of_split[split] = name
+    return {split: name_of_split[split] for split in SPLIT_NAMES if split in name_of_split}
 
 
 def split_rows(columns: Mapping[str, Sequence[str]], describe: Callable[[int], str], where: str) -> dict[str, np.ndarray]:
@@ -223,12 +223,12 @@ def part_named(parts: Iterable[str], split: str, where: str) -> str:
     if names == [""]:
         raise DataError(f"{where} has no splits of its own, so that there is no '{split}'. Leave out --split.")
     meant = split_named(split)
-    found = next((name for name in names if name == split), None) or next(
+    part = next((name for name in names if name == split), None) or next(
         (name for name in names if meant is not None and meant in (split_named(name), _split_in(name))), None
     )
-    if found is None:
+    if part is None:
         raise DataError(f"{where} has no split '{split}'. It has: {', '.join(names)}.")
-    return found
+    return part
 
 
 def _twice(where: str, one: str, other: str) -> DataError:

@@ -153,10 +153,10 @@ def _key_and_extension(name: str) -> tuple[str, str]:
 
 def _label_members(members: Iterable[tarfile.TarInfo]) -> dict[str, tarfile.TarInfo]:
     """What may hold labels, by its name without suffix: .json, and before it .cls, in any case."""
-    found = {}
+    by_stem = {}
     for suffix in (".json", ".cls"):
-        found |= {member.name[: -len(suffix)]: member for member in members if member.name.lower().endswith(suffix)}
-    return found
+        by_stem |= {member.name[: -len(suffix)]: member for member in members if member.name.lower().endswith(suffix)}
+    return by_stem
 
 
 def _is_number(member: tarfile.TarInfo) -> bool:
@@ -214,7 +214,7 @@ def _members(file: FileIO, path: Path, bar: ProgressBar) -> Iterator[tarfile.Tar
     `tarfile` takes a damaged header, and the end of the file wherever it comes, for the end of the tar, which would lose images
     without a word; and negative sizes send it in circles.
     """
-    shown, end = 0, 0
+    mib_done, end = 0, 0
     try:
         with tarfile.open(fileobj=file, mode="r:", encoding="utf-8") as tar:
             while (member := tar.next()) is not None:
@@ -222,16 +222,16 @@ def _members(file: FileIO, path: Path, bar: ProgressBar) -> Iterator[tarfile.Tar
                 if tar.offset <= end or member.size < 0:
                     raise tarfile.ReadError(f"the header before byte {end} gives a negative size")
                 end = tar.offset
-                if end >= (shown + _MIB_SHOWN) * _MIB:
-                    bar.advance(end // _MIB - shown)
-                    shown = end // _MIB
+                if end >= (mib_done + _MIB_SHOWN) * _MIB:
+                    bar.advance(end // _MIB - mib_done)
+                    mib_done = end // _MIB
                 member.name = posixpath.normpath(member.name)  # tars of a whole folder begin every name with ./
                 if (member.isreg() or member.issym() or member.islnk()) and not is_hidden(member.name):
                     yield member
             _check_end(file, tar.offset)
     except (tarfile.TarError, ValueError, ArithmeticError, RecursionError) as error:
         raise DataError(f"{path} is damaged, cut short, or no tar: {error}. Fetch or pack it again.") from error
-    bar.advance(os.fstat(file.fileno()).st_size // _MIB - shown)
+    bar.advance(os.fstat(file.fileno()).st_size // _MIB - mib_done)
 
 
 def _check_end(file: FileIO, offset: int) -> None:

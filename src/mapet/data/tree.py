@@ -33,8 +33,8 @@ def entries(folder: Path | str) -> tuple[list[str], list[str]]:
     """
     folders, files = [], []
     try:
-        with os.scandir(folder) as found:
-            for entry in found:
+        with os.scandir(folder) as listing:
+            for entry in listing:
                 if not entry.name.startswith(".") and entry.name not in _SYSTEM_FOLDERS:
                     (folders if _is_folder(entry) else files).append(entry.name)
     except OSError as error:

@@ -109,17 +109,19 @@ class Callbacks:
         monitors: Those that observe.
         run: The context of the run.
         warnings: Where their warnings are written.
-        kept: What the checkpoint holds that the training continues from: their `state`, among others.
+        tensors: What the checkpoint holds that the training continues from: their `state`, among others.
     """
 
-    def __init__(self, monitors: Sequence[Monitor[Any]], run: RunContext, warnings: Warnings, kept: Mapping[str, Tensor]) -> None:
+    def __init__(
+        self, monitors: Sequence[Monitor[Any]], run: RunContext, warnings: Warnings, tensors: Mapping[str, Tensor]
+    ) -> None:
         self._monitors, self._model, self._warnings = monitors, run.model, warnings
         with ExitStack() as begun:  # ends them if a later one cannot begin
             for monitor in monitors:
                 monitor.begin(run)
                 begun.callback(monitor.end, False)
                 prefix = _prefix(monitor)
-                if state := {name.removeprefix(prefix): value for name, value in kept.items() if name.startswith(prefix)}:
+                if state := {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}:
                     monitor.restore(state)
             begun.pop_all()
 

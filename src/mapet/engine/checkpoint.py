@@ -96,9 +96,9 @@ def save_checkpoint(
 def _remove_all_but(keep: int, newest: Path) -> None:
     """Removes the checkpoints beside `newest` that came after it, and those before it but the last `keep` - 1."""
     others = sorted(newest.parent.glob("step-*"))
-    kept = [other for other in others if other.name <= newest.name][-keep:]
+    remaining = [other for other in others if other.name <= newest.name][-keep:]
     for other in others:
-        if other not in kept:
+        if other not in remaining:
             shutil.rmtree(other, ignore_errors=True)
 
 
@@ -156,8 +156,8 @@ def _empty_state(parameters: Mapping[str, nn.Parameter], name: str) -> Tensor:
     return torch.zeros(()) if quantity == "step" else torch.zeros_like(parameters[parameter].detach())
 
 
-def _require_same(found: set[str], expected: set[str], path: Path) -> None:
-    if odd := sorted(found ^ expected):
+def _require_same(actual: set[str], expected: set[str], path: Path) -> None:
+    if odd := sorted(actual ^ expected):
         raise CheckpointError(f"{path} is of another model. In one of them only: {', '.join(odd[:5])}.")
 
 

@@ -90,12 +90,12 @@ class TrainingLog:
         if not self._steps:
             return
         entry = self._means(step, lr)
-        own = [f"{name.replace('_', ' ')} {value:.3f}" for name, value in entry.items() if name not in OF_EVERY_ENTRY]
+        metrics = [f"{name.replace('_', ' ')} {value:.3f}" for name, value in entry.items() if name not in OF_EVERY_ENTRY]
         scalars, notes = callbacks.observe(LogPoint(step, lr, entry))
         entry |= scalars
         self._keep(entry)
         speed = entry["images_per_second"]
-        words = [f"loss {entry['loss']:.3f}", *notes, *own, *([self._evaluated] if self._evaluated else [])]
+        words = [f"loss {entry['loss']:.3f}", *notes, *metrics, *([self._evaluated] if self._evaluated else [])]
         if bar is not None:
             bar.note("  ".join([*words, f"{speed:.{0 if speed >= 10 else 1}f} images/s", f"waiting {entry['waiting']:.0%}"]))
 

@@ -304,8 +304,8 @@ class Training(ABC, Generic[Batch]):
             say(message)
 
     def _stopped(self, done: int) -> str:
-        kept = self.when.keeps_checkpoints
-        way_on = "The same command continues from there." if kept else "Nothing was kept: give --out FOLDER."
+        resumable = self.when.keeps_checkpoints
+        way_on = "The same command continues from there." if resumable else "Nothing was kept: give --out FOLDER."
         return f"Stopped after step {done} of the {self.name}. {way_on}"
 
     def _nothing_learned(self) -> str:

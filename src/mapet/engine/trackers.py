@@ -181,9 +181,11 @@ class Comet(Tracker):
     library, extra = "comet_ml", "comet"
 
     def _start(self, library: Any, folder: Path) -> Record:
-        kept = folder / "comet"
-        kept.mkdir(parents=True, exist_ok=True)
-        config = library.ExperimentConfig(name=folder.name, offline_directory=str(kept), **dict.fromkeys(_COMET_ADDS, False))
+        offline_folder = folder / "comet"
+        offline_folder.mkdir(parents=True, exist_ok=True)
+        config = library.ExperimentConfig(
+            name=folder.name, offline_directory=str(offline_folder), **dict.fromkeys(_COMET_ADDS, False)
+        )
         experiment = library.start(
             project_name=_PROJECT, experiment_key=_key(folder), online="COMET_API_KEY" in os.environ, experiment_config=config
         )

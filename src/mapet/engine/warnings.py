@@ -25,14 +25,14 @@ class Warnings:
     def __init__(self, directory: RunDirectory, first_step: int, writes: bool = True) -> None:
         self._path, self._writes = warnings_file(directory), writes
         lines = warning_lines(directory)
-        kept = [line for line in lines.entries if line["step"] <= first_step]
+        earlier_lines = [line for line in lines.entries if line["step"] <= first_step]
         if writes and (remark := lines.remark()):
             say(remark)
         if writes and self._path.is_file():
-            write_text(self._path, "".join(json.dumps(line) + "\n" for line in kept))
-        self._printed = {line["name"] for line in kept}
-        self._standing = {line["name"] for line in standing_warnings(kept)}
-        self._withdrawn = {line["name"] for line in kept if line["message"] is None}
+            write_text(self._path, "".join(json.dumps(line) + "\n" for line in earlier_lines))
+        self._printed = {line["name"] for line in earlier_lines}
+        self._standing = {line["name"] for line in standing_warnings(earlier_lines)}
+        self._withdrawn = {line["name"] for line in earlier_lines if line["message"] is None}
 
     def update(self, step: int, name: str, message: str | None) -> None:
         """Prints and writes a warning that is new, or the withdrawal (None) of one that stands."""

@@ -74,8 +74,8 @@ class GlobalDropout2d(nn.Dropout2d):
         rows = self.place.rows
         if not self.training or self.p == 0 or rows is None or rows.count == rows.total:
             return super().forward(input)
-        kept = input.new_empty(rows.total, input.shape[1], 1, 1).bernoulli_(1 - self.p).div_(1 - self.p)
-        return input * kept[rows.slice]
+        mask = input.new_empty(rows.total, input.shape[1], 1, 1).bernoulli_(1 - self.p).div_(1 - self.p)
+        return input * mask[rows.slice]
 
 
 def place_whole_batch(model: nn.Module, processes: Processes) -> Place:

@@ -58,8 +58,8 @@ class SeenKeys:
     @property
     def images(self) -> KeyedImages:
         """Those whose content is known."""
-        known, labels = self._keys != b"", self._source.labels
-        return KeyedImages(self._keys[known], None if labels is None else labels[known])
+        readable, labels = self._keys != b"", self._source.labels
+        return KeyedImages(self._keys[readable], None if labels is None else labels[readable])
 
 
 @dataclass(frozen=True)
@@ -100,19 +100,19 @@ def copies_line(counts: Mapping[str, Any], test_images: int) -> str:
         "test_labels": "{} test images also occur under another label",
         "test": "{} test images are copies of other test images",
     }
-    known = {name: count for name, count in counts.items() if isinstance(count, int) and count > 0}
-    found = [words.format(f"{known[name]:,}") for name, words in facts.items() if name in known]
-    return f"Same content: {'; '.join(found)}." if found else ""
+    positive = {name: count for name, count in counts.items() if isinstance(count, int) and count > 0}
+    clauses = [words.format(f"{positive[name]:,}") for name, words in facts.items() if name in positive]
+    return f"Same content: {'; '.join(clauses)}." if clauses else ""
 
 
 def count_copies(train: KeyedImages, test: KeyedImages) -> Copies:
     """Counts the copies among the images of both parts that could be read."""
-    known = np.isin(test.keys, train.keys)
+    shared = np.isin(test.keys, train.keys)
     otherwise = 0
-    if train.labels is not None and test.labels is not None and known.any():
-        otherwise = _without_equal(test.keys[known], test.labels[known], train.keys, train.labels)
+    if train.labels is not None and test.labels is not None and shared.any():
+        otherwise = _without_equal(test.keys[shared], test.labels[shared], train.keys, train.labels)
     return Copies(
-        shared=int(known.sum()),
+        shared=int(shared.sum()),
         shared_otherwise=otherwise,
         training=len(train.keys) - len(np.unique(train.keys)),
         training_labels=_contradictory(train.keys, train.labels),

@@ -165,24 +165,24 @@ class _Evaluator:
         self._validation_share = validation_share
         self._data: dict[Any, tuple[ImageSource, ImageSource]] = {}
         self._frozen_models: dict[Any, Evaluated] = {}
-        self._said: set[str] = set()
+        self._printed: set[str] = set()
 
-    def result(self, protocol: Protocol, kept: Path | None, with_random: bool) -> Result:
+    def result(self, protocol: Protocol, path: Path | None, with_random: bool) -> Result:
         began = time.perf_counter()
         train, test = self._open(protocol)
         self._require_agreement(protocol, train, test)
         self._say_once(describe_note(protocol, len(train)))
         title = "untrained" if self._target.untrained else "pre-trained"
-        metrics = self._evaluate(protocol, title, kept)
-        random = self._evaluate(protocol, "random", kept and kept / "random") if with_random else None
+        metrics = self._evaluate(protocol, title, path)
+        random = self._evaluate(protocol, "random", path and path / "random") if with_random else None
         frozen = self._frozen(protocol, title)
         copies = self._count_copies(*frozen.images)
         for source, images, part in zip((train, test), frozen.images, ("training", "test"), strict=True):
             self._say_once(lost_classes(source, images.labels, part))
         if remark := protocol.remark(metrics, random):
             say(f"{protocol.title}: {remark}")
-        if kept is not None and metrics.outcomes is not None and self._is_first:
-            _save(kept.with_name(kept.name + SUFFIX), frozen.images[1].keys, metrics, random)
+        if path is not None and metrics.outcomes is not None and self._is_first:
+            _save(path.with_name(path.name + SUFFIX), frozen.images[1].keys, metrics, random)
         metric = getattr(test, "metric", protocol.metric)
         return Result(
             protocol=protocol.describe(),
@@ -232,9 +232,9 @@ class _Evaluator:
         return copies
 
     def _say_once(self, line: str) -> None:
-        if line and line not in self._said:
+        if line and line not in self._printed:
             say(line)
-        self._said.add(line)
+        self._printed.add(line)
 
     def _open(self, protocol: Protocol) -> tuple[ImageSource, ImageSource]:
         kind = type(protocol).open_data
@@ -273,4 +273,6 @@ def _intervals(metrics: Metrics, random: Metrics | None) -> dict[str, list[float
 
 def _save(path: Path, keys: np.ndarray, metrics: Metrics, random: Metrics | None) -> None:
     named = {"pre-trained": metrics, "random": random}
-    save_outcomes(path, keys, {name: some.outcomes for name, some in named.items() if some and some.outcomes})
+    save_outcomes(
+        path, keys, {name: part_metrics.outcomes for name, part_metrics in named.items() if part_metrics and part_metrics.outcomes}
+    )

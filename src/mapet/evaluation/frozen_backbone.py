@@ -258,9 +258,9 @@ class FrozenBackbone(ImageReader):
 
     def remark_on_variation(self, features: Tensor) -> None:
         """Says once where features (n, ...) of images are nearly the same vector, of which few digits tell images apart."""
-        some = features[:: max(1, len(features) // BATCH_SIZE)].flatten(1).float().cpu().double()
-        length = float(torch.linalg.vector_norm(some, dim=1).mean()) if len(some) else 0.0
-        share = float(torch.linalg.vector_norm(some - some.mean(dim=0), dim=1).mean()) / length if length else 1.0
+        sample = features[:: max(1, len(features) // BATCH_SIZE)].flatten(1).float().cpu().double()
+        length = float(torch.linalg.vector_norm(sample, dim=1).mean()) if len(sample) else 0.0
+        share = float(torch.linalg.vector_norm(sample - sample.mean(dim=0), dim=1).mean()) / length if length else 1.0
         if share < _LITTLE and not self._remarked:
             self._remarked = True
             say(
@@ -341,9 +341,9 @@ def check_labels(source: ImageSource) -> None:
         DataError: There are no labels; the message has the ways to give them.
     """
     refuse_masks(source.location, source.classes or ())
-    found = _too_few_classes(source)
-    if found is not None:
-        raise DataError(f"An evaluation needs labelled images of at least two classes; {source.location} has {found}")
+    problem = _too_few_classes(source)
+    if problem is not None:
+        raise DataError(f"An evaluation needs labelled images of at least two classes; {source.location} has {problem}")
     if source.labels is not None and source.labels.min() < 0:
         raise DataError(
             f"{source.location} has images with the label {source.labels.min()}, which stands for 'unknown' in many test sets. "

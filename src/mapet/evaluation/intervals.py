@@ -36,14 +36,14 @@ def gain_intervals(after: Outcomes, before: Outcomes) -> dict[str, list[float]]:
     Returns:
         Name of the figure to [low, high], as shares.
     """
-    found = {
+    intervals = {
         name: mean_interval((after.values[name] - before.values[name]).numpy()) for name in after.values if name in before.values
     }
-    if after.labels is not None and "top1" in found:
-        found[MEAN_PER_CLASS] = _per_class(after, before)
+    if after.labels is not None and "top1" in intervals:
+        intervals[MEAN_PER_CLASS] = _per_class(after, before)
     if after.pixels is not None and before.pixels is not None and len(after.pixels) >= FEWEST:
-        found |= _of_pixels(after.pixels.numpy(), before.pixels.numpy())
-    return {name: [low, high] for name, (low, high) in found.items()}
+        intervals |= _of_pixels(after.pixels.numpy(), before.pixels.numpy())
+    return {name: [low, high] for name, (low, high) in intervals.items()}
 
 
 def mean_interval(differences: np.ndarray) -> _Interval:
@@ -88,7 +88,8 @@ def paired_interval(before: tuple[np.ndarray, Outcomes], after: tuple[np.ndarray
     if not shared:
         return None
     one, other = (
-        _only(outcomes, [own[key] for key in sorted(shared)]) for (_, outcomes), own in zip((before, after), rows, strict=True)
+        _only(outcomes, [row_of[key] for key in sorted(shared)])
+        for (_, outcomes), row_of in zip((before, after), rows, strict=True)
     )
     return gain_intervals(other, one).get(metric)
 

@@ -107,8 +107,8 @@ class OnlineProbe(Monitor[PretrainContext]):
             unreadable=UnreadableImages(len(self.train) + len(self.validation)),
         )
         with seeded_globally(self.settings.seed, "online probe"):
-            found = {protocol.name: protocol.evaluate(frozen).values[protocol.metric] for protocol in self.protocols}
-        return found
+            values = {protocol.name: protocol.evaluate(frozen).values[protocol.metric] for protocol in self.protocols}
+        return values
 
 
 def probe_parts(source: ImageSource) -> tuple[ImageSource, ImageSource]:
@@ -120,11 +120,11 @@ def probe_parts(source: ImageSource) -> tuple[ImageSource, ImageSource]:
     keys = image_keys(source)
     readable = np.array([index for index, key in enumerate(keys) if not key.startswith("?")], np.int64)
     order = np.argsort(np.array([keys[index][16:] for index in readable], str), kind="stable")
-    chosen = np.sort(readable[order[:PROBED_IMAGES]])
-    validation = np.array([int(keys[index][8:16], 16) < HELD_OUT_SHARE * 2**32 for index in chosen], bool)
+    indices = np.sort(readable[order[:PROBED_IMAGES]])
+    validation = np.array([int(keys[index][8:16], 16) < HELD_OUT_SHARE * 2**32 for index in indices], bool)
     if validation.all() or not validation.any():
         raise DataError(
             f"{source.location} has {len(source)} images, too few for a training and a test part. Leave out --probe-every, "
             "or add images."
         )
-    return subset(source, chosen[~validation]), subset(source, chosen[validation])
+    return subset(source, indices[~validation]), subset(source, indices[validation])

@@ -62,8 +62,8 @@ def classified(scores: Tensor, labels: Tensor) -> Outcomes:
             f"The scores of {broken} of {len(labels)} test images are NaN or infinite, so that there is no figure."
         )
     best, labels = scores.topk(min(5, scores.shape[1]), dim=1).indices.cpu(), labels.cpu()
-    found = best == labels[:, None]
-    return Outcomes({"top1": found[:, 0].double(), "top5": found.any(dim=1).double()}, labels)
+    correct = best == labels[:, None]
+    return Outcomes({"top1": correct[:, 0].double(), "top5": correct.any(dim=1).double()}, labels)
 
 
 def save_outcomes(path: Path, keys: np.ndarray, parts: dict[str, Outcomes]) -> None:
@@ -104,12 +104,14 @@ def load_outcomes(path: Path, part: str = "pre-trained") -> tuple[np.ndarray, Ou
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}. Run the evaluation again to write it anew.") from None
-    own = {name.removeprefix(f"{part}."): value for name, value in tensors.items() if name.startswith(f"{part}.")}
-    pixels, labels = own.pop("pixels", None), tensors.get("labels")
-    if not _fit(tensors.get("keys"), own, labels, pixels):
+    part_tensors = {name.removeprefix(f"{part}."): value for name, value in tensors.items() if name.startswith(f"{part}.")}
+    pixels, labels = part_tensors.pop("pixels", None), tensors.get("labels")
+    if not _fit(tensors.get("keys"), part_tensors, labels, pixels):
         raise CheckpointError(f"{path} holds what no evaluation writes. Run the evaluation again to write it anew.")
     keys = np.array([bytes(key).hex() for key in tensors["keys"].numpy()], f"S{KEY_LENGTH}")
-    outcomes = Outcomes({name: value.double() for name, value in own.items()}, None if labels is None else labels.long(), pixels)
+    outcomes = Outcomes(
+        {name: value.double() for name, value in part_tensors.items()}, None if labels is None else labels.long(), pixels
+    )
     return keys, outcomes
 
 

@@ -118,19 +118,19 @@ def protocols_of(titles: Sequence[str], overrides: Mapping[str, Any]) -> list[Pr
     Raises:
         SettingsError: No protocol has a setting of that name.
     """
-    known = {title: setting_names(type(protocol_of(title))) for title in dict.fromkeys(titles)}
-    names = sorted({name for some in known.values() for name in some})
+    settings_of_title = {title: setting_names(type(protocol_of(title))) for title in dict.fromkeys(titles)}
+    names = sorted({name for allowed in settings_of_title.values() for name in allowed})
     for key in overrides:
         if key not in names:
-            raise SettingsError(f"{_none_has(known, key)} {nearest(key, names)}")
-    chosen: dict[str, Protocol] = {}
-    for title, settings in known.items():
-        own = {key: value for key, value in overrides.items() if key in settings}
-        pools = type(protocol_of(title)).allowed_pools if own.get("pool") == ALL_POOLS else ()
-        for changes in [{**own, "pool": pool} for pool in pools] or [own]:
+            raise SettingsError(f"{_none_has(settings_of_title, key)} {nearest(key, names)}")
+    protocols: dict[str, Protocol] = {}
+    for title, settings in settings_of_title.items():
+        protocol_overrides = {key: value for key, value in overrides.items() if key in settings}
+        pools = type(protocol_of(title)).allowed_pools if protocol_overrides.get("pool") == ALL_POOLS else ()
+        for changes in [{**protocol_overrides, "pool": pool} for pool in pools] or [protocol_overrides]:
             protocol = protocol_of(title, changes)
-            chosen.setdefault(protocol.hash, protocol)
-    return [*chosen.values()]
+            protocols.setdefault(protocol.hash, protocol)
+    return [*protocols.values()]
 
 
 def setting_names(kind: type[Protocol]) -> list[str]:

@@ -141,7 +141,7 @@ class Protocol(ABC):
         """Number of classes."""
         return count_classes(train, test)
 
-    def follow(self, given: Mapping[str, Any]) -> dict[str, Any]:
+    def follow(self, overrides: Mapping[str, Any]) -> dict[str, Any]:
         """Settings that have to change with those that a user gives, where they are not given themselves."""
         return {}
 
@@ -149,7 +149,7 @@ class Protocol(ABC):
         """What should be known before so many images are learned from; "" for nothing."""
         return ""
 
-    def remark(self, found: Metrics, random: Metrics | None) -> str:
+    def remark(self, metrics: Metrics, random: Metrics | None) -> str:
         """What should be known beside the figures; "" for nothing."""
         return ""
 

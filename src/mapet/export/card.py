@@ -100,9 +100,9 @@ def _fine_tuning(loaded: LoadedBackbone) -> Iterator[str]:
             "Test images": f"{result.test_images:,}",
         }
     if loaded.classes:
-        shown = ", ".join(loaded.classes[:_MOST_CLASSES])
+        class_list = ", ".join(loaded.classes[:_MOST_CLASSES])
         left = len(loaded.classes) - _MOST_CLASSES
-        facts["Classes, in the order of the outputs"] = f"{shown} and {left} more" if left > 0 else shown
+        facts["Classes, in the order of the outputs"] = f"{class_list} and {left} more" if left > 0 else class_list
     lines = [f"| {name} | {value} |" for name, value in facts.items() if value is not None]
     if lines:
         yield "\n".join(["## Fine-tuning\n", "| | |", "|---|---|", *lines])
@@ -166,8 +166,8 @@ def _gain(result: Result) -> str:
 
 def _copies(results: list[Result]) -> Iterator[str]:
     """How many test images were learned from, for every data set where there are any."""
-    found = {_last_name(result.data): _object(result.details.get("copies")).get("shared") for result in results}
-    for data, count in found.items():
+    shared_counts = {_last_name(result.data): _object(result.details.get("copies")).get("shared") for result in results}
+    for data, count in shared_counts.items():
         if isinstance(count, int) and count > 0:
             yield f"\n{count:,} test images of {data} are also training images: the figures are partly of memory."
 

@@ -40,8 +40,8 @@ def check_preprocessing(spec: BackboneSpec, theirs: Callable[[Image.Image], Tens
         resized = view.resized(picture)
         left, top = (half((side - view.size) / 2) for side in resized.size)
         ours = np.array(resized.crop((left, top, left + view.size, top + view.size)))
-        found = 255 * (theirs(picture) * std + mean)
-        difference = float((found - torch.from_numpy(ours).permute(2, 0, 1)).abs().max())
+        exported = 255 * (theirs(picture) * std + mean)
+        difference = float((exported - torch.from_numpy(ours).permute(2, 0, 1)).abs().max())
         if not difference <= TOLERANCE:
             raise FailedRunError(
                 f"The exported preprocessing gives other pixels than mapet's for a picture of {picture.width} x {picture.height}: "

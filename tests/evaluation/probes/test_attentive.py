@@ -65,7 +65,7 @@ def test_one_patch_that_tells_the_class_is_found() -> None:
 
     class Planted(Tokens):
         def __init__(self, frozen, source, part) -> None:
-            self._frozen, self._kept = frozen, (tokens.half(), labels)
+            self._frozen, self._cached = frozen, (tokens.half(), labels)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "Tokens", Planted)
@@ -76,7 +76,7 @@ def test_one_patch_that_tells_the_class_is_found() -> None:
 def test_a_cache_that_is_too_small_changes_nothing(monkeypatch) -> None:
     cached, kept = tiny_frozen(), QUICK.evaluate(tiny_frozen())
     monkeypatch.setattr(module, "CACHE_BYTES", 0)
-    assert Tokens(cached, cached.train, "training")._kept is None
+    assert Tokens(cached, cached.train, "training")._cached is None
     assert QUICK.evaluate(cached) == kept
     assert QUICK.evaluate(tiny_frozen(workers=1)) == kept
 

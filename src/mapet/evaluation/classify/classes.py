@@ -70,10 +70,10 @@ def head_numbers(source: ImageSource, outputs: int, class_map: tuple[str, ...] |
         if count > outputs:
             raise DataError(f"The images of {source.location} have {count} classes, the head {outputs}: {_MISFIT}")
         return np.arange(count) if names is None else _by_name(source, names)
-    known = class_map or _imagenet(names, outputs)
-    if known is None:
+    output_names = class_map or _imagenet(names, outputs)
+    if output_names is None:
         raise DataError(f"{source.location} has {count} classes ({few(names, 3)}), the head has {outputs}: {_MISFIT}")
-    numbers = {name: number for number, name in enumerate(known)}
+    numbers = {name: number for number, name in enumerate(output_names)}
     if foreign := [name for name in names if name not in numbers]:
         raise DataError(
             f"The class '{on_one_line(foreign[0])}' of {source.location} is none of the {outputs} of the head ({len(foreign)} such "
@@ -87,10 +87,10 @@ def _by_name(source: ImageSource, names: tuple[str, ...]) -> np.ndarray:
     if all(re.fullmatch(r"\d{1,9}", name, re.ASCII) for name in names) and {*map(int, names)} == {*range(len(names))}:
         return np.array([*map(int, names)])
     if [*names] == sorted(names) and not _is_imagenet(names):
-        some = few(names[:3])
+        examples = few(names[:3])
         say(
-            f"{source.location}: the {len(names)} classes are taken for the outputs in the order of their names as text ({some}, "
-            "...). Give --class-map FILE if the head was trained in another order."
+            f"{source.location}: the {len(names)} classes are taken for the outputs in the order of their names as text "
+            f"({examples}, ...). Give --class-map FILE if the head was trained in another order."
         )
     return np.arange(len(names))
 
@@ -101,11 +101,11 @@ def _is_imagenet(names: tuple[str, ...]) -> bool:
 
 def _imagenet(names: tuple[str, ...], outputs: int) -> tuple[str, ...] | None:
     """ImageNet-1k's wnids where these classes are some of them and the head has as many outputs."""
-    known = tuple(ImageNetInfo("imagenet-1k").label_names())
-    if outputs != len(known) or not all(_WNID.fullmatch(name) for name in names) or not set(names) <= set(known):
+    wnids = tuple(ImageNetInfo("imagenet-1k").label_names())
+    if outputs != len(wnids) or not all(_WNID.fullmatch(name) for name in names) or not set(names) <= set(wnids):
         return None
     say(
         f"{len(names)} of ImageNet's {outputs:,} classes, found by their wnids. The head still chooses among all {outputs:,}; do "
         "not compare with figures of the full validation set."
     )
-    return known
+    return wnids

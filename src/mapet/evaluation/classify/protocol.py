@@ -152,10 +152,10 @@ class Classify(Protocol):
 
     def facts(self, result: Result) -> dict[str, Any]:
         """A result as `mapet validate --json` writes it."""
-        kept = {name: result.details[name] for name in ("model", "sha256", "outputs", "classes", "preprocessing", "copies")}
+        details = {name: result.details[name] for name in ("model", "sha256", "outputs", "classes", "preprocessing", "copies")}
         figures = {name: result.figures[name] for name in ("top1", "top5")}
         facts = {"checkpoint": result.backbone, "data": result.data, "images": result.test_images, "seconds": result.seconds}
-        return {**kept, **figures, **facts, "precision": self.precision}
+        return {**details, **figures, **facts, "precision": self.precision}
 
     def line(self, result: Result) -> str:
         """Top-1 and top-5, and everything that they rest on."""

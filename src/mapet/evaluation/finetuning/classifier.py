@@ -60,11 +60,11 @@ def transfer(weights: Mapping[str, Tensor], model: nn.Module) -> Transfer:
     Raises:
         ModelError: A weight of the blocks or embeddings is missing or has another shape.
     """
-    own = model.state_dict()
-    kept = {name: value for name, value in weights.items() if name in own and not name.startswith(_FRESH)}
-    load_strictly(model, kept, optional=(*_FRESH, "norm."))
-    dropped = [name for name in weights if name not in kept]
-    return Transfer([*kept], dropped, [name for name in own if name not in kept])
+    expected = model.state_dict()
+    transferred = {name: value for name, value in weights.items() if name in expected and not name.startswith(_FRESH)}
+    load_strictly(model, transferred, optional=(*_FRESH, "norm."))
+    dropped = [name for name in weights if name not in transferred]
+    return Transfer([*transferred], dropped, [name for name in expected if name not in transferred])
 
 
 def build_classifier(frozen: FrozenBackbone, settings: FineTuneSettings) -> tuple[nn.Module, BackboneSpec, Transfer]:
@@ -81,11 +81,11 @@ def build_classifier(frozen: FrozenBackbone, settings: FineTuneSettings) -> tupl
     backbone = _resized(backbone, settings.image_size)
     spec = classifier_spec(spec, settings, frozen.num_classes, isinstance(backbone, VisionTransformer))
     model = replace(spec, options=spec.options | {"drop_path_rate": settings.drop_path}).build()
-    found = transfer(backbone.state_dict(), model)
+    transferred = transfer(backbone.state_dict(), model)
     init_head(cast(nn.Linear, model.head), settings)
     if settings.scratch:
-        found = Transfer([], [], [*model.state_dict()])
-    return model.to(frozen.device), spec, found
+        transferred = Transfer([], [], [*model.state_dict()])
+    return model.to(frozen.device), spec, transferred
 
 
 def classifier_spec(spec: BackboneSpec, settings: FineTuneSettings, num_classes: int, plain: bool = True) -> BackboneSpec:

@@ -39,14 +39,14 @@ def evaluate_models(
     def evaluate(loaded: LoadedBatch) -> list[Tensor]:
         inputs = normalise(loaded.images.to(frozen.device, non_blocking=True), spec.mean, spec.std)
         with autocast(frozen.device, settings.precision):
-            found = [model(inputs).float() for model in models.values()]
-        return [*found, cast(Tensor, loaded.labels).to(frozen.device)]
+            logits = [model(inputs).float() for model in models.values()]
+        return [*logits, cast(Tensor, loaded.labels).to(frozen.device)]
 
     view = EvaluationView(spec.image_size, settings.crop_fraction)
     *scores, labels = frozen.compute(frozen.read(frozen.test, view, settings.micro_batch or BATCH_SIZE), evaluate)
     for prefix, model in models.items():
         model.train(training[prefix])
-    found = {prefix: classified(some, labels) for prefix, some in zip(models, scores, strict=True)}
-    metrics = {prefix + name: value for prefix, some in found.items() for name, value in some.metrics().items()}
-    values = {prefix + name: value for prefix, some in found.items() for name, value in some.values.items()}
+    outcomes = {prefix: classified(model_scores, labels) for prefix, model_scores in zip(models, scores, strict=True)}
+    metrics = {prefix + name: value for prefix, outcome in outcomes.items() for name, value in outcome.metrics().items()}
+    values = {prefix + name: value for prefix, outcome in outcomes.items() for name, value in outcome.values.items()}
     return Metrics(metrics, outcomes=Outcomes(values, labels.cpu()))

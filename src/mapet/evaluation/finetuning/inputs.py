@@ -55,9 +55,9 @@ class TrainingInputs:
         if mixes and rows.total % 2:
             rows = _without_last(rows)
             images, labels = images[: rows.count], labels[: rows.count]
-        own = range(rows.start, rows.start + rows.count)
-        partners = range(rows.total - own.stop, rows.total - own.start) if mixes else own
-        places = sorted({*own, *partners})
+        local = range(rows.start, rows.start + rows.count)
+        partners = range(rows.total - local.stop, rows.total - local.start) if mixes else local
+        places = sorted({*local, *partners})
         if rows.count < rows.total and mixes:
             images, labels = gather_rows(images)[places], gather_rows(labels)[places]
         inputs = normalise(images, self._recipe.mean, self._recipe.std)
@@ -67,7 +67,7 @@ class TrainingInputs:
             if not mixes:
                 return inputs, mixup_target(labels, self._mixup.num_classes, smoothing=self._settings.smoothing), rows
             if rows.count < rows.total:  # timm mixes the first image with the last: this process's with their partners
-                order = [places.index(place) for place in (*own, *partners)]
+                order = [places.index(place) for place in (*local, *partners)]
                 inputs, labels = inputs[order], labels[order]
             inputs, targets = self._mixup(inputs, labels)
         return inputs[: rows.count], targets[: rows.count], rows
@@ -78,9 +78,9 @@ class TrainingInputs:
             self._erase(inputs)
             return
         elsewhere = inputs.new_empty(inputs.shape[1:])
-        own = dict(zip(places, inputs, strict=True))
+        input_at = dict(zip(places, inputs, strict=True))
         for place in range(total):
-            self._erase(own.get(place, elsewhere))
+            self._erase(input_at.get(place, elsewhere))
 
 
 def _without_last(rows: GlobalRows) -> GlobalRows:

@@ -46,8 +46,8 @@ class FineTune(FineTuneSettings):
 
     def evaluate(self, frozen: FrozenBackbone) -> Metrics:
         """Accuracies of the model at its last step; with an average of the weights also those of the average, named ema_*."""
-        kept = nullcontext(frozen.folder) if frozen.folder else tempfile.TemporaryDirectory(prefix="mapet-finetune-")
-        with kept as folder:
+        context = nullcontext(frozen.folder) if frozen.folder else tempfile.TemporaryDirectory(prefix="mapet-finetune-")
+        with context as folder:
             tuning = FineTuning(frozen, self, Path(folder))
             metrics = tuning.train_and_evaluate()
             if frozen.folder and tuning.is_first_process:

@@ -142,9 +142,9 @@ class FineTuneSettings(Protocol, ABC):
         unsaid = MECHANICS if self.scratch else (*MECHANICS, "scratch")
         return {name: value for name, value in super().describe().items() if name not in unsaid}
 
-    def follow(self, given: Mapping[str, Any]) -> dict[str, Any]:
+    def follow(self, overrides: Mapping[str, Any]) -> dict[str, Any]:
         """A warm-up that would not end within the epochs given becomes a tenth of them."""
-        epochs = given.get("epochs")
+        epochs = overrides.get("epochs")
         if isinstance(epochs, int | float) and 0 < epochs <= self.warmup_epochs:
             return {"warmup_epochs": epochs / 10}
         return {}

@@ -88,7 +88,7 @@ class AttentiveProbe(Protocol):
         per_epoch = max(1, len(images) // self.batch_size)
         epochs = max(self.epochs, -(-self.min_steps // per_epoch))
         probe = build_probe(frozen, self.seed)
-        matrices, vectors = ([p for p in probe.parameters() if (p.ndim > 1) == wanted] for wanted in (True, False))
+        matrices, vectors = ([p for p in probe.parameters() if (p.ndim > 1) == is_matrix] for is_matrix in (True, False))
         optimizer = torch.optim.AdamW(
             [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}], weight_decay=self.weight_decay
         )
@@ -146,12 +146,12 @@ class Tokens:
         self._view = FixedView(frozen.spec.image_size)
         self._describe = patch_tokens(frozen)
         tokens = self._describe(torch.zeros(1, 3, self._view.size, self._view.size, dtype=torch.uint8))
-        self._kept = None
+        self._cached = None
         if len(source) * tokens.numel() * tokens.element_size() <= CACHE_BYTES:
-            self._kept = describe_all(frozen, source, self._view, self._describe, part)
+            self._cached = describe_all(frozen, source, self._view, self._describe, part)
 
     def __len__(self) -> int:
-        return len(self._source if self._kept is None else self._kept[1])
+        return len(self._source if self._cached is None else self._cached[1])
 
     def batches(self, batch_size: int, epochs: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Tokens (B, N_p, D) and labels (B,) in a new order in every epoch."""
@@ -163,14 +163,14 @@ class Tokens:
 
     def _load(self, batches: Iterable[BatchItem]) -> Iterator[tuple[Tensor, Tensor]]:
         frozen = self._frozen
-        if self._kept is not None:
-            tokens, labels = self._kept
+        if self._cached is not None:
+            tokens, labels = self._cached
             for item in batches:
-                chosen = torch.tensor(item.indices, device=frozen.device)
-                yield tokens[chosen], labels[chosen]
+                rows = torch.tensor(item.indices, device=frozen.device)
+                yield tokens[rows], labels[rows]
             return
-        own = shared(batches, this_process())
-        for loaded in make_loader(self._source, ViewRenderer(self._view), own, frozen.workers):
+        local_batches = shared(batches, this_process())
+        for loaded in make_loader(self._source, ViewRenderer(self._view), local_batches, frozen.workers):
             tokens, labels, _ = described_in_all(frozen, self._source, loaded, self._describe)
             if len(labels):  # else nothing of the batch could be read
                 yield tokens, labels

@@ -54,16 +54,16 @@ class FewShot(Protocol):
 
     def evaluate(self, frozen: FrozenBackbone) -> Metrics:
         """Mean accuracies over the draws; in the details each draw, and the deviation over them."""
-        found: list[tuple[Outcomes, dict[str, Any]]] = []
+        results: list[tuple[Outcomes, dict[str, Any]]] = []
         with progress(f"Few-shot ({100 * self.share:g} %), {frozen.title}", self.draws) as bar:
             for draw in range(self.draws):
-                found.append(self._one_draw(frozen, draw))
+                results.append(self._one_draw(frozen, draw))
                 bar.advance()
-        draws = [outcomes.metrics() for outcomes, _ in found]
+        draws = [outcomes.metrics() for outcomes, _ in results]
         metrics = {name: statistics.mean(entry[name] for entry in draws) for name in draws[0]}
         spread = {name: statistics.stdev(entry[name] for entry in draws) for name in draws[0]} if self.draws > 1 else {}
-        details = {"deviation": spread, "draws": [{**entry, **facts} for entry, (_, facts) in zip(draws, found, strict=True)]}
-        return Metrics(metrics, details, _mean([outcomes for outcomes, _ in found]))
+        details = {"deviation": spread, "draws": [{**entry, **facts} for entry, (_, facts) in zip(draws, results, strict=True)]}
+        return Metrics(metrics, details, _mean([outcomes for outcomes, _ in results]))
 
     def _one_draw(self, frozen: FrozenBackbone, draw: int) -> tuple[Outcomes, dict[str, Any]]:
         train, test = frozen.train_features, frozen.test_features
@@ -71,10 +71,10 @@ class FewShot(Protocol):
         labels = train.labels[rows]
         features, others = standardised(train.pooled(self.pool), test.pooled(self.pool))
         features = features[rows]
-        l2, chosen = self._penalty(features, labels, frozen.num_classes, draw)
+        l2, penalty_facts = self._penalty(features, labels, frozen.num_classes, draw)
         model = fit_path(features, labels, frozen.num_classes, (l2,))[l2]
         warn_unless_converged(model, frozen.title)
-        facts = {"images": len(rows), "l2": l2, **chosen, **facts_of(model)}
+        facts = {"images": len(rows), "l2": l2, **penalty_facts, **facts_of(model)}
         return classified(model.scores(others), test.labels), facts
 
     def _penalty(self, features: Tensor, labels: Tensor, num_classes: int, draw: int) -> tuple[float, dict[str, Any]]:

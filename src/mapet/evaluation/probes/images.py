@@ -57,8 +57,8 @@ class CachedImages:
 
     def batches(self, batch_size: int, epochs: int, seed: int) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
         """As in `ProbeImages`."""
-        for chosen in order_of(len(self.labels), batch_size, seed, epochs):
-            rows = torch.tensor(chosen, device=self.features.device)
+        for indices in order_of(len(self.labels), batch_size, seed, epochs):
+            rows = torch.tensor(indices, device=self.features.device)
             yield self.features[rows], self.labels[rows], None if self.validation_split is None else ~self.validation_split[rows]
 
     def unaugmented(self) -> Tensor:

@@ -45,13 +45,13 @@ class KNN(Protocol):
     def evaluate(self, frozen: FrozenBackbone) -> Metrics:
         """Accuracies of the vote; in the details top-1 for other numbers of neighbours and for other pools, which cost little."""
         counts = sorted({*REPORTED, self.neighbours})
-        found = self._vote(frozen, self.pool, counts)
-        others = {str(count): found[count].metrics()["top1"] for count in counts if count <= len(frozen.train_features.labels)}
+        outcomes = self._vote(frozen, self.pool, counts)
+        others = {str(count): outcomes[count].metrics()["top1"] for count in counts if count <= len(frozen.train_features.labels)}
         details: dict[str, Any] = {"top1_by_neighbours": others}
         if frozen.test_features.cls.shape[1]:
-            by_pool = {pool: found if pool == self.pool else self._vote(frozen, pool, [self.neighbours]) for pool in POOLS}
+            by_pool = {pool: outcomes if pool == self.pool else self._vote(frozen, pool, [self.neighbours]) for pool in POOLS}
             details["top1_by_pool"] = {pool: votes[self.neighbours].metrics()["top1"] for pool, votes in by_pool.items()}
-        return Metrics.of(found[self.neighbours], details)
+        return Metrics.of(outcomes[self.neighbours], details)
 
     def _vote(self, frozen: FrozenBackbone, pool: str, counts: list[int]) -> dict[int, Outcomes]:
         """What so many neighbours find."""
@@ -60,13 +60,13 @@ class KNN(Protocol):
         votes = {
             count: count_votes(similarities[:, :count], labels[:, :count], frozen.num_classes, self.temperature) for count in counts
         }
-        return {count: classified(some, test.labels) for count, some in votes.items()}
+        return {count: classified(scores, test.labels) for count, scores in votes.items()}
 
-    def remark(self, found: Metrics, random: Metrics | None) -> str:
+    def remark(self, metrics: Metrics, random: Metrics | None) -> str:
         """A line if the result depends much on the pool."""
-        by_pool = found.details.get("top1_by_pool", {})
+        by_pool = metrics.details.get("top1_by_pool", {})
         gains = by_pool if random is None else {pool: by_pool[pool] - random.details["top1_by_pool"][pool] for pool in by_pool}
-        images = len(found.outcomes.values["top1"]) if found.outcomes else 0
+        images = len(metrics.outcomes.values["top1"]) if metrics.outcomes else 0
         if not gains or max(gains.values()) - min(gains.values()) < max(MUCH, 1.96 * math.sqrt(0.5 / images)):
             return ""
         beside = {pool: "" if random is None else f" ({100 * gains[pool]:+.1f} points)" for pool in gains}
@@ -81,12 +81,12 @@ def nearest(train: Tensor, labels: Tensor, queries: Tensor, neighbours: int) -> 
     """
     train = normalize(train, dim=1)
     count = min(neighbours, len(train))
-    cosines, found = [queries.new_empty(0, count)], [labels.new_empty(0, count)]
+    cosines, neighbour_labels = [queries.new_empty(0, count)], [labels.new_empty(0, count)]
     for start in this_process().share(range(0, len(queries), _CHUNK)):
         similar, indices = (normalize(queries[start : start + _CHUNK], dim=1) @ train.T).topk(count, dim=1)
         cosines.append(similar)
-        found.append(labels[indices])
-    return gather_rows(torch.cat(cosines)), gather_rows(torch.cat(found))
+        neighbour_labels.append(labels[indices])
+    return gather_rows(torch.cat(cosines)), gather_rows(torch.cat(neighbour_labels))
 
 
 def count_votes(cosines: Tensor, labels: Tensor, num_classes: int, temperature: float) -> Tensor:

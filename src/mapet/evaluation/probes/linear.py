@@ -34,8 +34,8 @@ class LinearProbe(LinearSettings):
         fitted, validation_split = self.fit(frozen)
         features, labels = self._test_part(frozen)
         scores = fitted.scores(features)
-        found = fitted.describe_all(features, labels, validation_split)
-        return Metrics.of(classified(scores, labels), {"chosen": fitted.describe(*fitted.chosen)} | found)
+        details = fitted.describe_all(features, labels, validation_split)
+        return Metrics.of(classified(scores, labels), {"chosen": fitted.describe(*fitted.chosen)} | details)
 
     def fit(
         self, frozen: FrozenBackbone, after_epoch: Callable[[int, FittedProbe], None] | None = None
@@ -58,14 +58,14 @@ class LinearProbe(LinearSettings):
         features, labels = self._test_part(frozen)
         best: dict[str, Any] = {"top1": -1.0}
 
-        def look(epoch: int, fitted: FittedProbe) -> None:
+        def keep_best(epoch: int, fitted: FittedProbe) -> None:
             right = fitted.evaluate(features, labels)[0]
             if float(right.max()) > best["top1"]:
                 fitted.choose(int(right.argmax()))
                 outcomes = classified(fitted.scores(features), labels)
                 best.update(top1=float(right.max()), outcomes=outcomes, chosen={**fitted.describe(*fitted.chosen), "epoch": epoch})
 
-        fitted, _ = self.fit(frozen, look)
+        fitted, _ = self.fit(frozen, keep_best)
         details = {"chosen": best["chosen"], "chosen_on": "test"} | fitted.describe_all(features, labels, None)
         return Metrics.of(best["outcomes"], details)
 

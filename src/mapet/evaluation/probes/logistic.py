@@ -48,12 +48,14 @@ class LogisticProbe(Protocol):
         features, others = standardised(train.pooled(self.pool), test.pooled(self.pool))
         penalties = values_of(self.l2)
         with progress(f"Logistic regression, {frozen.title}", 2) as bar:
-            l2, found = choose_penalty(features, train.labels, frozen.num_classes, penalties, self.held_out_share, self.seed)
+            l2, penalty_facts = choose_penalty(
+                features, train.labels, frozen.num_classes, penalties, self.held_out_share, self.seed
+            )
             bar.advance()
             model = fit_path(features, train.labels, frozen.num_classes, tuple(p for p in penalties if p >= l2))[l2]
             bar.advance()
         warn_unless_converged(model, frozen.title)
-        return Metrics.of(classified(model.scores(others), test.labels), {"l2": l2, **facts_of(model), **found})
+        return Metrics.of(classified(model.scores(others), test.labels), {"l2": l2, **facts_of(model), **penalty_facts})
 
 
 def choose_penalty(

@@ -42,13 +42,13 @@ def describe_all(frozen: FrozenBackbone, source: ImageSource, view: View, descri
     """
 
     def described(loaded: LoadedBatch) -> tuple[Tensor, Tensor]:
-        found = describe(loaded.images)
-        refuse_non_finite(frozen, source, loaded, found)
-        return found, cast(Tensor, loaded.labels)
+        features = describe(loaded.images)
+        refuse_non_finite(frozen, source, loaded, features)
+        return features, cast(Tensor, loaded.labels)
 
-    found, labels = frozen.compute(frozen.load(source, view, part), described)
-    frozen.remark_on_variation(found)
-    return found, labels.to(frozen.device)
+    features, labels = frozen.compute(frozen.load(source, view, part), described)
+    frozen.remark_on_variation(features)
+    return features, labels.to(frozen.device)
 
 
 def described_in_all(frozen: FrozenBackbone, source: ImageSource, loaded: LoadedBatch, describe: Describe) -> list[Tensor]:

@@ -51,21 +51,21 @@ def evaluate_model(
     device, matrix = frozen.device, ConfusionMatrix(len(test.class_names), frozen.device)
     find = _finder(model, frozen, settings)
     pictured = {*np.linspace(0, len(test) - 1, min(OVERLAYS, len(test))).round().astype(int).tolist()} if overlays else {}
-    own = this_process().share(range(len(test)))
-    with errors_in_all(), progress(f"Test images, {frozen.title}", len(own)) as bar:
-        for index in own:
+    indices = this_process().share(range(len(test)))
+    with errors_in_all(), progress(f"Test images, {frozen.title}", len(indices)) as bar:
+        for index in indices:
             bar.advance()
             try:
                 image = decode_image(test.read(index))
             except UnreadableImageError as error:
                 frozen.unreadable.record([UnreadableImage(index, test.keys[index], test.describe(index), str(error))])
                 continue
-            truth, found = test.read_mask(index), find(image)
-            matrix.add(torch.from_numpy(truth).to(device), found)
+            truth, predicted = test.read_mask(index), find(image)
+            matrix.add(torch.from_numpy(truth).to(device), predicted)
             frozen.keys["test"].record(np.array([index]), [test.keys[index]])
             if overlays is not None and index in pictured:
                 name = f"{Path(test.describe(index)).stem}.png"
-                _write(overlay(image, truth, found.cpu().numpy(), test.class_names), overlays / name)
+                _write(overlay(image, truth, predicted.cpu().numpy(), test.class_names), overlays / name)
     frozen.share_records()
     pixels = matrix.share()
     if not len(pixels):

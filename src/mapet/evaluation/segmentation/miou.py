@@ -29,8 +29,8 @@ class ConfusionMatrix:
 
     def add(self, truth: Tensor, predicted: Tensor) -> None:
         """Adds pixels, both of one shape; where the truth is negative, they count for nothing."""
-        known = truth >= 0
-        pairs = truth[known].long() * len(self.counts) + predicted[known].long()
+        labelled = truth >= 0
+        pairs = truth[labelled].long() * len(self.counts) + predicted[labelled].long()
         counts = torch.bincount(pairs, minlength=self.counts.numel()).view_as(self.counts)
         self.counts += counts
         self.images.append(_marginals(counts).cpu())

@@ -38,8 +38,8 @@ def overlay(image: Image.Image, truth: np.ndarray, predicted: np.ndarray, classe
         classes: Their names.
     """
     height = max(1, round(WIDTH * image.height / image.width))
-    shown = image.resize((WIDTH, height), Image.Resampling.BICUBIC)
-    panels = [shown, *(_colored(shown, some) for some in (truth, predicted))]
+    resized = image.resize((WIDTH, height), Image.Resampling.BICUBIC)
+    panels = [resized, *(_colored(resized, class_map) for class_map in (truth, predicted))]
     present = sorted({*np.unique(truth[truth >= 0]).tolist(), *np.unique(predicted).tolist()})
     entries = [(_IGNORED_COLOR, "ignored")] * bool((truth < 0).any()) + [
         (class_color(number), classes[int(number)]) for number in present

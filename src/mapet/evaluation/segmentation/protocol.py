@@ -56,8 +56,8 @@ class Segment(SegmentSettings):
         the last loss, and where the overlays are, beside the result.
         """
         train, test = cast(MaskedImages, frozen.train), cast(MaskedImages, frozen.test)
-        kept = nullcontext(frozen.folder) if frozen.folder else tempfile.TemporaryDirectory(prefix="mapet-segment-")
-        with kept as folder:
+        context = nullcontext(frozen.folder) if frozen.folder else tempfile.TemporaryDirectory(prefix="mapet-segment-")
+        with context as folder:
             frozen.keys["training"].record_all(train.keys)
             training = SegmentationTraining(frozen, train, self, Path(folder))
             model = training.trained_model()

@@ -83,10 +83,10 @@ class SegmentSettings(Protocol):
             if not allowed:
                 raise SettingsError(f"segment: {name} = {getattr(self, name)} is not allowed; {_ALLOWED[name]}.")
 
-    def follow(self, given: Mapping[str, Any]) -> dict[str, Any]:
+    def follow(self, overrides: Mapping[str, Any]) -> dict[str, Any]:
         """Stride and scale keep their proportion to the crop; a warm-up longer than the steps given becomes a tenth of them."""
         followed: dict[str, Any] = {}
-        steps, crop = given.get("steps"), given.get("crop")
+        steps, crop = overrides.get("steps"), overrides.get("crop")
         if isinstance(steps, int) and steps < self.warmup_steps:
             followed["warmup_steps"] = steps // 10
         if isinstance(crop, int) and crop > 0:

@@ -48,12 +48,12 @@ def sliding_logits(logits: Logits, image: Tensor, window: int, stride: int) -> T
     places = [(row, column) for row in rows for column in columns]
     total, seen = torch.zeros(0), torch.zeros(padded.shape[-2:], device=image.device)
     for first in range(0, len(places), WINDOWS_AT_ONCE):
-        some = places[first : first + WINDOWS_AT_ONCE]
-        windows = torch.stack([padded[:, row : row + window, column : column + window] for row, column in some])
-        found = at_size(logits(windows).float(), (window, window))
+        chunk = places[first : first + WINDOWS_AT_ONCE]
+        windows = torch.stack([padded[:, row : row + window, column : column + window] for row, column in chunk])
+        window_logits = at_size(logits(windows).float(), (window, window))
         if first == 0:
-            total = found.new_zeros(found.shape[1], *padded.shape[-2:])
-        for (row, column), values in zip(some, found, strict=True):
+            total = window_logits.new_zeros(window_logits.shape[1], *padded.shape[-2:])
+        for (row, column), values in zip(chunk, window_logits, strict=True):
             total[:, row : row + window, column : column + window] += values
             seen[row : row + window, column : column + window] += 1
     return (total / seen)[:, :height, :width]
@@ -72,8 +72,8 @@ def classes_at(logits: Tensor, size: tuple[int, int]) -> Tensor:
     best = torch.full(size, -torch.inf, device=logits.device)
     classes = torch.zeros(size, dtype=torch.int64, device=logits.device)
     for first in range(0, len(logits), _CLASSES_AT_ONCE):
-        some = logits[None, first : first + _CLASSES_AT_ONCE]
-        highest, which = interpolate(some, size=size, mode="bilinear", align_corners=False)[0].max(dim=0)
+        chunk = logits[None, first : first + _CLASSES_AT_ONCE]
+        highest, which = interpolate(chunk, size=size, mode="bilinear", align_corners=False)[0].max(dim=0)
         better = highest > best
         best, classes = torch.where(better, highest, best), torch.where(better, which + first, classes)
     return classes

@@ -88,5 +88,5 @@ class SegmentationStep(GuardedStep):
 
 def _count_right(logits: Tensor, classes: Tensor) -> Tensor:
     """The pixels with a class whose class is found."""
-    found = at_size(logits.float(), (classes.shape[-2], classes.shape[-1])).argmax(dim=1) == classes
-    return (found & (classes >= 0)).sum()
+    correct = at_size(logits.float(), (classes.shape[-2], classes.shape[-1])).argmax(dim=1) == classes
+    return (correct & (classes >= 0)).sum()

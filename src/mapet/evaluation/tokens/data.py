@@ -123,12 +123,12 @@ class TokenMaker:
             TokenStoreError: The store lacks some of the images.
         """
         if isinstance(self.source, StoredTokens):
-            found = _look_up(self.source.store, images, part)
+            token_split = _look_up(self.source.store, images, part)
         else:
-            found = _encode(self.source.tokenizer, images, part, device, workers, unreadable)
-        if not len(found.labels):
+            token_split = _encode(self.source.tokenizer, images, part, device, workers, unreadable)
+        if not len(token_split.labels):
             raise DataError(f"None of the {len(images)} {part} images of {images.location} can be read.")
-        return found
+        return token_split
 
 
 def open_tokens(address: str | Path) -> TokenMaker:
@@ -189,20 +189,20 @@ def _store(store: TokenStore, title: str) -> TokenMaker:
 
 
 def _look_up(store: TokenStore, images: ImageSource, part: str) -> TokenSplit:
-    known = with_keys(images)
-    keys = sample_keys(known)
-    found = store.contains(keys)
-    missing = [index for index in np.flatnonzero(~found).tolist() if keys[index] not in store.unreadable]
+    keyed = with_keys(images)
+    keys = sample_keys(keyed)
+    stored = store.contains(keys)
+    missing = [index for index in np.flatnonzero(~stored).tolist() if keys[index] not in store.unreadable]
     if missing:
         raise TokenStoreError(
             f"The token store {store.path} lacks {len(missing):,} of the {len(images):,} {part} images of {images.location}, such "
             f"as {images.describe(missing[0])}. To evaluate tokens, it must hold the training and the test images. "
-            f"{_remedy(store, images.location, foreign=part == 'training' and not found.any())}"
+            f"{_remedy(store, images.location, foreign=part == 'training' and not stored.any())}"
         )
-    chosen = subset(known, np.flatnonzero(found))
-    assert chosen.labels is not None
-    keys = sample_keys(chosen)
-    return TokenSplit(store.lookup(keys).flatten(1).int(), torch.from_numpy(chosen.labels), keys)
+    stored_images = subset(keyed, np.flatnonzero(stored))
+    assert stored_images.labels is not None
+    keys = sample_keys(stored_images)
+    return TokenSplit(store.lookup(keys).flatten(1).int(), torch.from_numpy(stored_images.labels), keys)
 
 
 def _remedy(store: TokenStore, location: str, foreign: bool) -> str:
@@ -215,8 +215,8 @@ def _remedy(store: TokenStore, location: str, foreign: bool) -> str:
     if run is None and not foreign:
         return f"Complete it (only what it lacks is tokenised): {command} {shlex.quote(str(store.path))}"
     direct = f"mapet evaluate tokens {shlex.quote(tokenizer)} {shlex.quote(location)}"
-    kept = "This store is the run's own and stays as it is" if run is not None else "This store is of other images"
-    return f"{kept}; make another:\n  {command} OTHER_TOKENS\nor give the tokenizer in place of a store:\n  {direct}"
+    reason = "This store is the run's own and stays as it is" if run is not None else "This store is of other images"
+    return f"{reason}; make another:\n  {command} OTHER_TOKENS\nor give the tokenizer in place of a store:\n  {direct}"
 
 
 def _encode(

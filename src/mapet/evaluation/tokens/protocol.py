@@ -175,8 +175,8 @@ def _batches(protocol: TokenClassification, train: TokenSplit, steps: int, devic
     """Token ids (B, N_p) int64 and labels (B,) of every step; what there is lies on the device."""
     images = len(train.labels)
     ids, labels = train.ids.to(device), train.labels.to(device)
-    for chosen in step_batches(images, min(protocol.batch_size, images), protocol.seed, 0, steps):
-        index = torch.tensor(chosen, device=device)
+    for indices in step_batches(images, min(protocol.batch_size, images), protocol.seed, 0, steps):
+        index = torch.tensor(indices, device=device)
         yield ids[index].long(), labels[index]
 
 
