@@ -128,12 +128,12 @@ class Registry(Generic[T]):
     def _checked(self, name: str, thing: Any) -> T:
         """`thing`, if it is what entries of this registry are."""
         if self._base is None:
-            fits, wanted = callable(thing), "anything that can be called"
+            fits, requirement = callable(thing), "anything that can be called"
         else:
             base = _import(self._base, self.kind, name)
-            fits, wanted = isinstance(thing, type) and issubclass(thing, base), f"a subclass of {self._base}"
+            fits, requirement = isinstance(thing, type) and issubclass(thing, base), f"a subclass of {self._base}"
         if not fits:
-            raise SettingsError(f"The {self.kind} '{name}' is {thing!r:.80}, not {wanted}.")
+            raise SettingsError(f"The {self.kind} '{name}' is {thing!r:.80}, not {requirement}.")
         return cast(T, thing)
 
 
@@ -145,8 +145,10 @@ def options_of(factory: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     options: dict[str, inspect.Parameter] = {}
     for function in _constructors(factory):
         parameters = list(inspect.signature(function).parameters.values())
-        own = [each.replace(annotation=_type_of(function, each.name)) for each in parameters if each.kind not in _STARS]
-        options = {each.name: each for each in own} | options
+        typed_parameters = [
+            each.replace(annotation=_type_of(function, each.name)) for each in parameters if each.kind not in _STARS
+        ]
+        options = {each.name: each for each in typed_parameters} | options
         if all(each.kind is not each.VAR_KEYWORD for each in parameters):
             break
     options.pop("self", None)

@@ -53,15 +53,15 @@ MUTANTS = [
     (
         "straight-through/no-gradient-to-the-encoder",
         "tokenizers/vq_kd/distillation.py",
-        "codes + (chosen - codes).detach()",
-        "chosen",
+        "codes + (quantised - codes).detach()",
+        "quantised",
         "tokenizers/vq_kd/test_distillation.py::test_losses_and_gradients_of_the_published_model",
     ),
     (
         "straight-through/commitment-to-the-wrong-side",
         "tokenizers/vq_kd/distillation.py",
-        "commitment = (chosen - codes).square()",
-        "commitment = (chosen - codes.detach()).square()",
+        "commitment = (quantised - codes).square()",
+        "commitment = (quantised - codes.detach()).square()",
         "tokenizers/vq_kd/test_distillation.py::test_losses_and_gradients_of_the_published_model",
     ),
     (
@@ -158,8 +158,8 @@ MUTANTS = [
     (
         "checksum/of-the-store-only-the-keys",
         "token_store/content.py",
-        "    for name in (KEYS, IDS):\n        found = sha256",
-        "    for name in (KEYS,):\n        found = sha256",
+        "    for name in (KEYS, IDS):\n        actual = sha256",
+        "    for name in (KEYS,):\n        actual = sha256",
         "token_store/test_read.py::test_f5_a_flipped_bit_is_found",
     ),
     (

@@ -67,8 +67,8 @@ def band_of(grids: np.ndarray, vocab_size: int) -> AccuracyBand | None:
         return None
     frequent = int(np.bincount(counted.ravel(), minlength=vocab_size).argmax())
     shares = []
-    for known, hidden in ((np.s_[:, :, :-1], np.s_[:, :, 1:]), (np.s_[:, :-1], np.s_[:, 1:])):
-        for beside, here in ((known, hidden), (hidden, known)):
+    for before, after in ((np.s_[:, :, :-1], np.s_[:, :, 1:]), (np.s_[:, :-1], np.s_[:, 1:])):
+        for beside, here in ((before, after), (after, before)):
             guess = _best_guesses(counted[beside].ravel(), counted[here].ravel(), vocab_size, frequent)
             shares.append(float((guess[tested[beside]] == tested[here]).mean()))
     return AccuracyBand(float((tested == frequent).mean()), float(np.mean(shares)))

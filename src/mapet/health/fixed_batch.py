@@ -85,8 +85,8 @@ class TokenSigns:
         What is frequent, anywhere or at a position, fits all images alike: the difference measures the dependence on the image.
         """
         images = len(self.costs)
-        own = np.trace(self.costs) / images
-        return float((self.costs.sum() - np.trace(self.costs)) / (images * (images - 1)) - own)
+        own_cost = np.trace(self.costs) / images
+        return float((self.costs.sum() - np.trace(self.costs)) / (images * (images - 1)) - own_cost)
 
     @property
     def gain_error(self) -> float:
@@ -108,13 +108,15 @@ class TokenSigns:
 
 
 @torch.no_grad()
-def token_signs(objective: Objective, shown: FixedBatch, settings: PretrainSettings, device: torch.device) -> TokenSigns | None:
+def token_signs(
+    objective: Objective, fixed_batch: FixedBatch, settings: PretrainSettings, device: torch.device
+) -> TokenSigns | None:
     """Lets the objective predict the tokens of the fixed images, hidden in the same way every time; None if it gives no logits."""
-    if shown.token_ids is None or len(shown) < 2:
+    if fixed_batch.token_ids is None or len(fixed_batch) < 2:
         return None
     costs, correct, ordered = [], [], True
     with evaluating(objective):
-        for part, batch in shown.parts(settings):
+        for part, batch in fixed_batch.parts(settings):
             generator = seeded_generator(settings.seed, "vital signs", "corruption", part.start, device=device)
             corruption = objective.corrupt(batch, generator)
             with autocast(device, settings.training.precision):
@@ -122,7 +124,7 @@ def token_signs(objective: Objective, shown: FixedBatch, settings: PretrainSetti
             if output.logits is None or output.target_positions is None or batch.token_ids is None:
                 return None
             ordered &= hasattr(corruption, "permutation")
-            costs.append(_costs(output.logits, shown.token_ids, output.target_positions))
+            costs.append(_costs(output.logits, fixed_batch.token_ids, output.target_positions))
             correct.append(_correct(output.logits, batch.token_ids, output.target_positions))
     by_rank = torch.cat(correct).float().mean(dim=0).cpu().numpy() if ordered else None
     return TokenSigns(torch.cat(costs).cpu().double().numpy(), by_rank)
@@ -143,12 +145,12 @@ def _correct(logits: Tensor, token_ids: Tensor, positions: Tensor) -> Tensor:
 
 @torch.no_grad()
 def feature_ranks(
-    backbone: VisionTransformer, shown: FixedBatch, settings: PretrainSettings, device: torch.device
+    backbone: VisionTransformer, fixed_batch: FixedBatch, settings: PretrainSettings, device: torch.device
 ) -> tuple[float, float]:
     """Effective rank of patch features, of at most a few thousand patches, and of the means of images, behind the final norm."""
     features = []
     with evaluating(backbone), autocast(device, settings.training.precision):
-        for _, batch in shown.parts(settings):
+        for _, batch in fixed_batch.parts(settings):
             features.append(normed_tokens(backbone, batch.images)[:, backbone.num_prefix_tokens :].float())
     patches = torch.cat(features)
     rows = patches.flatten(0, 1)

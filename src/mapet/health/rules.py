@@ -156,12 +156,12 @@ class Rules:
         """Against a blind guess, where the loss is in nats a token, and against the best of its own past."""
         loss, blind = fmean(self._losses), math.log(self.facts.vocab_size or 1)
         if of_tokens and loss > 1.05 * blind:
-            found = f"The loss is {loss:.3g}; a blind guess among {self.facts.vocab_size} tokens has {blind:.3g}."
+            problem = f"The loss is {loss:.3g}; a blind guess among {self.facts.vocab_size} tokens has {blind:.3g}."
         elif loss - self._lowest > (0.1 if of_tokens else 0.5) * abs(self._lowest):
-            found = f"The loss rises: it was {self._lowest:.3g} and is {loss:.3g}."
+            problem = f"The loss rises: it was {self._lowest:.3g} and is {loss:.3g}."
         else:
             return None
-        return f"{found} {self._too_high()}"
+        return f"{problem} {self._too_high()}"
 
     def _large_update(self, norms: Mapping[str, tuple[float, float]]) -> str | None:
         large = [part for part, (moved, size) in norms.items() if moved > LARGE_UPDATE * size]
@@ -190,9 +190,9 @@ class Rules:
             stuck = self._first - loss < 0.01 * abs(self._first)
             comparison = f"it began at {self._first:.3g}"
         else:
-            known = floor.entropy if floor.entropy_by_position is None else min(floor.entropy, floor.entropy_by_position)
-            stuck = blind - known > 0.05 and loss > (blind + known) / 2
-            comparison = f"a blind guess has {blind:.3g}, the token frequencies alone give {known:.3g}"
+            floor_entropy = floor.entropy if floor.entropy_by_position is None else min(floor.entropy, floor.entropy_by_position)
+            stuck = blind - floor_entropy > 0.05 and loss > (blind + floor_entropy) / 2
+            comparison = f"a blind guess has {blind:.3g}, the token frequencies alone give {floor_entropy:.3g}"
         if not stuck:
             return None
         too_low = f"The learning rate is probably too low (training.lr is {self.facts.peak_lr:g}): try ten times as much."

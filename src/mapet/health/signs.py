@@ -58,7 +58,7 @@ class VitalSigns(Monitor[PretrainContext]):
         cost = _COST_OF_AN_IMAGE * min(SHOWN_IMAGES, len(run.source))
         self._stretch = math.ceil(cost / (self._share_of_time * self._evaluate_every * settings.training.batch_size))
         self._meter = UpdateMeter(objective)
-        self._shown: FixedBatch | None = None
+        self._fixed_batch: FixedBatch | None = None
         self._running, self._floor = None, None
         self._band: AccuracyBand | None = None
         if isinstance(objective, TokenObjective):
@@ -129,14 +129,14 @@ class VitalSigns(Monitor[PretrainContext]):
     def _evaluate_fixed_batch(self) -> tuple[dict[str, float], TokenSigns | None]:
         """What the network makes of the fixed images."""
         run = self.run
-        self._shown = self._shown or FixedBatch.load(run)
-        if len(self._shown) < 2:
+        self._fixed_batch = self._fixed_batch or FixedBatch.load(run)
+        if len(self._fixed_batch) < 2:
             return {}, None
-        patches, images = feature_ranks(run.objective.backbone, self._shown, run.settings, run.device)
+        patches, images = feature_ranks(run.objective.backbone, self._fixed_batch, run.settings, run.device)
         scalars = {"effective_rank/patches": patches, "effective_rank/images": images}
         signs = None
         if run.objective.view_size == image_size(run.objective.backbone)[0]:
-            signs = token_signs(run.objective, self._shown, run.settings, run.device)
+            signs = token_signs(run.objective, self._fixed_batch, run.settings, run.device)
         if signs is not None:
             scalars["bits_from_image"] = signs.gain / math.log(2)
             scalars |= signs.rank_scalars()

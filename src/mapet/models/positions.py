@@ -66,7 +66,7 @@ def with_own_tables(backbone: VisionTransformer, spec: BackboneSpec) -> tuple[Vi
         return backbone, spec
     table = weights.pop(_SHARED)
     spec = replace(spec, options={**spec.options, "use_shared_rel_pos_bias": False, "use_rel_pos_bias": True})
-    own = spec.build()
-    names = [f"blocks.{number}.attn.{_RELATIVE}" for number, _ in enumerate(blocks_of(own))]
-    load_strictly(own, {**weights, **{name: table + weights.get(name, 0.0) for name in names}})
-    return own.to(table.device).train(backbone.training), spec
+    rebuilt = spec.build()
+    names = [f"blocks.{number}.attn.{_RELATIVE}" for number, _ in enumerate(blocks_of(rebuilt))]
+    load_strictly(rebuilt, {**weights, **{name: table + weights.get(name, 0.0) for name in names}})
+    return rebuilt.to(table.device).train(backbone.training), spec

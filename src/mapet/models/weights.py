@@ -43,13 +43,13 @@ def load_strictly(
     Raises:
         ModelError: Lists what is missing, what is left over and what has another shape.
     """
-    own = module.state_dict()
-    missing = [name for name in own if name not in state_dict and not name.startswith(optional)]
-    unexpected = [name for name in state_dict if name not in own]
+    expected = module.state_dict()
+    missing = [name for name in expected if name not in state_dict and not name.startswith(optional)]
+    unexpected = [name for name in state_dict if name not in expected]
     reshaped = [
-        f"{name} is {tuple(value.shape)}, expected {tuple(own[name].shape)}"
+        f"{name} is {tuple(value.shape)}, expected {tuple(expected[name].shape)}"
         for name, value in state_dict.items()
-        if name in own and value.shape != own[name].shape
+        if name in expected and value.shape != expected[name].shape
     ]
     complaints = [
         f"{title}: {', '.join(names[:5])}{f' and {len(names) - 5} more' if len(names) > 5 else ''}."

@@ -122,10 +122,10 @@ class TokenObjective(Objective[Corruption]):
         """The batch's token ids, or a ModelError where they are absent or of another grid."""
         expected = (len(batch.images), self.num_patches)
         if batch.token_ids is None or batch.token_ids.shape != expected:
-            found = "none" if batch.token_ids is None else f"ids of shape {tuple(batch.token_ids.shape)}"
+            actual = "none" if batch.token_ids is None else f"ids of shape {tuple(batch.token_ids.shape)}"
             raise ModelError(
                 f"{type(self).__name__} needs one visual token for each of the {self.num_patches} patches; the batch has "
-                f"{found}. Use a tokenizer whose grid is that of the backbone."
+                f"{actual}. Use a tokenizer whose grid is that of the backbone."
             )
         return batch.token_ids
 
@@ -185,8 +185,8 @@ def token_loss(
     loss_sum = cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum", ignore_index=IGNORED)
     correct = (logits.detach().argmax(dim=-1) == targets).sum()
     num_targets = (targets != IGNORED).sum()
-    shown = {"logits": logits, "target_positions": positions} if return_logits else {}
-    return ObjectiveOutput(loss_sum, num_targets, {"correct": correct}, **shown)
+    extras = {"logits": logits, "target_positions": positions} if return_logits else {}
+    return ObjectiveOutput(loss_sum, num_targets, {"correct": correct}, **extras)
 
 
 _OURS = {

@@ -91,8 +91,8 @@ class BEiTv2(BEiT):
         )
         second = token_loss(self.predict_again(gather_rows(through_class[:, 1:], hidden)), targets, hidden, valid=valid)
         metrics = {**first.metrics, "correct_through_class": second.metrics["correct"]}
-        shown = (first.logits, first.target_positions)
-        return ObjectiveOutput(first.loss_sum + second.loss_sum, first.num_targets, metrics, *shown)
+        prediction = (first.logits, first.target_positions)
+        return ObjectiveOutput(first.loss_sum + second.loss_sum, first.num_targets, metrics, *prediction)
 
     def predict_again(self, features: Tensor) -> Tensor:
         """(B, T, D) outputs of the further blocks to (B, T, vocab) logits."""
@@ -110,10 +110,10 @@ class BEiTv2(BEiT):
 
 
 def _our_name(key: str) -> str:
-    own = released_name(key)
+    name = released_name(key)
     for theirs, ours in (("cls_pt_layers.", "head_blocks."), ("cls_pt_norm.", "head_norm."), ("cls_pt_lm_head.", "second_head.")):
-        own = own.replace(f"backbone.{theirs}", ours)
-    return own
+        name = name.replace(f"backbone.{theirs}", ours)
+    return name
 
 
 def _fresh_copy(module: nn.Module) -> nn.Module:

@@ -73,10 +73,10 @@ class CAE(MaskedTokenObjective[MaskCorruption]):
             if value not in allowed:
                 raise SettingsError(f"CAE cannot have {name} '{value}'. {nearest(value, allowed)}")
         self.mask_kind, self.alignment = mask, alignment
-        own = backbone.embed_dim
-        width = own if width is None else width
+        embed_dim = backbone.embed_dim
+        width = embed_dim if width is None else width
         self.neck = Neck(width, num_heads or heads_of(backbone), regressor_depth, decoder_depth, float(layer_scale))
-        self.project = nn.Identity() if width == own else nn.Sequential(nn.Linear(own, width), LayerNorm(width))
+        self.project = nn.Identity() if width == embed_dim else nn.Sequential(nn.Linear(embed_dim, width), LayerNorm(width))
         self.head = nn.Linear(width, vocab_size)
         self.register_buffer("positions", sine_positions(grid_size(backbone), width), persistent=False)
         self.init_weights()

@@ -49,10 +49,10 @@ def masked_sequence(backbone: VisionTransformer, images: Tensor, mask: Tensor, m
 
 def run_blocks(backbone: VisionTransformer, rows: Tensor, blocks: Iterable[nn.Module] | None = None) -> Tensor:
     """The blocks of `backbone`, or others of its make, with timm's activation checkpointing where it is switched on."""
-    chosen = [*(blocks_of(backbone) if blocks is None else blocks)]
+    layers = [*(blocks_of(backbone) if blocks is None else blocks)]
     if backbone.grad_checkpointing:
-        return checkpoint_seq(chosen, rows)
-    for block in chosen:
+        return checkpoint_seq(layers, rows)
+    for block in layers:
         rows = block(rows)
     return rows
 

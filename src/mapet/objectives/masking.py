@@ -69,10 +69,10 @@ def count_of(option: str, value: float, of: int, least: int, most: int, things: 
     is_number = isinstance(value, int) and not isinstance(value, bool)
     count = round(value * of) if is_share else value if is_number else None
     if count is None or not least <= count <= most:
-        found = f"{value!r} ({count} of {of})" if is_share else repr(value)
+        actual = f"{value!r} ({count} of {of})" if is_share else repr(value)
         raise ModelError(
-            f"{option} is {found}; with {of} {things} it must be an integer between {least} and {most}, or a share between 0 and 1 "
-            "that comes to as many."
+            f"{option} is {actual}; with {of} {things} it must be an integer between {least} and {most}, or a share between 0 and "
+            "1 that comes to as many."
         )
     return int(count)
 

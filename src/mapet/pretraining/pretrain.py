@@ -95,7 +95,7 @@ def _pretrain(
     objective = build_objective(settings, backbone)
     needs_tokens = "tokens" in objective.needs
     record = RunRecord(run, data, settings, tokenizer, tokens)
-    given_tokenizer, given_store = _given_inputs(record, settings, backbone, needs_tokens)
+    loaded_tokenizer, loaded_store = _load_inputs(record, settings, backbone, needs_tokens)
     source = open_source(data, "train")
     for monitor in monitors:
         monitor.check(source)
@@ -108,9 +108,9 @@ def _pretrain(
     unreadable = UnreadableImages(settings.mechanics.max_unreadable)
     token_source: TokenSource = NoTokens()
     if needs_tokens and settings.view.name == "online":
-        token_source = OnlineTokens(given_tokenizer or _own_tokenizer(run, source, settings, backbone, unreadable), device)
+        token_source = OnlineTokens(loaded_tokenizer or _run_tokenizer(run, source, settings, backbone, unreadable), device)
     elif needs_tokens:
-        token_source = StoredTokens(given_store or _own_store(run, source, settings, backbone, given_tokenizer, unreadable))
+        token_source = StoredTokens(loaded_store or _run_store(run, source, settings, backbone, loaded_tokenizer, unreadable))
     usable, keys = token_source.known_images(source, unreadable), image_keys(source)
     if unreadable.summary():
         say(unreadable.summary())
@@ -150,14 +150,14 @@ def build_objective(settings: PretrainSettings, backbone: VisionTransformer) -> 
     return objective
 
 
-def _given_inputs(
+def _load_inputs(
     record: RunRecord, settings: PretrainSettings, backbone: VisionTransformer, needs_tokens: bool
 ) -> tuple[Tokenizer | None, TokenStore | None]:
     """What the run was given now or when it was begun; what does not fit the recipe or the backbone is refused before any work."""
     if not needs_tokens:
-        if given := record.tokenizer or record.tokens:
+        if unused := record.tokenizer or record.tokens:
             raise SettingsError(
-                f"The objective '{settings.objective.name}' predicts no visual tokens, so that {given} is of no use to it. Leave "
+                f"The objective '{settings.objective.name}' predicts no visual tokens, so that {unused} is of no use to it. Leave "
                 "out --tokenizer and --tokens."
             )
         return None, None
@@ -219,18 +219,18 @@ def fit_settings(settings: PretrainSettings, backbone: VisionTransformer) -> Fit
     )
 
 
-def _own_store(
+def _run_store(
     run: RunDirectory,
     source: ImageSource,
     settings: PretrainSettings,
     backbone: VisionTransformer,
-    given: Tokenizer | None,
+    tokenizer: Tokenizer | None,
     unreadable: UnreadableImages,
 ) -> TokenStore:
     """The store in the run directory, made with the tokenizer given or one of its own; completed if need be."""
     return build_store(
         source,
-        given or _own_tokenizer(run, source, settings, backbone, unreadable),
+        tokenizer or _run_tokenizer(run, source, settings, backbone, unreadable),
         run.tokens,
         regions=regions_of(settings.view, settings.seed),
         workers=settings.mechanics.workers,
@@ -241,7 +241,7 @@ def _own_store(
     )
 
 
-def _own_tokenizer(
+def _run_tokenizer(
     run: RunDirectory,
     source: ImageSource,
     settings: PretrainSettings,

@@ -32,11 +32,11 @@ def results_table(runs: Sequence[ReportedRun]) -> str:
         return page.text(f"None of the {len(runs)} runs is evaluated yet. `mapet evaluate knn,linear RUN` measures one.")
     columns, several = ["run"], len({data for _, data in measured}) > 1
     cells = {run.title: [run.title] for run in runs}
-    for (_, data), found in measured.items():
-        columns.append(_words(found[0][1]) + (f", {data}" if several else ""))
-        of_run = dict(found)
+    for (_, data), pairs in measured.items():
+        columns.append(_words(pairs[0][1]) + (f", {data}" if several else ""))
+        of_run = dict(pairs)
         for run in runs:
-            cells[run.title].append(_cell(found[0], run, of_run[run]) if run in of_run else "not measured")
+            cells[run.title].append(_cell(pairs[0], run, of_run[run]) if run in of_run else "not measured")
     return page.table(columns, list(cells.values())) + page.text(
         "In %. In brackets: the difference to the first of the column in points and its 95 % interval, paired over the same test "
         "images; * where it does not hold 0. The intervals do not count that several runs are compared; `mapet compare` does."

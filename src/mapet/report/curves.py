@@ -51,18 +51,18 @@ def _references(
     logged: Sequence[ReportedRun], runs: Sequence[ReportedRun], lines_of: Callable[[ReportedRun], dict[str, float]]
 ) -> list[_Reference]:
     """What a guess without the images gets: once where all runs have the same, else for every run in its colour."""
-    found: list[tuple[ReportedRun, dict[str, float]]] = []
+    run_lines: list[tuple[ReportedRun, dict[str, float]]] = []
     for run in logged:
         try:
-            found.append((run, lines_of(run)))
+            run_lines.append((run, lines_of(run)))
         except MapetError:
             continue
-    kinds = [*dict.fromkeys(name.partition(":")[0] for _, lines in found for name in lines)]
+    kinds = [*dict.fromkeys(name.partition(":")[0] for _, lines in run_lines for name in lines)]
     references: dict[_Reference, None] = {}
-    for run, lines in found:
+    for run, lines in run_lines:
         for name, value in lines.items():
             dash = _DASHES[kinds.index(name.partition(":")[0]) % len(_DASHES)]
-            shared = all(other.get(name) == value for _, other in found)
+            shared = all(other.get(name) == value for _, other in run_lines)
             owner, color = ("", SOFT) if shared else (f"{_name(run)}: ", _color(run, runs))
             references[_Reference(owner + name, value, color, dash)] = None
     return [*references]
@@ -155,8 +155,8 @@ def _loss_references(run: ReportedRun) -> dict[str, float]:
         f"token frequencies alone: {entropy(counts):.2f}": entropy(counts),
     }
     store = run.tokens.store
-    if store is not None and (known := floor_of(count_all(store)).entropy_by_position) is not None:
-        lines[f"frequencies at each position: {known:.2f}"] = known
+    if store is not None and (position_entropy := floor_of(count_all(store)).entropy_by_position) is not None:
+        lines[f"frequencies at each position: {position_entropy:.2f}"] = position_entropy
     return lines
 
 
@@ -170,8 +170,8 @@ def _accuracy_references(run: ReportedRun) -> dict[str, float]:
 
 def _grids(store: TokenStore) -> np.ndarray:
     """Tokens (n, h, w) of the first view of some images."""
-    some = store.ids[:: stride(len(store))]
-    return np.asarray(some if store.num_views is None else some[:, 0], np.int64).reshape(-1, *store.grid_size)
+    ids = store.ids[:: stride(len(store))]
+    return np.asarray(ids if store.num_views is None else ids[:, 0], np.int64).reshape(-1, *store.grid_size)
 
 
 def _caption(quantity: str, references: Sequence[_Reference]) -> str:

@@ -129,10 +129,10 @@ def usage_figure(vocabulary: Vocabulary) -> Picture:
 def occurrences(ids: np.ndarray, code: int, order: Sequence[int]) -> list[tuple[int, int, int]]:
     """(image, row, column) of patches with this code, images in the given order, each image once before any comes again."""
     rank = {image: place for place, image in enumerate(order)}
-    found = sorted(map(tuple, np.argwhere(ids == code).tolist()), key=lambda place: rank[place[0]])
+    places = sorted(map(tuple, np.argwhere(ids == code).tolist()), key=lambda place: rank[place[0]])
     earlier: dict[int, int] = {}
     turns = []
-    for place in found:
+    for place in places:
         earlier[place[0]] = turn = earlier.get(place[0], -1) + 1
         turns.append((turn, place))
     return [place for _, place in sorted(turns, key=lambda entry: entry[0])]

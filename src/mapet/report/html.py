@@ -88,10 +88,10 @@ class _Report:
         with progress("Report", len(parts)) as bar:
             for heading, content in parts.items():
                 bar.note(heading)
-                found = content()
-                if found and heading != _OVERVIEW:
-                    found = page.section(heading, found)
-                sections.append(found)
+                body = content()
+                if body and heading != _OVERVIEW:
+                    body = page.section(heading, body)
+                sections.append(body)
                 bar.advance()
             bar.note("")
         return page.page(title, [page.heading(title, 1), *filter(None, sections)])
@@ -112,9 +112,9 @@ class _Report:
         }
 
     def _show(self, pictures: Iterable[Picture]) -> str:
-        shown = list(pictures)
-        self.pictures += shown
-        return page.figures(shown)
+        picture_list = list(pictures)
+        self.pictures += picture_list
+        return page.figures(picture_list)
 
     def _probes(self) -> str:
         if any(run.results for run in self.runs):
@@ -155,12 +155,12 @@ class _Report:
         parts = []
         for run in self.runs if runs is None else runs:
             try:
-                shown = self._show(draw(run))
+                body = self._show(draw(run))
             except (MapetError, OSError) as error:
-                shown = page.left_out(error)
+                body = page.left_out(error)
             except _DAMAGE as error:
-                shown = page.left_out(f"a file of {run.run.path} holds what no run writes ({type(error).__name__}: {error}).")
-            parts.append((page.heading(run.title, 3) if len(self.runs) > 1 else "") + words(run) + shown)
+                body = page.left_out(f"a file of {run.run.path} holds what no run writes ({type(error).__name__}: {error}).")
+            parts.append((page.heading(run.title, 3) if len(self.runs) > 1 else "") + words(run) + body)
         return "".join(parts)
 
 

@@ -104,13 +104,13 @@ def _columns(rows: Sequence[Sequence[str]]) -> str:
 
 def _run_folders(folder: Path) -> list[Path]:
     """Folders with the files of a run; what lies inside a run is not searched."""
-    found = []
+    run_folders = []
     for path, folders, files in os.walk(folder):
         if {"config.json", "environment.json"} <= {*files}:
-            found.append(Path(path))
+            run_folders.append(Path(path))
             folders.clear()
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-    return found
+    return run_folders
 
 
 def _listed(path: Path) -> Listed:

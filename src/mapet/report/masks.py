@@ -150,14 +150,14 @@ def _permutation(run: ReportedRun, patches: int) -> list[int]:
     return torch.randperm(patches, generator=seeded_generator(run.settings.seed, "report", "permutation")).tolist()
 
 
-def _matrix_figure(run: ReportedRun, shown: Visibility, name: str, title: str, caption: str) -> Picture:
-    rows, columns = shown.seen.shape
-    labelled = any(group.labels[0] for group in shown.columns)
+def _matrix_figure(run: ReportedRun, visibility: Visibility, name: str, title: str, caption: str) -> Picture:
+    rows, columns = visibility.seen.shape
+    labelled = any(group.labels[0] for group in visibility.columns)
     with canvas(min(6.2, 0.95 + (0.232 if labelled else 3.6 / columns) * rows)) as drawn:
         axes = drawn.figure.subplots()
-        _draw_matrix(axes, shown, labelled)
+        _draw_matrix(axes, visibility, labelled)
         _title(drawn.figure, title)
-        seen = {kind: color for place, (kind, color) in enumerate(_KINDS.items(), 1) if (shown.seen == place).any()}
+        seen = {kind: color for place, (kind, color) in enumerate(_KINDS.items(), 1) if (visibility.seen == place).any()}
         _legend(drawn.figure, {**seen, "not seen": _UNSEEN})
     return drawn.picture(
         f"masks-{name}-{slug(run.title)}",
@@ -167,17 +167,17 @@ def _matrix_figure(run: ReportedRun, shown: Visibility, name: str, title: str, c
     )
 
 
-def _draw_matrix(axes: Axes, shown: Visibility, labelled: bool) -> None:
+def _draw_matrix(axes: Axes, visibility: Visibility, labelled: bool) -> None:
     from matplotlib.colors import ListedColormap
 
-    rows, columns = shown.seen.shape
+    rows, columns = visibility.seen.shape
     palette = ListedColormap([_UNSEEN, *_KINDS.values()])
-    axes.imshow(shown.seen, cmap=palette, vmin=0, vmax=3, extent=(0, columns, rows, 0), interpolation="nearest", aspect="auto")
+    axes.imshow(visibility.seen, cmap=palette, vmin=0, vmax=3, extent=(0, columns, rows, 0), interpolation="nearest", aspect="auto")
     if labelled:
         axes.hlines(range(rows + 1), 0, columns, color="white", linewidth=0.8)
         axes.vlines(range(columns + 1), 0, rows, color="white", linewidth=0.8)
-    _label_groups(axes, shown.rows, labelled, vertical=True)
-    _label_groups(axes, shown.columns, labelled, vertical=False)
+    _label_groups(axes, visibility.rows, labelled, vertical=True)
+    _label_groups(axes, visibility.columns, labelled, vertical=False)
     axes.set(xlim=(0, columns), ylim=(rows, 0))
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0, labelsize=7.5, pad=2, top=False, labeltop=labelled, bottom=False, labelbottom=False)

@@ -106,12 +106,12 @@ def _recovered(objective: Recover[Any], batch: Batch, corruption: Degradation) -
         degraded = degraded.expand(-1, 3, -1, -1)
     hidden = torch.zeros(objective.num_patches, dtype=torch.bool) if corruption.mask is None else corruption.mask[0]
     targets = area_resize(objective.pixels(batch.images), objective.image_size)
-    given = torch.zeros_like(hidden)
+    visible = torch.zeros_like(hidden)
     if corruption.mask is not None and objective.view_size == objective.image_size:
-        given = ~hidden
+        visible = ~hidden
     return [
         _Panel("what is seen", _without(objective, degraded, hidden), {}),
-        _Panel("predicted: these pixels", _without(objective, targets, given), {}),
+        _Panel("predicted: these pixels", _without(objective, targets, visible), {}),
     ]
 
 
@@ -120,8 +120,8 @@ def _without(objective: Objective[Any], images: Tensor, hidden: Tensor) -> np.nd
     rows, columns = grid_size(objective.backbone)
     height, width = images.shape[-2] // rows, images.shape[-1] // columns
     visible = ~hidden.view(1, -1, 1).expand(1, -1, height * width * 3)
-    kept = unpatchify(visible.float(), (rows, columns), height).bool()
-    return _as_array(images.where(kept, HIDDEN))
+    visible_pixels = unpatchify(visible.float(), (rows, columns), height).bool()
+    return _as_array(images.where(visible_pixels, HIDDEN))
 
 
 def _draw(axes: Axes, panel: _Panel, grid: tuple[int, int]) -> None:

@@ -81,29 +81,29 @@ def predict(run: ReportedRun) -> Prediction:
 
 def prediction_figure(run: ReportedRun) -> Picture:
     """Four panels: the image, what is visible, the tokens, the probability of every hidden token."""
-    shown = predict(run)
-    hidden, right = int(shown.hidden.sum()), int(shown.right.sum())
+    prediction = predict(run)
+    hidden, right = int(prediction.hidden.sum()), int(prediction.right.sum())
     drawn_from = "a training image" if run.sample_is_of_training else "an image of its data"
     with canvas(5.75) as drawn:
         (image, visible), (tokens, confidence), (below, scale) = drawn.figure.subplots(3, 2, height_ratios=[1, 1, 0.24])
-        _draw_image(image, shown, covered=False)
-        _draw_image(visible, shown, covered=True)
-        _draw_tokens(tokens, shown.tokens)
-        _draw_confidence(confidence, scale, shown)
+        _draw_image(image, prediction, covered=False)
+        _draw_image(visible, prediction, covered=True)
+        _draw_tokens(tokens, prediction.tokens)
+        _draw_confidence(confidence, scale, prediction)
         _explain_marks(below)
         image.set_title("Image and patches")
-        visible.set_title(f"Visible: {shown.hidden.size - hidden} of {shown.hidden.size}")
-        tokens.set_title(f"Tokens: {len(np.unique(shown.tokens))} different")
+        visible.set_title(f"Visible: {prediction.hidden.size - hidden} of {prediction.hidden.size}")
+        tokens.set_title(f"Tokens: {len(np.unique(prediction.tokens))} different")
         confidence.set_title("Probability of the true token")
     return drawn.picture(
         f"prediction-{slug(run.title)}",
-        f"An image with its patch grid, the {shown.hidden.size - hidden} patches that are visible, the token of every "
+        f"An image with its patch grid, the {prediction.hidden.size - hidden} patches that are visible, the token of every "
         f"patch, and the probability that the model gives the true token of each of {hidden} hidden patches: "
-        f"{right} are predicted rightly, the median probability is {np.nanmedian(shown.probability):.2g}.",
-        f"{shown.name}, {drawn_from} drawn by the seed, not chosen; {run.objective_title} after {shown.step:,} steps. Patches "
-        f"with the same token have the same colour. Of {hidden} hidden patches {right} have the true token as first choice "
+        f"{right} are predicted rightly, the median probability is {np.nanmedian(prediction.probability):.2g}.",
+        f"{prediction.name}, {drawn_from} drawn by the seed, not chosen; {run.objective_title} after {prediction.step:,} steps. "
+        f"Patches with the same token have the same colour. Of {hidden} hidden patches {right} have the true token as first choice "
         f"({right / max(1, hidden):.0%}); median probability of the true token "
-        f"{np.nanmedian(shown.probability):.2g} (a guess: 1/{shown.vocab_size}). {_ORDER.get(run.objective_title, '')}",
+        f"{np.nanmedian(prediction.probability):.2g} (a guess: 1/{prediction.vocab_size}). {_ORDER.get(run.objective_title, '')}",
     )
 
 
@@ -117,12 +117,12 @@ def token_color(token: int) -> tuple[float, float, float]:
     return colorsys.hls_to_rgb(token * 0.618034 % 1, (0.42, 0.62, 0.80)[token % 3], (0.65, 0.6, 0.75)[token % 3])
 
 
-def _draw_image(axes: Axes, shown: Prediction, covered: bool) -> None:
-    rows, columns = shown.tokens.shape
-    image = shown.image.copy()
+def _draw_image(axes: Axes, prediction: Prediction, covered: bool) -> None:
+    rows, columns = prediction.tokens.shape
+    image = prediction.image.copy()
     if covered:
-        height, width = patch_pixels(image, shown.tokens.shape)
-        image[np.kron(shown.hidden, np.ones((height, width), bool))] = ABSENT
+        height, width = patch_pixels(image, prediction.tokens.shape)
+        image[np.kron(prediction.hidden, np.ones((height, width), bool))] = ABSENT
     axes.imshow(image, extent=(0, columns, rows, 0), interpolation="nearest")
     _grid(axes, rows, columns, "white")
 
@@ -138,32 +138,36 @@ def _draw_tokens(axes: Axes, tokens: np.ndarray) -> None:
         _centred(axes, row, column, str(token), _contrast(colors[row, column]), fontsize=7.5)
 
 
-def _draw_confidence(axes: Axes, below: Axes, shown: Prediction) -> None:
+def _draw_confidence(axes: Axes, below: Axes, prediction: Prediction) -> None:
     import matplotlib
     from matplotlib.colors import LogNorm
 
-    rows, columns = shown.tokens.shape
+    rows, columns = prediction.tokens.shape
     scale = matplotlib.colormaps["cividis"]
-    values = np.ma.masked_invalid(shown.probability)
+    values = np.ma.masked_invalid(prediction.probability)
     axes.set_facecolor("#ffffff")
-    norm = LogNorm(1 / shown.vocab_size, 1, clip=True)
+    norm = LogNorm(1 / prediction.vocab_size, 1, clip=True)
     drawn = axes.imshow(values, cmap=scale, norm=norm, extent=(0, columns, rows, 0), interpolation="nearest")
     _grid(axes, rows, columns, "#e6e9ec")
     below.set_axis_off()
     inside = below.inset_axes((0.03, 0.72, 0.94, 0.24))
     bar = axes.figure.colorbar(drawn, cax=inside, orientation="horizontal")
-    decades = [10.0**-power for power in (4, 3, 2, 1, 0) if 10.0**-power * shown.vocab_size > 2.5]
+    decades = [10.0**-power for power in (4, 3, 2, 1, 0) if 10.0**-power * prediction.vocab_size > 2.5]
     bar.set_ticks(
-        [1 / shown.vocab_size, *decades], labels=[f"1/{shown.vocab_size}", *(f"{value:g}" for value in decades)], fontsize=8
+        [1 / prediction.vocab_size, *decades],
+        labels=[f"1/{prediction.vocab_size}", *(f"{value:g}" for value in decades)],
+        fontsize=8,
     )
     bar.ax.minorticks_off()
     bar.outline.set_visible(False)  # type: ignore[operator]
     if max(rows, columns) > _MARKED_UP_TO:
         return
     size = 130 / max(rows, columns)
-    for marks, marker in ((shown.right, "o"), (shown.hidden & ~shown.right, "x")):
+    for marks, marker in ((prediction.right, "o"), (prediction.hidden & ~prediction.right, "x")):
         at_rows, at_columns = np.nonzero(marks)
-        inks = [_contrast(scale(norm(shown.probability[row, column]))[:3]) for row, column in zip(at_rows, at_columns, strict=True)]
+        inks = [
+            _contrast(scale(norm(prediction.probability[row, column]))[:3]) for row, column in zip(at_rows, at_columns, strict=True)
+        ]
         width = 0.0 if marker == "o" else 1.1
         axes.scatter(at_columns + 0.5, at_rows + 0.5, s=size, marker=marker, c=inks or None, linewidths=width)
 

@@ -58,29 +58,31 @@ def sampling_interval(share: float, images: int) -> tuple[float, float]:
 
 def probe_bars(runs: Sequence[ReportedRun]) -> Picture:
     """A part for every data set; in it, one group of bars for every protocol; in it, the bars of every run."""
-    found = [(run, result) for run in runs for result in run.results]
+    run_results = [(run, result) for run in runs for result in run.results]
     parts: dict[str, dict[tuple[str, str], _Group]] = {}
-    for run, result in found:
+    for run, result in run_results:
         key = (protocol_name(result) + protocol_words(result), result.protocol_hash)
         new = _Group(protocol_name(result), protocol_words(result), result.protocol_hash)
         group = parts.setdefault(result.data, {}).setdefault(key, new)
         group.bars.extend(_bars_of(run, result, runs))
     with canvas(_height(parts)) as drawn:
-        _draw(drawn.figure, parts, {result.data: result for _, result in reversed(found)})
+        _draw(drawn.figure, parts, {result.data: result for _, result in reversed(run_results)})
     bars_in_words = [
         f"{group.name} {group.words} on {data}: "
         + ", ".join(f"{bar.label} {bar.value:.1%}{bar.gain and f' ({bar.gain})'}" for bar in group.bars)
         for data, groups in parts.items()
         for group in groups.values()
     ]
-    return drawn.picture("probes", f"Bars of accuracy. {'; '.join(bars_in_words)}.", _caption([result for _, result in found]))
+    return drawn.picture(
+        "probes", f"Bars of accuracy. {'; '.join(bars_in_words)}.", _caption([result for _, result in run_results])
+    )
 
 
 def _caption(results: Sequence[Result]) -> str:
     of_tokens = any(result.protocol["name"] == "tokens" for result in results)
     tokenizer = "Token classification uses visual tokens only and evaluates the tokenizer. " if of_tokens else ""
-    known = any(frequent_class(result) is not None for result in results)
-    frequent = "White bars: always answering the most frequent class, the least to beat. " if known else ""
+    has_frequent_class = any(frequent_class(result) is not None for result in results)
+    frequent = "White bars: always answering the most frequent class, the least to beat. " if has_frequent_class else ""
     return (
         f"Top-1 accuracy, where no other figure is named, on held-out images. {tokenizer}{frequent}Whiskers: 95 % sampling "
         "interval of the test images, not the spread over seeds. The interval of a gain stands in the text above; it is paired "

@@ -46,14 +46,14 @@ def summarise(results: Sequence[Result]) -> str:
     """One sentence with figures: the first compared result of every protocol, on the data of the first of all."""
     results = [result for result in results if result.random_value is not None] or results
     first = results[0]
-    chosen = {result.protocol["name"]: result for result in reversed(results) if result.data == first.data}
+    result_of_protocol = {result.protocol["name"]: result for result in reversed(results) if result.data == first.data}
     if first.random_value is None:
-        found = ", ".join(map(_plain, reversed(chosen.values())))
-        return f"On {first.test_images:,} test images of {first.data} ({first.classes} classes): {found}."
-    clauses = [_clause(result) for result in reversed(chosen.values())]
+        figures = ", ".join(map(_plain, reversed(result_of_protocol.values())))
+        return f"On {first.test_images:,} test images of {first.data} ({first.classes} classes): {figures}."
+    clauses = [_clause(result) for result in reversed(result_of_protocol.values())]
     return (
         f"On {first.test_images:,} test images of {first.data} ({first.classes} classes), against the same backbone at random "
-        f"initialisation, pre-training {', and '.join(clauses)}.{_pooling([*reversed(chosen.values())])}"
+        f"initialisation, pre-training {', and '.join(clauses)}.{_pooling([*reversed(result_of_protocol.values())])}"
     )
 
 
@@ -76,8 +76,10 @@ def _plain(result: Result) -> str:
 
 def copies_words(results: Sequence[Result]) -> list[str]:
     """What is to be known of images that occur more than once, a sentence for every data set where there are any."""
-    found = {result.data: (result.details.get("copies"), result.test_images) for result in results}
-    lines = {data: copies_line(counts, images) if isinstance(counts, dict) else "" for data, (counts, images) in found.items()}
+    copies_of_data = {result.data: (result.details.get("copies"), result.test_images) for result in results}
+    lines = {
+        data: copies_line(counts, images) if isinstance(counts, dict) else "" for data, (counts, images) in copies_of_data.items()
+    }
     return [f"{data}: {line}" for data, line in lines.items() if line]
 
 

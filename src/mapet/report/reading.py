@@ -119,12 +119,12 @@ class ReportedRun:
     def _evaluations(self) -> tuple[list[tuple[Any, Result]], list[Path]]:
         """The evaluations that are kept with the run, with what orders them, and the files that are none."""
         results, damaged = read_results(self.run.evaluations)
-        found = []
+        ordered = []
         for path, result in results.items():
             named, pool = replace(result, data=self._data_name(result, path)), result.protocol.get("pool")
             order = _POOLS.index(pool) if pool in _POOLS else 0
-            found.append(((named.data != self.data, str(named.protocol["name"]), order, path.name), named))
-        return found, damaged
+            ordered.append(((named.data != self.data, str(named.protocol["name"]), order, path.name), named))
+        return ordered, damaged
 
     def _data_name(self, result: Result, path: Path) -> str:
         """One name for one place, however it was written: the digits in the name of a result are those of the whole path."""

@@ -53,12 +53,12 @@ def draw_sample(data: str, settings: PretrainSettings, tokens: TokenSource) -> S
     source = open_source(data, "all")
     images, ids, names = [], [], []
     for batch in _batches(source, settings, tokens):
-        known = batch.only(np.flatnonzero(tokens.known(batch.keys)).tolist())
-        images.append(known.images.permute(0, 2, 3, 1).numpy())
-        token_ids = tokens.tokens(known, torch.device("cpu"))
+        tokenised = batch.only(np.flatnonzero(tokens.known(batch.keys)).tolist())
+        images.append(tokenised.images.permute(0, 2, 3, 1).numpy())
+        token_ids = tokens.tokens(tokenised, torch.device("cpu"))
         assert token_ids is not None
         ids.append(token_ids.unflatten(1, tokens.grid_size).numpy())
-        names += [source.describe(index) for index in known.indices.tolist()]
+        names += [source.describe(index) for index in tokenised.indices.tolist()]
     if not names:
         where = "" if tokens.store is None else f" in {tokens.store.path}"
         raise DataError(

@@ -36,16 +36,16 @@ def _bars(run: ReportedRun, result: Result) -> Picture:
     details: dict[str, Any] = result.details
     pixels = details["test_pixels"]
     iou = {name: value for name, value in details["iou"].items() if value is not None}
-    shown = sorted(sorted(iou, key=lambda name: -pixels[name])[:MOST_CLASSES], key=lambda name: -iou[name])
-    with canvas(0.9 + 0.2 * len(shown)) as drawn:
-        _draw(drawn.figure.subplots(), {name: iou[name] for name in shown}, result.value)
+    names = sorted(sorted(iou, key=lambda name: -pixels[name])[:MOST_CLASSES], key=lambda name: -iou[name])
+    with canvas(0.9 + 0.2 * len(names)) as drawn:
+        _draw(drawn.figure.subplots(), {name: iou[name] for name in names}, result.value)
     constant = details["most_frequent_class"]
-    iou_in_words = ", ".join(f"{name} {iou[name]:.1%}" for name in shown)
-    some = f"The {len(shown)} most frequent of {len(iou)} classes. " if len(shown) < len(iou) else ""
+    iou_in_words = ", ".join(f"{name} {iou[name]:.1%}" for name in names)
+    remark = f"The {len(names)} most frequent of {len(iou)} classes. " if len(names) < len(iou) else ""
     return drawn.picture(
         f"segmentation-{slug(run.title)}-{result.protocol_hash}-{data_digits(result.data)}",
         f"Bars of the IoU of every class on {result.data}: {iou_in_words}. Their mean is {result.value:.1%}.",
-        f"{some}IoU on {result.test_images:,} test images of {result.data} after training on {result.train_images:,}; protocol "
+        f"{remark}IoU on {result.test_images:,} test images of {result.data} after training on {result.train_images:,}; protocol "
         f"{result.protocol_hash} ({result.preset or 'own settings'}). The line is the mean of all classes. Predicting "
         f"'{constant['name']}' everywhere would give {constant['miou']:.1%}.",
     )

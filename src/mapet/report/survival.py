@@ -26,8 +26,8 @@ def survival_figure(ranked: Sequence[Judged]) -> Picture:
         names = [change.name for change in changes]
         for place, entry in enumerate(ranked):
             survival = [entry.card.survival.get(name) for name in names]
-            shares = [100.0, *(100 * kept.same if kept else float("nan") for kept in survival)]
-            bits = [entry.card.entropy, *(kept.information if kept else float("nan") for kept in survival)]
+            shares = [100.0, *(100 * score.same if score else float("nan") for score in survival)]
+            bits = [entry.card.entropy, *(score.information if score else float("nan") for score in survival)]
             _draw_dots(stability, shares, place, len(ranked), f"{entry.title}: {entry.card.information:.2f} bits on average")
             _draw_dots(information, bits, place, len(ranked), None)
         stability.set(xlim=(-4, 104), yticks=range(len(rows)), yticklabels=rows, ylim=(len(rows) - 0.5, -0.5))

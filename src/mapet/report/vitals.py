@@ -71,12 +71,12 @@ def vital_figures(run: ReportedRun) -> list[Picture]:
 
 def _lines(run: ReportedRun, name: str) -> dict[str, Points]:
     """Points of every curve that has any; a value of 0 has no place on a logarithmic axis."""
-    found = {}
+    curves = {}
     for key, label in _SERIES[name][1].items():
         points = [(entry["step"], entry[key]) for entry in run.metrics if key in entry and (name != "updates" or entry[key] > 0)]
         if points:
-            found[label] = points
-    return found
+            curves[label] = points
+    return curves
 
 
 def _picture(run: ReportedRun, name: str) -> Picture:
@@ -109,11 +109,11 @@ def _by_rank(run: ReportedRun) -> list[Picture]:
     evaluations = [entry for entry in run.metrics if "accuracy_by_rank/1" in entry]
     if not evaluations:
         return []
-    shown = {entry["step"]: entry for entry in (evaluations[0], evaluations[len(evaluations) // 2], evaluations[-1])}
+    entry_of_step = {entry["step"]: entry for entry in (evaluations[0], evaluations[len(evaluations) // 2], evaluations[-1])}
     buckets = sorted((int(key.rpartition("/")[2]), key) for key in evaluations[-1] if key.startswith("accuracy_by_rank/"))
     with canvas(2.6) as drawn:
         axes = drawn.figure.subplots()
-        for color, (step, entry) in zip((SOFT, RUN_COLORS[1], RUN_COLORS[0]), shown.items(), strict=False):
+        for color, (step, entry) in zip((SOFT, RUN_COLORS[1], RUN_COLORS[0]), entry_of_step.items(), strict=False):
             values = [100 * entry[key] for _, key in buckets]
             axes.plot([number for number, _ in buckets], values, color=color, marker="o", markersize=3, label=f"step {int(step):,}")
         axes.set_ylim(bottom=0)

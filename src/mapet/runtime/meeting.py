@@ -70,8 +70,8 @@ def torchrun_keeps_store() -> bool:
 
 def _name_of_start(store: Store, processes: Processes, deadline: float) -> str:
     """A name that all processes of this start have, and no others; raises TimeoutError with the ranks that did not answer."""
-    own = uuid.uuid4().hex
-    return _answer(store, processes, own, deadline) if processes.rank == 0 else _ask(store, processes, own, deadline)
+    proposal = uuid.uuid4().hex
+    return _answer(store, processes, proposal, deadline) if processes.rank == 0 else _ask(store, processes, proposal, deadline)
 
 
 def _answer(store: Store, processes: Processes, name: str, deadline: float) -> str:

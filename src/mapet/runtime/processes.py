@@ -148,13 +148,13 @@ def errors_in_all() -> Iterator[None]:
     error: MapetError | None = None
     try:
         yield
-    except MapetError as own:
-        error = own
-    found = gather_texts([] if error is None else [json.dumps([type(error).__name__, str(error)])])
+    except MapetError as raised:
+        error = raised
+    messages = gather_texts([] if error is None else [json.dumps([type(error).__name__, str(error)])])
     if error is not None:
         raise error
-    if found:
-        kind, message = json.loads(found[0])
+    if messages:
+        kind, message = json.loads(messages[0])
         raise getattr(errors, kind, MapetError)(message)
 
 

@@ -26,7 +26,7 @@ from mapet.runtime.rank import this_process_is_first
 SECONDS_BETWEEN_LINES = 10.0
 _SHARE_BETWEEN_LINES = 0.05  # of the time so far: a night in a log file is a hundred lines, and not thousands
 
-_told: ContextVar[set[str] | None] = ContextVar("told", default=None)
+_printed_facts: ContextVar[set[str] | None] = ContextVar("printed facts", default=None)
 
 console = Console(stderr=True, highlight=False)
 
@@ -50,8 +50,8 @@ class ProgressBar:
         self._first = start
         self._printed = (start, "")
         self._live: Progress | None = None
-        self._shown = this_process_is_first()
-        if self._shown and console.is_terminal:
+        self._is_visible = this_process_is_first()
+        if self._is_visible and console.is_terminal:
             self._live = _NotedProgress(
                 SpinnerColumn(),
                 TextColumn("{task.description}"),
@@ -71,7 +71,7 @@ class ProgressBar:
         if self._live is not None:
             self._live.update(self._task, completed=self.done)
             self._show()
-        elif self._shown and self._is_time_for_a_line():
+        elif self._is_visible and self._is_time_for_a_line():
             self._print_line()
 
     def note(self, text: str) -> None:
@@ -85,7 +85,7 @@ class ProgressBar:
         """Ends the bar; in a log file a last line has the duration."""
         if self._live is not None:
             self._live.stop()
-        elif self._shown and self._printed != (self.done, self._note) and self._is_worth_a_last_line():
+        elif self._is_visible and self._printed != (self.done, self._note) and self._is_worth_a_last_line():
             self._print_line()
 
     def _show(self) -> None:
@@ -135,21 +135,21 @@ def say(message: str) -> None:
 
 def say_fact(message: str) -> None:
     """As `say`, of images or settings: inside `facts_once`, the same fact is not repeated."""
-    told = _told.get()
-    if told is None or message not in told:
+    printed = _printed_facts.get()
+    if printed is None or message not in printed:
         say(message)
-    if told is not None:
-        told.add(message)
+    if printed is not None:
+        printed.add(message)
 
 
 @contextmanager
 def facts_once() -> Iterator[None]:
     """Many runs on the same images: what `say_fact` says of them is said once."""
-    token = _told.set(set())
+    token = _printed_facts.set(set())
     try:
         yield
     finally:
-        _told.reset(token)
+        _printed_facts.reset(token)
 
 
 def format_seconds(seconds: float) -> str:

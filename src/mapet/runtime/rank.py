@@ -36,8 +36,8 @@ class Processes:
         import torch
 
         device = torch.device(device)
-        own = device.type == "cuda" and device.index is None and self.world > 1
-        return torch.device("cuda", self.local_rank) if own else device
+        needs_index = device.type == "cuda" and device.index is None and self.world > 1
+        return torch.device("cuda", self.local_rank) if needs_index else device
 
     def share(self, items: Sequence[Item]) -> list[Item]:
         """The part of `items` that this process works on.

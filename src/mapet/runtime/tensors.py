@@ -17,11 +17,11 @@ from mapet.runtime.regular import open_regular
 
 def digest(tensors: Mapping[str, Tensor]) -> str:
     """SHA-256 in hex over names and bytes, so that a file can be compared with what was written."""
-    found = hashlib.sha256()
+    hasher = hashlib.sha256()
     for name in sorted(tensors):
-        found.update(f"{name} {tensors[name].dtype} {tuple(tensors[name].shape)}".encode())
-        found.update(tensors[name].detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return found.hexdigest()
+        hasher.update(f"{name} {tensors[name].dtype} {tuple(tensors[name].shape)}".encode())
+        hasher.update(tensors[name].detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return hasher.hexdigest()
 
 
 def open_tensors(path: Path) -> Any:
@@ -52,13 +52,13 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str,
     Raises:
         OSError: The disk is full or not writable; safetensors reports that in an exception of its own.
     """
-    own: dict[str, Tensor] = {}
+    copies: dict[str, Tensor] = {}
     storages: set[int] = set()
     for name, tensor in tensors.items():
         copy = tensor.detach().cpu().contiguous()
-        own[name] = copy.clone() if copy.untyped_storage().data_ptr() in storages else copy
+        copies[name] = copy.clone() if copy.untyped_storage().data_ptr() in storages else copy
         storages.add(copy.untyped_storage().data_ptr())
     try:
-        save_file(own, path, metadata)
+        save_file(copies, path, metadata)
     except SafetensorError as error:
         raise OSError(str(error)) from error

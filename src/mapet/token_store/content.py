@@ -59,9 +59,9 @@ def _verified_state(folder: Path) -> object:
 
 def _checksum_problem(folder: Path, header: Header) -> str | None:
     for name in (KEYS, IDS):
-        found = sha256(folder / name)
-        if found != header.sha256[name]:
-            return f"{name} has the SHA-256 {found[:12]}..., written was {header.sha256[name][:12]}..."
+        actual = sha256(folder / name)
+        if actual != header.sha256[name]:
+            return f"{name} has the SHA-256 {actual[:12]}..., written was {header.sha256[name][:12]}..."
     return None
 
 

@@ -234,8 +234,8 @@ def _map_array(folder: Path, name: str, shape: tuple[int, ...], dtype: np.dtype)
     except Exception as error:  # of a garbled header NumPy raises whatever its parser meets
         raise _DamagedFileError(f"{name} is truncated or no array ({path.stat().st_size:,} bytes)") from error
     if not isinstance(array, np.memmap) or array.shape != shape or array.dtype != dtype:
-        found = f"{array.shape} {array.dtype}" if isinstance(array, np.ndarray) else type(array).__name__
-        raise _DamagedFileError(f"{name} holds {found}, announced is {shape} {dtype}")
+        actual = f"{array.shape} {array.dtype}" if isinstance(array, np.ndarray) else type(array).__name__
+        raise _DamagedFileError(f"{name} holds {actual}, announced is {shape} {dtype}")
     surplus = path.stat().st_size - array.offset - array.nbytes
     if surplus:
         raise _DamagedFileError(f"{name} is {surplus:,} bytes longer than announced")

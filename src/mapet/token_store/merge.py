@@ -52,7 +52,7 @@ def held_keys(store: TokenStore | None, keys: Iterable[str]) -> set[str]:
     if store is None:
         return set()
     listed = list(keys)
-    return {key for key, known in zip(listed, store.contains(listed), strict=True) if known}
+    return {key for key, is_held in zip(listed, store.contains(listed), strict=True) if is_held}
 
 
 class Coverage:
@@ -138,20 +138,20 @@ def _blocks(space: TokenSpace, store: TokenStore | None, parts: PartFolder, keys
     with progress("Writing the store", len(keys), after=SILENT_SECONDS) as bar:
         for first in range(0, len(keys), rows):
             block = keys[first : first + rows]
-            ids, found = np.zeros((len(block), *space.row_shape), space.dtype), np.zeros(len(block), bool)
+            ids, filled = np.zeros((len(block), *space.row_shape), space.dtype), np.zeros(len(block), bool)
             if store is not None:
-                _copy_rows(ids, found, block, store.keys, store.ids)
+                _copy_rows(ids, filled, block, store.keys, store.ids)
             for part in parts.read_all():
-                _copy_rows(ids, found, block, part.keys, part.ids)
-            if not found.all():
+                _copy_rows(ids, filled, block, part.keys, part.ids)
+            if not filled.all():
                 raise FailedRunError(_LOST_PART)
             yield ids
             bar.advance(len(block))
 
 
-def _copy_rows(ids: np.ndarray, found: np.ndarray, block: np.ndarray, keys: np.ndarray, tokens: np.ndarray) -> None:
+def _copy_rows(ids: np.ndarray, filled: np.ndarray, block: np.ndarray, keys: np.ndarray, tokens: np.ndarray) -> None:
     """Copies the `tokens` of the `keys` in the sorted `block` to their rows in `ids`."""
     rows = np.minimum(np.searchsorted(block, keys), len(block) - 1)
-    chosen = np.flatnonzero(block[rows] == keys)
-    ids[rows[chosen]] = tokens[chosen]
-    found[rows[chosen]] = True
+    matches = np.flatnonzero(block[rows] == keys)
+    ids[rows[matches]] = tokens[matches]
+    filled[rows[matches]] = True

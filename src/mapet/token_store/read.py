@@ -137,11 +137,11 @@ class TokenStore:
             TokenStoreError: A key or a view is not in the store, or the view is missing.
         """
         numbers = self._numbers(views, len(sample_keys))
-        rows, found = self._find(sample_keys)
-        if not found.all():
-            missing = [_as_text(key) for key, known in zip(sample_keys, found, strict=True) if not known]
+        rows, stored = self._find(sample_keys)
+        if not stored.all():
+            missing = [_as_text(key) for key, is_stored in zip(sample_keys, stored, strict=True) if not is_stored]
             raise TokenStoreError(
-                f"The token store {self.path} has no tokens for {len(missing)} of {len(found)} requested images (sample keys "
+                f"The token store {self.path} has no tokens for {len(missing)} of {len(stored)} requested images (sample keys "
                 f"{_name_some(missing)}): they changed or were added after it was built. Bring it up to date: {self._rebuild()}"
             )
         ids = self._ids[rows] if self.num_views is None else self._ids[rows, numbers]
@@ -197,8 +197,8 @@ class TokenStore:
             TokenStoreError: An image changed or is new since the store was built, or all of them are unreadable.
         """
         keys = image_keys(source)
-        found = self.contains(keys)
-        unknown = [index for index in np.flatnonzero(~found).tolist() if keys[index] not in self.unreadable]
+        stored = self.contains(keys)
+        unknown = [index for index in np.flatnonzero(~stored).tolist() if keys[index] not in self.unreadable]
         if unknown:
             names = _name_some([source.describe(index) for index in unknown])
             raise TokenStoreError(
@@ -206,12 +206,12 @@ class TokenStore:
                 f"{self.path} was built: {names}. Bring it up to date (only these are tokenised): "
                 f"{self._rebuild(source.location)}"
             )
-        if not found.any():
+        if not stored.any():
             raise TokenStoreError(
                 f"None of the {len(source)} images in {source.location} could be decoded when the token store {self.path} was "
                 "built. Repair the images and tokenise them again, or use others."
             )
-        return np.flatnonzero(found).tolist()
+        return np.flatnonzero(stored).tolist()
 
     def _find(self, sample_keys: Keys) -> tuple[np.ndarray, np.ndarray]:
         """For n keys: their rows (n,) int64, arbitrary where the key is unknown, and whether each is known (n,) bool."""

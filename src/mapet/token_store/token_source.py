@@ -85,13 +85,13 @@ class StoredTokens(TokenSource):
 
     def known_images(self, source: ImageSource, unreadable: UnreadableImages) -> list[int]:
         """Those that the store holds; the reasons for the others are in it."""
-        known, keys, skipped = self.store.match(source), image_keys(source), []
-        for index in np.setdiff1d(range(len(source)), known).tolist():
+        indices, keys, skipped = self.store.match(source), image_keys(source), []
+        for index in np.setdiff1d(range(len(source)), indices).tolist():
             name = source.describe(index)
             reason = self.store.unreadable[keys[index]].removeprefix(f"{name}: ")
             skipped.append(UnreadableImage(index, keys[index], name, reason))
         unreadable.record(skipped)
-        return known
+        return indices
 
 
 class OnlineTokens(TokenSource):

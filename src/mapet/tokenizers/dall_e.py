@@ -88,19 +88,21 @@ class DallE(Tokenizer):
         prefix = next((name.removesuffix(end) for name in tensors for end in _INPUTS if name.endswith(end)), None)
         if prefix is None:
             raise TokenizerError(f"These are not the weights of DALL-E's encoder: none is called {' or '.join(_INPUTS)}.")
-        own = {hugging_face_name(name.removeprefix(prefix)): value for name, value in tensors.items() if name.startswith(prefix)}
-        kernel, output = own["blocks.input.weight"], own.get("blocks.output.conv.weight")
+        weights = {
+            hugging_face_name(name.removeprefix(prefix)): value for name, value in tensors.items() if name.startswith(prefix)
+        }
+        kernel, output = weights["blocks.input.weight"], weights.get("blocks.output.conv.weight")
         if kernel.ndim != 4 or kernel.shape[-1] == 1 or output is None or output.ndim != 4:
             raise TokenizerError(
                 f"These are not the weights of DALL-E's encoder: blocks.input is {tuple(kernel.shape)}, expected (n, 3, 7, 7), "
                 "and a blocks.output.conv. If this is DALL-E's decoder, give encoder.pkl."
             )
-        tokenizer = cls(len(kernel), _count_blocks(own), len(output), image_size)
+        tokenizer = cls(len(kernel), _count_blocks(weights), len(output), image_size)
         try:
-            load_strictly(tokenizer.encoder, own)
+            load_strictly(tokenizer.encoder, weights)
         except ModelError as error:
             raise TokenizerError(f"These are not the weights of DALL-E's encoder, or not all. {error}") from error
-        if broken := [name for name, value in own.items() if not value.isfinite().all()]:
+        if broken := [name for name, value in weights.items() if not value.isfinite().all()]:
             raise TokenizerError(
                 f"These weights of DALL-E's encoder are damaged: {broken[0]} holds NaN or infinity. Get them again."
             )

@@ -68,8 +68,8 @@ def fit_tokenizer(
         StorageError: Too little room for the features.
     """
     if out is not None:
-        kept = _features_beside(Path(out)).is_dir()  # for another clustering, or after an interruption
-        (refuse_other_content if kept else refuse_existing)(Path(out))
+        has_features = _features_beside(Path(out)).is_dir()  # for another clustering, or after an interruption
+        (refuse_other_content if has_features else refuse_existing)(Path(out))
     with process_group(device) as processes, only_writers(out, processes), _work_folder(out) as folder:
         fit = _Fit(source, settings, folder, memory, processes, processes.device(device), workers, unreadable)
         with full_float32(fit.device):
@@ -116,10 +116,10 @@ class _Fit:
             settings.features, image_size=settings.image_size, patch_size=settings.patch_size, **settings.feature_options
         ).to(self.device)
         order = torch.randperm(len(self.source), generator=seeded_generator(settings.seed, "tokenizer images"))
-        chosen = order[: settings.max_images]
-        sample = self._patch_sample(len(chosen), extractor)
-        self._fit_features(extractor, chosen)
-        images = subset(self.source, chosen.sort().values.numpy())  # in the order in which they lie on the disk
+        indices = order[: settings.max_images]
+        sample = self._patch_sample(len(indices), extractor)
+        self._fit_features(extractor, indices)
+        images = subset(self.source, indices.sort().values.numpy())  # in the order in which they lie on the disk
         features = sample_features(
             images,
             extractor,
@@ -152,9 +152,9 @@ class _Fit:
             )
         return PatchSample(patches, per_image, self.settings.seed)
 
-    def _fit_features(self, extractor: FeatureExtractor, chosen: Tensor) -> None:
-        """Fits the extractor to the first of the `chosen` images, in all processes to the same bits."""
-        images = images_to_fit(extractor, self.source, chosen, "Fitting features", self.workers, self.unreadable)
+    def _fit_features(self, extractor: FeatureExtractor, indices: Tensor) -> None:
+        """Fits the extractor to the first images of `indices`, in all processes to the same bits."""
+        images = images_to_fit(extractor, self.source, indices, "Fitting features", self.workers, self.unreadable)
         extractor.fit(images.to(self.device), seeded_generator(self.settings.seed, "features"))
         for tensor in extractor.state_dict().values():
             broadcast_(tensor)

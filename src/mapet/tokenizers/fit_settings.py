@@ -78,8 +78,8 @@ PRESETS = {
 }
 
 
-def preset_settings(preset: str | None, **given: Any) -> FitSettings:
-    """The settings of a preset, or the defaults, where what is `given` and not None takes their place.
+def preset_settings(preset: str | None, **overrides: Any) -> FitSettings:
+    """The settings of a preset, or the defaults, where the `overrides` that are not None take their place.
 
     Features of a run come with its sizes; `max_images` of 0 means all, as does a `share` without `max_images`.
 
@@ -89,7 +89,7 @@ def preset_settings(preset: str | None, **given: Any) -> FitSettings:
     """
     if preset is not None and preset not in PRESETS:
         raise TokenizerError(f"There is no preset '{preset}'. {nearest(preset, PRESETS)}")
-    values = {name: value for name, value in given.items() if value is not None}
+    values = {name: value for name, value in overrides.items() if value is not None}
     if "share" in values and "num_points" in values:
         raise TokenizerError(
             f"Both a share ({values['share']:g}) and a number of patches ({values['num_points']}) are given; give one of them."

@@ -86,11 +86,11 @@ def _compare_shapes(kind: type[Tokenizer], settings: Any, weights: Path) -> None
     with without_memory():
         expected = {name: tuple(value.shape) for name, value in kind.from_settings(settings).state_dict().items()}
     with open_tensors(weights) as file:
-        found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-    if expected != found:
-        name = next(name for name in [*expected, *found] if expected.get(name) != found.get(name))
+        actual = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    if expected != actual:
+        name = next(name for name in [*expected, *actual] if expected.get(name) != actual.get(name))
         raise TokenizerError(
-            f"{name} is {found.get(name, 'not')} in {weights.name}, and {expected.get(name, 'not')} in the settings"
+            f"{name} is {actual.get(name, 'not')} in {weights.name}, and {expected.get(name, 'not')} in the settings"
         )
 
 

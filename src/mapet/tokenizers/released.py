@@ -50,12 +50,12 @@ def _find(path: Path | str) -> Path:
     path = Path(path)
     if not path.is_dir():
         return path
-    found = next((path / name for name in _FOLDER_FILES if (path / name).is_file()), None)
-    if found is None:
+    weights_file = next((path / name for name in _FOLDER_FILES if (path / name).is_file()), None)
+    if weights_file is None:
         raise TokenizerError(
             f"The folder {path} holds none of {', '.join(_FOLDER_FILES)}. Give the file of published weights itself."
         )
-    return found
+    return weights_file
 
 
 def _build(tensors: Mapping[str, Tensor], num_heads: int | None) -> Tokenizer:

@@ -89,21 +89,21 @@ def draw_objective(name: str, image: Path | None, out: Path, changes: list[str])
 
 def _meanings(kind: type[Objective[Any]]) -> dict[str, str]:
     """The argument descriptions in the docstrings of a class and of its bases."""
-    found: dict[str, str] = {}
+    meanings: dict[str, str] = {}
     for each in reversed(kind.__mro__):
         _, _, arguments = (inspect.cleandoc(each.__doc__ or "")).partition("Args:\n")
         section = re.split(r"\n(?=\S)", arguments)[0]
         for entry in re.split(r"^    (?=[\w*])", section, flags=re.MULTILINE)[1:]:
             option, _, meaning = entry.partition(":")
-            found[option] = " ".join(meaning.split())
-    return found
+            meanings[option] = " ".join(meaning.split())
+    return meanings
 
 
 def _create(name: str, **options: Any) -> Objective[Any]:
     """The objective on a small ViT at 224 px, whose weights are not used."""
-    given = TEACHER if "teacher" in OBJECTIVES.get_or_import(name).needs and "teacher" not in options else {}
+    teacher_options = TEACHER if "teacher" in OBJECTIVES.get_or_import(name).needs and "teacher" not in options else {}
     backbone = create_backbone("vit_tiny_patch16_224", num_classes=0, depth=2)
-    return create_objective(name, backbone=backbone, vocab_size=VOCAB, **given, **options)
+    return create_objective(name, backbone=backbone, vocab_size=VOCAB, **teacher_options, **options)
 
 
 def _flower() -> Image.Image:

@@ -78,12 +78,12 @@ def test_every_image_gives_the_count_rounded_down_or_up() -> None:
         assert {math.floor(wanted), math.ceil(wanted)} == set(counts)
         assert abs(sum(counts) - 3000 * wanted) <= 4 * math.sqrt(3000 * 0.25)
     sample = PatchSample(16, 7.5, 0)
-    assert all(len(set(sample.chosen(key).tolist())) == sample.count(key) for key in keys[:50])
+    assert all(len(set(sample.patch_indices(key).tolist())) == sample.count(key) for key in keys[:50])
 
 
 def test_what_is_stored_are_the_features_of_the_chosen_patches(digits: ImageSource, tmp_path: Path) -> None:
     sample = PatchSample(16, 2.5, 0)
-    wanted = torch.cat([sample.chosen(key) for key in sample_keys(digits)])
+    wanted = torch.cat([sample.patch_indices(key) for key in sample_keys(digits)])
     assert rows(extract(digits, tmp_path))[:, 1].astype(int).tolist() == wanted.tolist()
 
 

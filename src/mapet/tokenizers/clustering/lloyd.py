@@ -168,14 +168,14 @@ def summed_by_id(ids: Tensor, points: Tensor, k: int) -> Tensor:
 
 def few_values(data: Data, k: int) -> Tensor | None:
     """The different values (n, d) float32 of the points of all processes, as they come; None where there are `k` or more."""
-    found: dict[bytes, None] = {}
+    local_values: dict[bytes, None] = {}
     for row in _rows(data):
-        found[row.tobytes()] = None
-        if len(found) == k:
+        local_values[row.tobytes()] = None
+        if len(local_values) == k:
             break
-    if max(gather_numbers(len(found)) if data.sharded else [len(found)]) >= k:
+    if max(gather_numbers(len(local_values)) if data.sharded else [len(local_values)]) >= k:
         return None
-    everywhere = data.gather(_values(found, data))
+    everywhere = data.gather(_values(local_values, data))
     distinct = dict.fromkeys(row.tobytes() for row in everywhere.cpu().numpy())
     return None if len(distinct) >= k else _values(distinct, data)
 
@@ -228,9 +228,9 @@ def farthest(data: Data, centroids: Tensor, count: int) -> tuple[Tensor, Tensor]
     return best[1][order], best[2][order]
 
 
-def _first(found: tuple[Tensor, ...], before: tuple[Tensor, ...], count: int) -> tuple[Tensor, ...]:
+def _first(candidates: tuple[Tensor, ...], before: tuple[Tensor, ...], count: int) -> tuple[Tensor, ...]:
     """The `count` farthest of two selections; of equally far points those of the earlier blocks."""
-    both = tuple(torch.cat(parts) for parts in zip(before, found, strict=True))
+    both = tuple(torch.cat(parts) for parts in zip(before, candidates, strict=True))
     order = both[0].sort(descending=True, stable=True).indices[:count]
     return tuple(part[order] for part in both)
 

@@ -93,10 +93,10 @@ class StoredPoints:
         shape, self.dtype, self._offset = self._header()
         self.num_points, self.dim = shape
         self._row_bytes = self.dim * self.dtype.itemsize
-        expected, found = self._offset + self.num_points * self._row_bytes, self.path.stat().st_size
-        if found != expected:
+        expected, actual = self._offset + self.num_points * self._row_bytes, self.path.stat().st_size
+        if actual != expected:
             raise TokenizerError(
-                f"{self.path} has {found} bytes where {self.num_points} points of {self.dim} values in {self.dtype} take "
+                f"{self.path} has {actual} bytes where {self.num_points} points of {self.dim} values in {self.dtype} take "
                 f"{expected}: it is cut off or damaged. Remove it and extract the features again."
             )
 
@@ -110,11 +110,11 @@ class StoredPoints:
 
     def gather_rows(self, indices: Tensor) -> Tensor:
         """Some of the points, each read on its own."""
-        chosen = torch.empty(len(indices), self.dim, dtype=self.dtype)
+        rows = torch.empty(len(indices), self.dim, dtype=self.dtype)
         with open_regular(self.path) as file:
-            for row, index in zip(chosen, indices.tolist(), strict=True):
+            for row, index in zip(rows, indices.tolist(), strict=True):
                 self._fill(row, file, index)
-        return chosen
+        return rows
 
     def _header(self) -> tuple[tuple[int, int], torch.dtype, int]:
         """Shape, type, and where the values begin."""
@@ -192,7 +192,7 @@ def blocks(points: Points, device: torch.device) -> Iterator[Tensor]:
 def fingerprint(points: Points) -> int:
     """A number that other points have only by accident: of their shape, type, and some of them, evenly spread."""
     count = min(points.num_points, FINGERPRINT_POINTS)
-    some = points.gather_rows(torch.arange(count) * points.num_points // max(count, 1)).cpu()
+    sample = points.gather_rows(torch.arange(count) * points.num_points // max(count, 1)).cpu()
     digest = hashlib.sha256(f"{points.num_points} {points.dim} {points.dtype}".encode())
-    digest.update(some.contiguous().numpy().tobytes())
+    digest.update(sample.contiguous().numpy().tobytes())
     return int.from_bytes(digest.digest()[:7], "little")

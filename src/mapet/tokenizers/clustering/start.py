@@ -35,9 +35,9 @@ def first_centroids(data: Data, k: int, start: str, seed: int, restart: int) -> 
 
 def _sample(data: Data, size: int, generator: torch.Generator) -> Tensor:
     """`size` of the centred points of all processes (size, d), in their order, in every process."""
-    chosen = torch.randperm(data.total, generator=generator)[:size].sort().values - data.first
-    own = chosen[(chosen >= 0) & (chosen < data.points.num_points)]
-    return data.gather(data.centred(data.points.gather_rows(own).to(data.device)))
+    indices = torch.randperm(data.total, generator=generator)[:size].sort().values - data.first
+    local = indices[(indices >= 0) & (indices < data.points.num_points)]
+    return data.gather(data.centred(data.points.gather_rows(local).to(data.device)))
 
 
 def plus_plus(points: Tensor, draws: Tensor, share: float) -> Tensor:
@@ -55,9 +55,9 @@ def plus_plus(points: Tensor, draws: Tensor, share: float) -> Tensor:
         (k, d) of the points.
     """
     norms = points.square().sum(1)
-    chosen = torch.empty(len(draws), dtype=torch.int64, device=points.device)
-    chosen[0] = (draws[0, 0] * len(points)).long()
-    distance = squared_distances(points, points, chosen[:1])
+    indices = torch.empty(len(draws), dtype=torch.int64, device=points.device)
+    indices[0] = (draws[0, 0] * len(points)).long()
+    distance = squared_distances(points, points, indices[:1])
     for step in range(1, len(draws)):
         cumulative = distance.double().cumsum(0)
         candidates = torch.searchsorted(cumulative, draws[step] * cumulative[-1], right=True).clamp_max(len(points) - 1)
@@ -65,7 +65,7 @@ def plus_plus(points: Tensor, draws: Tensor, share: float) -> Tensor:
         offered = products.mul_(-2).add_(norms).add_(norms[candidates, None]).clamp_min_(0)
         offered = torch.minimum(offered, distance, out=offered)
         winner = torch.argmin(offered.sum(1) + (1 - share) * distance[candidates])
-        chosen[step] = candidates[winner]
+        indices[step] = candidates[winner]
         distance = offered[winner]
-        distance[chosen[step]] = 0.0
-    return points[chosen]
+        distance[indices[step]] = 0.0
+    return points[indices]

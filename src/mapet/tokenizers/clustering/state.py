@@ -82,16 +82,16 @@ class StateFile:
         try:
             tensors = load_tensors(content)
             header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-            kept = json.loads(header["__metadata__"]["k-means"])
+            record = json.loads(header["__metadata__"]["k-means"])
             if header["__metadata__"].get("sha256") not in (None, digest(tensors)):  # files of earlier releases have none
                 raise ValueError("its content is not what was written")
-            self._refuse_others(kept["job"])
+            self._refuse_others(record["job"])
         except (SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise TokenizerError(
                 f"{self._path} is damaged, or no state of a k-means ({error}). Remove it to start the clustering again."
             ) from None
         here = {name: tensor.to(device) for name, tensor in tensors.items()}
-        return State(**kept["state"], centroids=here.get("centroids"), best=here.get("best"))
+        return State(**record["state"], centroids=here.get("centroids"), best=here.get("best"))
 
     def save(self, state: State, now: bool = False) -> None:
         """Writes the state if none was written for a while, or `now`.

@@ -24,8 +24,8 @@ def feature_map(network: Any, images: Tensor, layer: int | None = None, projecti
     """
     if layer is not None:
         tokens = {"norm": True} if hasattr(network, "num_prefix_tokens") else {}
-        (found,) = network.forward_intermediates(images, indices=[layer], stop_early=True, intermediates_only=True, **tokens)
-        return found.permute(0, 2, 3, 1)
+        (features,) = network.forward_intermediates(images, indices=[layer], stop_early=True, intermediates_only=True, **tokens)
+        return features.permute(0, 2, 3, 1)
     output = network.forward_features(images)
     if output.ndim == 3:
         tokens = output[:, getattr(network, "num_prefix_tokens", 0) :]

@@ -56,7 +56,7 @@ class FeatureFile:
     def __init__(self, path: Path, dim: int, job: str) -> None:
         self.path, self._dim, self._job = path, dim, job
         self._state = path.with_suffix(".json")
-        self.written = self._kept()
+        self.written = self._read_record()
 
     def __enter__(self) -> FeatureFile:
         with storage_errors(self.path):
@@ -105,11 +105,11 @@ class FeatureFile:
         write_json(self._state, {"job": self._job, **asdict(self.written)})
         self._saved = time.monotonic()
 
-    def _kept(self) -> Written:
+    def _read_record(self) -> Written:
         """What an earlier writer of the same job is known to have left."""
         try:
-            found = read_json(self._state)
-            written = Written(**found) if found.pop("job") == self._job else Written()
+            record = read_json(self._state)
+            written = Written(**record) if record.pop("job") == self._job else Written()
             whole = self.path.stat().st_size >= self._end(written)
         except (OSError, MapetError, KeyError, TypeError, AttributeError):
             return Written()

@@ -51,7 +51,7 @@ class PatchSample:
         """Patches of this image: `per_image`, rounded up or down by chance so that it comes out right on average."""
         return self._draw(key)[0]
 
-    def chosen(self, key: str) -> Tensor:
+    def patch_indices(self, key: str) -> Tensor:
         """(count,) numbers of patches in raster order, in random order."""
         count, generator = self._draw(key)
         return torch.randperm(self.patches, generator=generator)[:count]
@@ -85,9 +85,9 @@ def images_to_fit(
 ) -> Tensor:
     """The first images of `order` (n, 3, size, size) in [0, 1] that can be read, as many as the extractor is fitted to."""
     count = min(extractor.images_to_fit, FIT_VALUES // (3 * extractor.image_size**2) or 1)
-    chosen, view = subset(source, order[:count].numpy()), FixedView(extractor.image_size)
-    loader = make_loader(chosen, ViewRenderer(view), sequential_batches(len(chosen), BATCH_SIZE), workers)
-    batches = walk(title, loader, len(chosen), unreadable, after=2.0)
+    images, view = subset(source, order[:count].numpy()), FixedView(extractor.image_size)
+    loader = make_loader(images, ViewRenderer(view), sequential_batches(len(images), BATCH_SIZE), workers)
+    batches = walk(title, loader, len(images), unreadable, after=2.0)
     return torch.cat([torch.empty(0, 3, view.size, view.size), *(batch.images.float() / 255 for batch in batches)])
 
 
@@ -121,15 +121,15 @@ def sample_features(
     """
     processes = processes or Processes()
     keys = sample_keys(source)
-    own = _share([i for i, key in enumerate(keys) if sample.count(key)], processes)
+    indices = _share([i for i, key in enumerate(keys) if sample.count(key)], processes)
     path = folder / f"features-{processes.rank}-of-{processes.world}.npy"
-    job = _digest(extractor, sample, [keys[i] for i in own])
+    job = _digest(extractor, sample, [keys[i] for i in indices])
     file = FeatureFile(path, extractor.dim, job)
     unreadable.record(UnreadableImage(**image) for image in file.written.unreadable)
     if not file.written.finished:
-        _refuse_full_disk(folder, (sum(sample.count(keys[i]) for i in own) - file.written.rows) * extractor.dim * 2)
+        _refuse_full_disk(folder, (sum(sample.count(keys[i]) for i in indices) - file.written.rows) * extractor.dim * 2)
         with file:
-            _extract(subset(source, own), extractor, sample, file, device, workers, unreadable)
+            _extract(subset(source, indices), extractor, sample, file, device, workers, unreadable)
             file.finish()
     return SampledFeatures(path, job, file.written.images, file.written.rows)
 
@@ -176,7 +176,7 @@ def _sampled(batch: LoadedBatch, extractor: FeatureExtractor, sample: PatchSampl
     if not batch.keys:
         return torch.empty(0, extractor.dim, dtype=torch.float16)
     features = extractor(batch.images.to(device, non_blocking=True).float() / 255).flatten(0, 2)
-    rows = torch.cat([position * sample.patches + sample.chosen(key) for position, key in enumerate(batch.keys)])
+    rows = torch.cat([position * sample.patches + sample.patch_indices(key) for position, key in enumerate(batch.keys)])
     return features[rows.to(device)].half().cpu()
 
 

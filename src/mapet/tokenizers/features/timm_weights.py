@@ -42,13 +42,13 @@ def _in_names_of(network: Any, model: str, published: Mapping[str, Tensor]) -> d
     """The tensors under the names of `network`, apart from a classifier that it goes without."""
     classifiers = network.pretrained_cfg.get("classifier") or ()
     classifiers = (classifiers,) if isinstance(classifiers, str) else tuple(classifiers)
-    own = network.state_dict()
+    expected = network.state_dict()
 
     def needed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return {name: value for name, value in tensors.items() if name in own or not name.startswith(classifiers)}
+        return {name: value for name, value in tensors.items() if name in expected or not name.startswith(classifiers)}
 
-    found = needed(published)
-    return found if found.keys() == own.keys() else needed(_translated(network, model, published))
+    weights = needed(published)
+    return weights if weights.keys() == expected.keys() else needed(_translated(network, model, published))
 
 
 def _translated(network: Any, model: str, published: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
@@ -79,8 +79,10 @@ def _way_out(model: str, published: Mapping[str, Tensor]) -> str:
     for other in timm.list_models("resnet*_clip"):
         with without_memory():
             network = timm.create_model(other, num_classes=0)
-        found, counters = _in_names_of(network, other, shapes), _counters(network)
-        own = {name: value for name, value in network.state_dict().items() if name not in counters}
-        if other != model.partition(".")[0] and all(name in found and found[name].shape == own[name].shape for name in own):
+        weights, counters = _in_names_of(network, other, shapes), _counters(network)
+        expected = {name: value for name, value in network.state_dict().items() if name not in counters}
+        if other != model.partition(".")[0] and all(
+            name in weights and weights[name].shape == expected[name].shape for name in expected
+        ):
             return f"They are those of '{other}.openai': give that name."
     return "Give a file saved from the same timm model, or published with it."

@@ -35,7 +35,7 @@ class CentroidDistances:
     def __init__(self, centroids: Tensor) -> None:
         self.centroids = centroids
         self._points = 0
-        self._own = self._margins = 0.0
+        self._distance_sum = self._margin_sum = 0.0
         self._nearest_point = torch.full((len(centroids),), float("inf"), device=centroids.device)
 
     @torch.no_grad()
@@ -46,19 +46,19 @@ class CentroidDistances:
             for rows in chunks(len(features), max(self.centroids.shape), self.centroids.device):
                 distances = torch.cdist(features[rows], self.centroids)
                 nearest, second = distances.topk(2, largest=False).values.cpu().double().unbind(1)
-                self._own += float(nearest.sum())
-                self._margins += float((1 - nearest / second.clamp_min(torch.finfo(torch.float32).tiny)).sum())
+                self._distance_sum += float(nearest.sum())
+                self._margin_sum += float((1 - nearest / second.clamp_min(torch.finfo(torch.float32).tiny)).sum())
                 self._nearest_point = torch.minimum(self._nearest_point, distances.amin(0))
         self._points += len(features)
 
     def score(self) -> CentroidScore:
         """What was added so far, at least one feature."""
-        own = self._own / self._points
+        mean_distance = self._distance_sum / self._points
         between = self._mean_between()
         return CentroidScore(
-            own_distance=own / between if between else float("inf"),
-            margin=self._margins / self._points,
-            far_codes=int((self._nearest_point > own).sum()),
+            own_distance=mean_distance / between if between else float("inf"),
+            margin=self._margin_sum / self._points,
+            far_codes=int((self._nearest_point > mean_distance).sum()),
         )
 
     def _mean_between(self) -> float:

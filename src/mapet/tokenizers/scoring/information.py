@@ -69,11 +69,11 @@ def label_information(ids: np.ndarray, labels: np.ndarray, seed: int) -> float:
     return _beyond_chance(mutual_information(tokens, repeated), shuffled, most)
 
 
-def _beyond_chance(found: float, shuffled: list[float], most: float) -> float:
-    """`found` on a scale where the mean of `shuffled` is 0 and `most`, which it cannot exceed, stays what it is."""
+def _beyond_chance(observed: float, shuffled: list[float], most: float) -> float:
+    """`observed` on a scale where the mean of `shuffled` is 0 and `most`, which it cannot exceed, stays what it is."""
     by_chance = float(np.mean(shuffled))
     room = most - by_chance
-    return (found - by_chance) * most / room if room > _ROUNDING else 0.0
+    return (observed - by_chance) * most / room if room > _ROUNDING else 0.0
 
 
 def _joint_entropy(first: np.ndarray, second: np.ndarray) -> float:

@@ -30,12 +30,12 @@ def start_codebook(codes: Tensor, vocab_size: int, generator: torch.Generator) -
     """
     together = gather_rows(codes)
     few = len(together) < vocab_size
-    chosen = (
+    indices = (
         torch.randint(len(together), (vocab_size,), generator=generator)
         if few
         else torch.randperm(len(together), generator=generator)[:vocab_size]
     )
-    means, _ = spherical_kmeans(together, together[chosen.to(codes.device)], START_ITERATIONS)
+    means, _ = spherical_kmeans(together, together[indices.to(codes.device)], START_ITERATIONS)
     return broadcast_(means)
 
 

@@ -80,9 +80,9 @@ class Distillation(nn.Module):
         """
         codes = self.tokenizer.codes(images, precision).flatten(0, 2)
         ids = nearest_centroid(codes.detach(), self.tokenizer.codebook)
-        chosen = self.tokenizer.codebook[ids]
-        commitment = (chosen - codes).square().mean(1).sum()
-        features = self.decode(codes + (chosen - codes).detach(), precision)
+        quantised = self.tokenizer.codebook[ids]
+        commitment = (quantised - codes).square().mean(1).sum()
+        features = self.decode(codes + (quantised - codes).detach(), precision)
         targets = F.normalize(targets.flatten(0, 2).to(features.dtype), dim=1)
         reconstruction = (1 - (F.normalize(features, dim=1) * targets).sum(1)).sum()
         return Distilled(commitment, reconstruction, codes.detach(), ids)
@@ -117,8 +117,8 @@ class Distillation(nn.Module):
         """
         learnt = {name: value for name, value in tensors.items() if not name.startswith(_NOT_LEARNT)}
         learnt.pop("quantize.embedding.initted", None)
-        own = {name if name.startswith("decode") else f"tokenizer.{name}": value for name, value in own_names(learnt).items()}
-        load_strictly(self, own, optional=("recent.",))
+        weights = {name if name.startswith("decode") else f"tokenizer.{name}": value for name, value in own_names(learnt).items()}
+        load_strictly(self, weights, optional=("recent.",))
 
 
 def _decoder(tokenizer: VQKD, depth: int, width: int, num_heads: int) -> VisionTransformer:

@@ -43,8 +43,8 @@ def create_teacher(settings: VQKDSettings, grid_size: tuple[int, int]) -> Featur
     except TokenizerError as error:
         raise TokenizerError(f"The teacher at {size} px (--teacher-image-size): {error}") from error
     if teacher.grid_size != grid_size:
-        found = f"{teacher.grid_size[0]} x {teacher.grid_size[1]}"
-        raise TokenizerError(f"{requirement}, not {found}. Give another --teacher-image-size.")
+        actual = f"{teacher.grid_size[0]} x {teacher.grid_size[1]}"
+        raise TokenizerError(f"{requirement}, not {actual}. Give another --teacher-image-size.")
     return teacher
 
 

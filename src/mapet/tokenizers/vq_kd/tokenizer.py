@@ -152,10 +152,10 @@ def _check_released(tensors: Mapping[str, Tensor]) -> None:
     """Refuses what sizes cannot be read from, and a codebook that was never started."""
     missing = [name for name in _SIZED_BY if name not in tensors]
     if missing:
-        found = ", ".join(list(tensors)[:3]) or "nothing"
+        examples = ", ".join(list(tensors)[:3]) or "nothing"
         raise TokenizerError(
-            f"These are not the weights of VQ-KD: {', '.join(missing)} missing; found {len(tensors)} tensors: {found} ... Give a "
-            "checkpoint of BEiT v2's VQ-KD, such as vqkd_encoder_base_decoder_3x768x12_clip-d5036aa7.pth."
+            f"These are not the weights of VQ-KD: {', '.join(missing)} missing; found {len(tensors)} tensors: {examples} ... Give "
+            "a checkpoint of BEiT v2's VQ-KD, such as vqkd_encoder_base_decoder_3x768x12_clip-d5036aa7.pth."
         )
     wrong = [
         f"{name} {tuple(tensors[name].shape)}" for name, n in zip(_SIZED_BY, (4, 3, 2, 2), strict=True) if tensors[name].ndim != n

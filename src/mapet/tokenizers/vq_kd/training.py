@@ -191,8 +191,13 @@ class VQKDTraining(Training[DistillationBatch]):
         steps = step_batches(
             len(self.source), settings.batch_size, settings.seed, self.first_step, self.total_steps, processes.rank, processes.world
         )
-        own, teachers = Rendering(settings.image_size, VQKD.interpolation), Rendering(self.teacher.image_size)
-        renderer = RegionRenderer(regions, teachers, None if own == teachers else own)
+        tokenizer_rendering, teacher_rendering = (
+            Rendering(settings.image_size, VQKD.interpolation),
+            Rendering(self.teacher.image_size),
+        )
+        renderer = RegionRenderer(
+            regions, teacher_rendering, None if tokenizer_rendering == teacher_rendering else tokenizer_rendering
+        )
         for batch in make_loader(self.source, renderer, steps.items(regions.view_index), self.workers, self.device):
             seen = batch.images.to(self.device, non_blocking=True).float() / 255
             tokenised = batch.tokenizer_images
@@ -214,8 +219,8 @@ class VQKDTraining(Training[DistillationBatch]):
     def _prepared_teacher(self, grid_size: tuple[int, int]) -> FeatureExtractor:
         """The teacher that was kept or, where nothing is begun, a new one; then writes down what this training is."""
         folder = self.run_directory.path / "teacher"
-        kept = None if self._begins_anew() else saved_teacher(folder)
-        new = None if kept is not None else create_teacher(self.settings, grid_size)
+        saved = None if self._begins_anew() else saved_teacher(folder)
+        new = None if saved is not None else create_teacher(self.settings, grid_size)
         barrier()
         if self.is_first_process:
             if new is not None:
@@ -226,7 +231,7 @@ class VQKDTraining(Training[DistillationBatch]):
                 places = {"device": self.device, "workers": self.workers, "unreadable": self.unreadable}
                 fit_teacher(new, self.source, self.settings.seed, folder, **places)
         barrier()
-        teacher = kept or saved_teacher(folder)
+        teacher = saved or saved_teacher(folder)
         assert teacher is not None
         return teacher.to(self.device)
 
