@@ -112,8 +112,8 @@ MUTANTS = [
     (
         "drop-path/the-same-in-every-step",
         "pretraining/step.py",
-        'derive_seed(self.settings.seed, "drop path", step)',
-        'derive_seed(self.settings.seed, "drop path")',
+        'seed_all_devices(self.settings.seed, "drop path", step)',
+        'seed_all_devices(self.settings.seed, "drop path")',
         _DRAWS,
     ),
     (

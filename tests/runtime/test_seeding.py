@@ -4,7 +4,7 @@ from contextlib import suppress
 
 import torch
 
-from mapet.runtime.seeding import derive_seed, seeded_generator, seeded_globally
+from mapet.runtime.seeding import derive_seed, seed_all_devices, seeded_generator, seeded_globally
 
 PARTS = [
     (),
@@ -49,3 +49,20 @@ def test_the_global_generator_is_restored_also_after_an_error() -> None:
     assert torch.equal(torch.rand(3), expected)
     with seeded_globally(4, "objective"):
         assert torch.equal(torch.rand(3), inside)
+
+
+def test_the_global_generator_draws_as_torch_seeds_it() -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(4, "drop path", 2))
+        expected = torch.rand(3), torch.initial_seed()
+        seed_all_devices(4, "drop path", 2)
+        assert torch.equal(torch.rand(3), expected[0])
+        assert torch.initial_seed() == expected[1]
+
+
+def test_an_accelerator_is_seeded_too(monkeypatch) -> None:
+    seeds: list[int] = []
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch, "manual_seed", seeds.append)
+    seed_all_devices(4, "drop path", 2)
+    assert seeds == [derive_seed(4, "drop path", 2)]

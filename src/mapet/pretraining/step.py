@@ -19,7 +19,7 @@ from mapet.objectives.base import Objective, ObjectiveOutput
 from mapet.objectives.masking import narrow_corruption
 from mapet.runtime.device import autocast
 from mapet.runtime.processes import Processes
-from mapet.runtime.seeding import derive_seed, seeded_generator
+from mapet.runtime.seeding import seed_all_devices, seeded_generator
 
 COMPILER = "inductor"
 _LOGGED_AS = {"correct": "token_accuracy"}
@@ -118,7 +118,7 @@ class TrainingStep(GuardedStep):
         """Forward and backward of the images `part` of this process."""
         ids = None if batch.token_ids is None else batch.token_ids[part]
         self._place.rows = rows.part(part)
-        torch.manual_seed(derive_seed(self.settings.seed, "drop path", step))  # drop path draws from torch's global generators
+        seed_all_devices(self.settings.seed, "drop path", step)  # drop path draws from torch's global generators
         with self._parallel.accumulating(is_last):
             with autocast(self.device, self.settings.training.precision):
                 output = self._parallel(Batch(batch.images[part], ids), narrow_corruption(corruption, part))

@@ -24,9 +24,19 @@ def seeded_generator(*parts: int | str, device: torch.device | str = "cpu") -> t
     return torch.Generator(device=device).manual_seed(derive_seed(*parts))
 
 
+def seed_all_devices(*parts: int | str) -> None:
+    """Seeds torch's global generators, those of the CPU and of every accelerator, by `parts`.
+
+    Without an accelerator `torch.manual_seed` would keep the seed for each kind that might come, with a printed stack: a fifth of a
+    small step.
+    """
+    seed = torch.manual_seed if torch.accelerator.is_available() else torch.default_generator.manual_seed
+    seed(derive_seed(*parts))
+
+
 @contextmanager
 def seeded_globally(*parts: int | str) -> Iterator[None]:
     """Seeds torch's global CPU generator by `parts` inside the block and restores it afterwards."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive_seed(*parts))
+        seed_all_devices(*parts)
         yield

@@ -13,7 +13,7 @@ from mapet.evaluation.finetuning.settings import FineTuneSettings
 from mapet.models.spec import BackboneSpec
 from mapet.runtime.device import autocast
 from mapet.runtime.processes import Processes
-from mapet.runtime.seeding import derive_seed
+from mapet.runtime.seeding import seed_all_devices
 
 
 class FineTuneStep(GuardedStep):
@@ -57,7 +57,7 @@ class FineTuneStep(GuardedStep):
             learning_rate: Of the layers behind the blocks.
             rows: Where the images are in the batch of all processes; exchanged where it is not given.
         """
-        torch.manual_seed(derive_seed(self.settings.seed, "drop path", step))  # every device; a GPU's noise too
+        seed_all_devices(self.settings.seed, "drop path", step)  # every device; a GPU's noise too
         rows = rows or GlobalRows.of(len(images), self._processes)
         inputs, targets, rows = self._inputs(images, labels, step, rows)
         sums = sum_over_processes({"loss": self._backward(inputs, targets, rows)}, self._processes)

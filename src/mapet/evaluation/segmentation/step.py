@@ -16,7 +16,7 @@ from mapet.evaluation.segmentation.settings import SegmentSettings
 from mapet.models.spec import BackboneSpec
 from mapet.runtime.device import autocast
 from mapet.runtime.processes import Processes
-from mapet.runtime.seeding import derive_seed
+from mapet.runtime.seeding import seed_all_devices
 
 
 class SegmentationStep(GuardedStep):
@@ -61,7 +61,7 @@ class SegmentationStep(GuardedStep):
             The loss, the share of pixels whose class is found, and the norm of the gradient.
         """
         self._place.rows = rows or GlobalRows.of(len(images), self._processes)
-        torch.manual_seed(derive_seed(self.settings.seed, "drop path", step))
+        seed_all_devices(self.settings.seed, "drop path", step)
         classes = labels.long()
         inputs = normalise(images, self.spec.mean, self.spec.std).masked_fill((classes == PADDED)[:, None], 0.0)
         with autocast(self.device, self.settings.precision):

@@ -26,7 +26,7 @@ from mapet.evaluation.tokens.data import LabelledTokens, TokenMaker, TokenSplit
 from mapet.evaluation.tokens.heads import HEADS, TokenMLP, count_parameters, init_head, is_finite, token_vit
 from mapet.runtime.device import autocast
 from mapet.runtime.progress import progress
-from mapet.runtime.seeding import derive_seed, seeded_globally
+from mapet.runtime.seeding import seed_all_devices, seeded_globally
 
 _CHUNK = 1024
 _PRECISIONS = ("fp32", "bf16")
@@ -153,7 +153,7 @@ def _train(protocol: TokenClassification, model: nn.Module, train: TokenSplit, d
     accelerators = [device] if device.type == "cuda" else []
     with progress(f"Training {protocol.title} on tokens", steps) as bar, torch.random.fork_rng(devices=accelerators):
         for step, (ids, labels) in enumerate(_batches(protocol, train, steps, device)):
-            torch.manual_seed(derive_seed(protocol.seed, "drop path", step))
+            seed_all_devices(protocol.seed, "drop path", step)
             for group in optimizer.param_groups:
                 group["lr"] = cosine(step, steps, warmup, **rates)
             optimizer.zero_grad()
