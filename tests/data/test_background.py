@@ -3,13 +3,11 @@
 import ast
 import os
 import signal
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-import mapet
 from mapet.data import background
 from mapet.data.batch import LoadedBatch
 from mapet.data.digits import DigitImages
@@ -19,6 +17,7 @@ from mapet.data.regions import FixedCrop
 from mapet.data.views import FixedView, Rendering
 from mapet.errors import DataError, FailedRunError, SettingsError
 from tests.distributed.ranks import run_code
+from tests.parsed import nodes_of_package
 
 
 class DyingImages(DigitImages):
@@ -91,20 +90,17 @@ def test_free_shared_memory_is_checked_before_the_start(monkeypatch, kind):
 
 def test_there_is_one_way_to_load_in_the_background():
     """So that these tests hold for every loader."""
-    package = Path(mapet.__file__).parent
     users = {
         path.name
-        for path in package.rglob("*.py")
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        for path, nodes in nodes_of_package().items()
+        for node in nodes
         if isinstance(node, ast.Name | ast.Attribute) and "DataLoader" in (getattr(node, "id", ""), getattr(node, "attr", ""))
     }
     assert users == {"background.py"}
 
 
 def test_there_is_one_dataset_and_one_way_to_make_a_loader():
-    package = Path(mapet.__file__).parent
-    trees = [ast.parse(path.read_text(encoding="utf-8")) for path in package.rglob("*.py")]
-    nodes = [node for tree in trees for node in ast.walk(tree)]
+    nodes = [node for nodes in nodes_of_package().values() for node in nodes]
     bases = [(node.name, ast.unparse(base)) for node in nodes if isinstance(node, ast.ClassDef) for base in node.bases]
     assert [name for name, base in bases if base.startswith("Dataset")] == ["ImageBatches"]
     called = [ast.unparse(node.func) for node in nodes if isinstance(node, ast.Call)]

@@ -6,18 +6,17 @@ import struct
 import subprocess
 import tracemalloc
 import zlib
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-import mapet
 from mapet.data import decode
 from mapet.data.decode import decode_image, image_size
 from mapet.errors import UnreadableImageError
 from tests.data.images import encoded, random_image
 from tests.data.raw_images import png, tiff
+from tests.parsed import PACKAGE, nodes_of_package
 
 DEEP = np.array([[0, 257 * 10, 65535]])
 COLOURS = np.array([[[0, 1000, 65535], [30000, 40000, 50000]]])
@@ -164,11 +163,10 @@ def test_documented_formats_are_decoded(kind):
 
 def test_image_files_are_opened_in_one_place():
     """R26: nothing else in the package calls Image.open."""
-    package = Path(mapet.__file__).parent
     opening = [
-        path.relative_to(package).as_posix()
-        for path in package.rglob("*.py")
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        path.relative_to(PACKAGE).as_posix()
+        for path, nodes in nodes_of_package().items()
+        for node in nodes
         if isinstance(node, ast.Attribute) and node.attr == "open" and getattr(node.value, "id", "") == "Image"
     ]
     assert opening == ["data/decode.py"]
