@@ -184,4 +184,7 @@ def test_braces_that_expand_without_end_are_refused_at_once(pattern):
     """F18; of a million names, the limit, the test would take ten seconds."""
     with pytest.raises(DataError, match="stands for more than 10,000 files"):
         expand_braces(pattern, most=10_000)
+
+
+def test_braces_within_many_braces_are_expanded():
     assert expand_braces("{" * 3000 + "a" + "}" * 3000) == ["a"]
