@@ -1,7 +1,9 @@
 """Set before torch and datasets are imported, and passed on to the processes that tests start."""
 
+import base64
 import gc
 import os
+import sys
 import tempfile
 
 # Test processes side by side, each with a thread a core, are many times slower than with one thread each.
@@ -10,6 +12,12 @@ os.environ["HF_DATASETS_CACHE"] = tempfile.mkdtemp(prefix="mapet-tests-")
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 import pytest
+
+# Many processes import the same modules, and compiling them, with rewritten assertions, takes a third of that time.
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
+PIXEL = base64.b64decode("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGP4DwABAQEAsTj2FAAAAABJRU5ErkJggg==")
 
 
 def pytest_collection_finish() -> None:
@@ -29,16 +37,27 @@ def store(tmp_path_factory):
 
 @pytest.fixture(scope="session", autouse=True)
 def small_fits_and_figures():
-    """Filters from a few thousand windows, coarse pixels and few tiles: as right or wrong as the full ones, and quick."""
-    from mapet.report import drawing, gallery
+    """Filters from a few thousand windows, coarse pixels, few images and tiles: as right or wrong as the full ones, and quick."""
+    from mapet.report import drawing, gallery, sample
     from mapet.tokenizers.features import coates
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(coates, "FIT_WINDOWS", 3000)
         patch.setattr(drawing, "DPI", 50)
+        patch.setattr(sample, "SAMPLED_IMAGES", 100)
         patch.setattr(gallery, "CODES", 3)
         patch.setattr(gallery, "PATCHES", 4)
         yield
+
+
+@pytest.fixture
+def blank_figures(monkeypatch):
+    """For tests of what stands beside figures: a white pixel in place of each, since placing and painting text takes long."""
+    from mapet.report import drawing
+
+    monkeypatch.setattr(
+        drawing, "_rendered", lambda figure, vectors: (PIXEL, b"<svg xmlns='http://www.w3.org/2000/svg'/>" * vectors)
+    )
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -110,7 +110,7 @@ def test_relative_links_lead_to_files(page: Path) -> None:
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if commands(page) or python_blocks(page)], ids=lambda page: page.stem)
-@pytest.mark.usefixtures("workplace")
+@pytest.mark.usefixtures("workplace", "blank_figures")
 def test_documented_commands_and_python_run(page: Path) -> None:
     from mapet.data.source import sample_keys
     from mapet.data.sources import open_source

@@ -9,6 +9,8 @@ from mapet.tokenizers.random_projection import RandomProjection
 from tests.cli.test_commands import write_images
 from tests.command import mapet
 
+pytestmark = pytest.mark.usefixtures("blank_figures")
+
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -19,9 +19,12 @@ from mapet.runtime.files import write_json
 from tests.browser import browse, needs_browser, title_of
 from tests.compare.tiny_comparison import GRID, carried_out, comparison, results
 
+pytestmark = pytest.mark.usefixtures("blank_figures")
+
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Comparison:
+    """With all figures drawn, as it is made before a test asks for blank ones."""
     return carried_out(tmp_path_factory.mktemp("finished") / "out")
 
 

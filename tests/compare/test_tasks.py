@@ -22,6 +22,8 @@ from mapet.evaluation.tokens.protocol import TokenClassification
 from tests.compare.tiny_comparison import carried_out, comparison, results
 from tests.tiny import LOCATION
 
+pytestmark = pytest.mark.usefixtures("blank_figures")
+
 
 def test_tuning_chooses_on_training_images_and_is_shown(tmp_path: Path) -> None:
     """A learning rate at which the training diverges is not chosen; the runs have the one that is. A new value may change it."""

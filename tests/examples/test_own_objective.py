@@ -48,6 +48,7 @@ def test_a_token_objective_that_hides_nothing_is_not_taken_for_a_masked_one() ->
     assert not hasattr(build("own_token_objective:EveryToken"), "mask_token")
 
 
+@pytest.mark.usefixtures("blank_figures")
 @pytest.mark.parametrize("module", [name.partition(":")[0] for name in NAMES])
 def test_it_trains_on_digits(module: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     short = ("training.steps=10", "training.warmup_epochs=0", "backbone.options.depth=1")

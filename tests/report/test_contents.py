@@ -15,7 +15,7 @@ from mapet.objectives.mapet import MaPeT
 from mapet.objectives.pim import PIM
 from mapet.report.curves import running_mean
 from mapet.report.drawing import canvas, short
-from mapet.report.masks import in_raster_order, of_run, permuted_example
+from mapet.report.masks import in_raster_order, mask_figures, of_run, permuted_example
 from mapet.report.prediction import predict
 from mapet.report.probe_bars import sampling_interval
 from mapet.report.probes import summarise
@@ -143,6 +143,12 @@ def test_masks_of_the_run_are_its_buffer(finished):
     seen = of_run(objective).seen  # type: ignore[arg-type]
     np.testing.assert_array_equal(seen[-24:] > 0, objective.visible.numpy())  # type: ignore[union-attr]
     assert seen.shape == (1 + 4 + 3 * 12, 1 + 4 + 2 * 12)
+
+
+def test_what_a_mask_hides_is_drawn(others):
+    (picture,) = mask_figures(ReportedRun(RunDirectory(others["mim"]), "mim"))
+    assert picture.png.startswith(b"\x89PNG")
+    assert "are hidden in the first" in picture.alt
 
 
 def test_canvas_leaves_matplotlib_as_it_was():

@@ -7,7 +7,9 @@ import sys
 from contextlib import contextmanager
 from dataclasses import asdict
 from html.parser import HTMLParser
+from pathlib import Path
 from types import SimpleNamespace
+from typing import NamedTuple
 
 import pytest
 
@@ -54,9 +56,34 @@ def read(path) -> Page:
     return Page(path.read_text(encoding="utf-8"))
 
 
-def test_page_has_all_sections_and_needs_nothing_outside(run):
-    path = write_report([run])
-    page = read(path)
+class Written(NamedTuple):
+    """A page about one run, what moved the progress, and the run."""
+
+    run: RunDirectory
+    path: Path
+    page: Page
+    moves: list[str | int]
+
+
+@pytest.fixture(scope="module")
+def written(finished, tmp_path_factory) -> Written:
+    """With all figures drawn; not to be changed."""
+    run, moves = RunDirectory(shutil.copytree(finished.path, tmp_path_factory.mktemp("written") / "run")), []
+    write_json(run.evaluations / "knn.json", asdict(result()))
+
+    @contextmanager
+    def recorded(description, total):
+        moves.append(total)
+        yield SimpleNamespace(note=moves.append, advance=lambda: moves.append(1))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(html, "progress", recorded)
+        path = write_report([run])
+    return Written(run, path, read(path), moves)
+
+
+def test_page_has_all_sections_and_needs_nothing_outside(written):
+    run, path, page, _ = written
     assert path == run.report
     assert page.headings[0] == "MaPeT pre-training on digits"
     assert [heading for heading in page.headings if heading in SECTIONS] == SECTIONS
@@ -68,6 +95,29 @@ def test_page_has_all_sections_and_needs_nothing_outside(run):
     assert "http" not in path.read_text(encoding="utf-8")
 
 
+def test_figures_lie_beside_the_page_and_have_alt_texts(written):
+    run, page = written.run, written.page
+    files = {path.read_bytes() for path in (run.path / "report-figures").glob("*.png")}
+    assert {base64.b64decode(image["src"].partition(",")[2]) for image in page.images} == files
+    assert len(files) == 11
+    assert all(len(image["alt"]) > 40 for image in page.images)
+
+
+def test_verdict_and_facts_are_written_out(written):
+    run, text = written.run, written.page.text
+    assert "pre-training lifts the k-NN accuracy from 50.0 to 80.0 % (+30.0 points)." in text
+    for fact in ("num_context 4", "Images seen24", "Steps3", run.read_config()["science_hash"], "training.batch_size8"):
+        assert fact in text
+
+
+def test_every_section_moves_the_progress(written):
+    headings = [heading for heading in written.page.headings if heading in SECTIONS]
+    total, *moves = written.moves
+    assert moves.count(1) == total
+    assert [note for note in moves if note in SECTIONS] == headings == SECTIONS
+
+
+@pytest.mark.usefixtures("blank_figures")
 def test_a_page_about_several_runs_leaves_the_first_runs_own_alone(run, finished):
     own = write_report([run])
     before = own.read_bytes()
@@ -77,21 +127,7 @@ def test_a_page_about_several_runs_leaves_the_first_runs_own_alone(run, finished
     assert (run.path / f"report-with-{finished.path.name}-figures" / "loss.png").is_file()
 
 
-def test_figures_lie_beside_the_page_and_have_alt_texts(run):
-    page = read(write_report([run]))
-    files = {path.read_bytes() for path in (run.path / "report-figures").glob("*.png")}
-    assert {base64.b64decode(image["src"].partition(",")[2]) for image in page.images} == files
-    assert len(files) == 11
-    assert all(len(image["alt"]) > 40 for image in page.images)
-
-
-def test_verdict_and_facts_are_written_out(run):
-    text = read(write_report([run])).text
-    assert "pre-training lifts the k-NN accuracy from 50.0 to 80.0 % (+30.0 points)." in text
-    for fact in ("num_context 4", "Images seen24", "Steps3", run.read_config()["science_hash"], "training.batch_size8"):
-        assert fact in text
-
-
+@pytest.mark.usefixtures("blank_figures")
 @pytest.mark.parametrize(
     "missing",
     [
@@ -114,6 +150,7 @@ def test_what_is_missing_is_left_out_with_a_hint(run, missing):
     assert any("Visibility matrix" in image["alt"] for image in page.images)
 
 
+@pytest.mark.usefixtures("blank_figures")
 def test_run_that_has_only_begun(run, tmp_path):
     begun = tmp_path / "begun"
     begun.mkdir()
@@ -124,6 +161,7 @@ def test_run_that_has_only_begun(run, tmp_path):
     assert page.text.count("Not shown") == 6
 
 
+@pytest.mark.usefixtures("blank_figures")
 def test_images_that_moved_away(run):
     config = run.read_config()
     write_json(run.config, config | {"data": str(run.path / "gone")})
@@ -132,6 +170,7 @@ def test_images_that_moved_away(run):
     assert "Loss" in " ".join(image["alt"] for image in page.images)
 
 
+@pytest.mark.usefixtures("blank_figures")
 def test_settings_of_another_version_do_not_stop_it(run):
     config = run.read_config()
     config["science"]["training"]["unknown_setting"] = 1
@@ -141,6 +180,7 @@ def test_settings_of_another_version_do_not_stop_it(run):
     assert "training.unknown_setting1" in text
 
 
+@pytest.mark.usefixtures("blank_figures")
 def test_f15_damaged_files_are_left_out_and_stated(run):
     wrong = asdict(result())
     damaged = {
@@ -167,6 +207,7 @@ def test_f15_damaged_files_are_left_out_and_stated(run):
     assert "Step 1: Planted." in text
 
 
+@pytest.mark.usefixtures("blank_figures")
 @pytest.mark.parametrize("error", [RuntimeError, MemoryError])
 def test_a_fault_of_the_program_is_not_taken_for_a_damaged_file(run, monkeypatch, error):
     def broken(_):
@@ -187,6 +228,7 @@ def test_everything_is_escaped_even_in_figures(run, tmp_path):
     assert "<b>" in read(path).text
 
 
+@pytest.mark.usefixtures("blank_figures")
 def test_several_runs_side_by_side(run, others, tmp_path):
     write_json(run.evaluations / "more.json", asdict(result("linear", 0.6, 0.7, protocol_hash="ffff0000")))
     out = tmp_path / "comparison" / "page.html"
@@ -203,6 +245,7 @@ def test_several_runs_side_by_side(run, others, tmp_path):
     assert (out.parent / "page-figures" / "masks-mim.png").is_file()
 
 
+@pytest.mark.usefixtures("blank_figures")
 def test_many_runs_are_rows_and_what_they_share_stands_once(run, others, tmp_path):
     """Four runs and more: a table of results, facts that differ, and one vocabulary for runs on the same tokens."""
     copies = [RunDirectory(shutil.copytree(run.path, tmp_path / f"copy{number}")) for number in range(2)]
@@ -227,6 +270,7 @@ def test_the_name_of_a_page_ends_as_browsers_expect(name, page, tmp_path):
     assert _page_at(tmp_path / name) == tmp_path / page
 
 
+@pytest.mark.usefixtures("blank_figures")
 def test_command_line(run, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["mapet", "report", str(run.path), "--out", str(tmp_path / "other.html")])
     with pytest.raises(SystemExit) as done:
@@ -234,22 +278,6 @@ def test_command_line(run, tmp_path, monkeypatch, capsys):
     assert done.value.code in (0, None)
     assert str(tmp_path / "other.html") in capsys.readouterr().out
     assert (tmp_path / "other-figures" / "loss.png").is_file()
-
-
-def test_every_section_moves_the_progress(run, monkeypatch):
-    seen = []
-
-    @contextmanager
-    def recorded(description, total):
-        bar = SimpleNamespace(note=lambda text: seen.append(text), advance=lambda: seen.append(1))
-        seen.append(total)
-        yield bar
-
-    monkeypatch.setattr(html, "progress", recorded)
-    headings = [heading for heading in read(write_report([run])).headings if heading in SECTIONS]
-    total, *moves = seen
-    assert moves.count(1) == total
-    assert [note for note in moves if note in SECTIONS] == headings == SECTIONS
 
 
 def test_command_line_refuses_what_is_no_run(tmp_path, monkeypatch, capsys):

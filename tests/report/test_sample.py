@@ -15,6 +15,7 @@ from mapet.data.sources import open_source
 from mapet.data.views import Rendering
 from mapet.errors import DataError, NotThereError
 from mapet.pretraining.pretrain import pretrain
+from mapet.report import sample
 from mapet.report.html import write_report
 from mapet.report.reading import ReportedRun
 from mapet.runtime.files import write_json
@@ -23,6 +24,14 @@ from mapet.token_store.read import TokenStore
 from mapet.token_store.token_source import OnlineTokens
 from mapet.tokenizers.load import load_tokenizer
 from tests.report.conftest import TINY
+
+
+@pytest.fixture(scope="module", autouse=True)
+def all_images():
+    """As many as a user's report draws."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sample, "SAMPLED_IMAGES", 1000)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -55,12 +64,12 @@ def regions(reported: ReportedRun, count: int) -> list[torch.Tensor]:
 @pytest.mark.parametrize("name", ["stored", "online"])
 def test_images_and_tokens_are_of_the_same_crop(views, finished, name):
     reported = ReportedRun(views[name], name)
-    sample = reported.sample
+    drawn = reported.sample
     rendered = regions(reported, 40)
-    np.testing.assert_array_equal(sample.images[:40], torch.stack(rendered).permute(0, 2, 3, 1).numpy())
+    np.testing.assert_array_equal(drawn.images[:40], torch.stack(rendered).permute(0, 2, 3, 1).numpy())
     tokenizer = load_tokenizer(finished.tokenizer)
-    np.testing.assert_array_equal(sample.ids[:40], tokenizer.encode(torch.stack(rendered) / 255).numpy())
-    assert len(sample.ids) == len(sample.images) == len(sample.names) > 700
+    np.testing.assert_array_equal(drawn.ids[:40], tokenizer.encode(torch.stack(rendered) / 255).numpy())
+    assert len(drawn.ids) == len(drawn.images) == len(drawn.names) > 700
 
 
 def test_usage_of_stored_views_counts_all_of_them(views):
@@ -79,6 +88,7 @@ def test_usage_without_a_store_counts_the_sample(views):
     assert reported.counted == "16,000 tokens of one crop of each of 1,000 images"
 
 
+@pytest.mark.usefixtures("blank_figures")
 @pytest.mark.parametrize("name", ["stored", "online"])
 def test_page_shows_everything(views, tmp_path, name):
     text = write_report([views[name]], tmp_path / "page.html").read_text(encoding="utf-8")
@@ -99,10 +109,10 @@ def test_online_tokenizer_may_be_given_or_its_own(views, finished, tmp_path):
 
 def test_images_without_tokens_are_left_out(run):
     store = TokenStore.open(run.tokens)
-    sample = ReportedRun(run, "run").sample
-    held_out = 1000 - len(sample.names)
+    drawn = ReportedRun(run, "run").sample
+    held_out = 1000 - len(drawn.names)
     assert 100 < held_out < 300  # a fifth of the digits is not trained on
-    assert len(sample.names) < len(store)
+    assert len(drawn.names) < len(store)
 
 
 def test_other_images_are_refused_in_words(run, tmp_path):

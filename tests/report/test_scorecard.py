@@ -52,6 +52,7 @@ def test_page_compares_and_shows(scored, tmp_path):
     assert all(len(image["alt"]) > 40 for image in page.images)
 
 
+@pytest.mark.usefixtures("blank_figures")
 def test_file_holds_every_figure(scored, tmp_path):
     write_scorecards(scored, SOURCE, tmp_path, selection=CodeSelection(codes=(1,)), seed=5)
     content = json.loads((tmp_path / "scorecard.json").read_text())
@@ -86,6 +87,7 @@ def test_values_that_do_not_apply_are_dashes():
     assert survival_figure([one, several]).name == "survival"
 
 
+@pytest.mark.usefixtures("blank_figures")
 @pytest.mark.parametrize(
     ("selection", "names"),
     [
@@ -101,6 +103,7 @@ def test_galleries_are_those_asked_for(scored, tmp_path, selection, names):
     assert files == sorted([*(f"codebook-{name}-colours--3.png" for name in names), "survival.png"])
 
 
+@pytest.mark.usefixtures("blank_figures")
 def test_figures_of_an_older_page_are_gone(scored, tmp_path):
     write_scorecards(scored, SOURCE, tmp_path, selection=CodeSelection(), seed=0)
     write_scorecards(scored[:1], SOURCE, tmp_path, selection=CodeSelection(random=1), seed=0)

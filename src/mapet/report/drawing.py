@@ -104,14 +104,17 @@ def canvas(height: float, vectors: bool = False) -> Iterator[Canvas]:
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         drawn = Canvas(Figure(figsize=(WIDTH, height), layout="constrained", facecolor="white"))
         yield drawn
-        _lay_out(drawn.figure)
-        buffer = io.BytesIO()
-        drawn.figure.savefig(buffer, format="png", dpi=DPI)
-        drawn.png = buffer.getvalue()
-        if vectors:
-            buffer = io.BytesIO()
-            drawn.figure.savefig(buffer, format="svg", metadata={"Date": None})
-            drawn.svg = buffer.getvalue()
+        drawn.png, drawn.svg = _rendered(drawn.figure, vectors)
+
+
+def _rendered(figure: Figure, vectors: bool) -> tuple[bytes, bytes]:
+    """The PNG, and the SVG where it is wanted."""
+    _lay_out(figure)
+    png, svg = io.BytesIO(), io.BytesIO()
+    figure.savefig(png, format="png", dpi=DPI)
+    if vectors:
+        figure.savefig(svg, format="svg", metadata={"Date": None})
+    return png.getvalue(), svg.getvalue()
 
 
 def _lay_out(figure: Figure) -> None:
