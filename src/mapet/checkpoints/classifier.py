@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from mapet.checkpoints.archive import read_tensors, state_dict_of
 from mapet.checkpoints.backbone_folder import read_backbone, what_lies_in
-from mapet.checkpoints.classifier_fit import PUBLISHED, check_fit, released_name, vit_facts
+from mapet.checkpoints.classifier_architecture import PUBLISHED, check_fit, released_name, vit_facts
 from mapet.checkpoints.classifier_preprocessing import Preprocessing
 from mapet.checkpoints.contents import listing
 from mapet.checkpoints.huggingface import is_hugging_face

@@ -45,7 +45,7 @@ def reproduce(
     comparison = comparison_of(reproduction, size, folder, data, evaluate_on or [], names_of(tokenizers), seeds, set_ or [])
     print(f"{reproduction.title} ({reproduction.printed.source}), size {size}.\nPrinted: {reproduction.printed.expect}")
     is_planned = dry_run or size == "paper" or max_hours is not None
-    if is_planned and not _is_wanted(comparison, max_hours, dry_run, ask=size == "paper" and not yes):
+    if is_planned and not _is_confirmed(comparison, max_hours, dry_run, ask=size == "paper" and not yes):
         return
     carry_out_and_print(comparison, part)
 
@@ -61,7 +61,7 @@ def _print_list() -> None:
     print("\nWhat Table 3 of MaPeT's paper holds is not known to this project, so that it cannot be reproduced.")
 
 
-def _is_wanted(comparison: Comparison, max_hours: float | None, dry_run: bool, ask: bool) -> bool:
+def _is_confirmed(comparison: Comparison, max_hours: float | None, dry_run: bool, ask: bool) -> bool:
     """Prints the plan; whether to begin."""
     from mapet.compare.compare import refuse_longer
 

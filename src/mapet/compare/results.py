@@ -16,9 +16,9 @@ from mapet.compare.statistics import Difference, difference_of_figures, holm, pa
 from mapet.compare.tasks import Task
 from mapet.errors import CheckpointError
 from mapet.evaluation.intervals import bootstrap
-from mapet.evaluation.kept import read_result
 from mapet.evaluation.outcomes import MEAN_PER_CLASS, SUFFIX, Outcomes, load_outcomes
 from mapet.evaluation.protocol import Result
+from mapet.evaluation.result_files import read_result
 from mapet.evaluation.segmentation.miou import scores_of_pixels
 
 
@@ -131,9 +131,9 @@ class ComparisonResults:
 
     def _measured(self, cell: Cell, task: Task) -> dict[int, Measured]:
         seeds = range(self.manifest.grid.seeds)
-        return {seed: read for seed in seeds if self._is_shown(cell, seed) and (read := self._read(cell, seed, task))}
+        return {seed: read for seed in seeds if self._is_finished(cell, seed) and (read := self._read(cell, seed, task))}
 
-    def _is_shown(self, cell: Cell, seed: int) -> bool:
+    def _is_finished(self, cell: Cell, seed: int) -> bool:
         return not cell.objective or (cell, seed) in self.finished
 
     def _read(self, cell: Cell, seed: int, task: Task) -> Measured | None:

@@ -7,8 +7,8 @@ from functools import partial
 from pathlib import Path
 
 import mapet
-from mapet.compare.kept_scores import KeptScore, kept_score
 from mapet.compare.manifest import Manifest
+from mapet.compare.score_cache import CachedScore, cached_score
 from mapet.config.settings import PretrainSettings
 from mapet.data.source import ImageSource
 from mapet.data.sources import open_source
@@ -66,7 +66,7 @@ def _tokenizers(manifest: Manifest) -> dict[str, Path | str]:
     return {**dict(zip(titles, made, strict=True)), **saved}
 
 
-def _scored(manifest: Manifest, tokenizers: dict[str, Path | str]) -> tuple[list[KeptScore], list[str]]:
+def _scored(manifest: Manifest, tokenizers: dict[str, Path | str]) -> tuple[list[CachedScore], list[str]]:
     """The scores, kept or made now, and a sentence for every tokenizer that has none."""
     settings = manifest.settings((manifest.grid.cells or manifest.grid.token_cells)[0], 0)
     source = draw_images(open_source(manifest.data, "train"), _IMAGES, settings.seed)
@@ -76,7 +76,7 @@ def _scored(manifest: Manifest, tokenizers: dict[str, Path | str]) -> tuple[list
         try:
             facts = {"mapet": mapet.__version__, "tokenizer": fingerprint_of(place), "images": images, "seed": settings.seed}
             make = partial(_score, title, place, source, settings)
-            scored.append(kept_score(manifest.out / "tokens" / "scorecards", title, facts, make))
+            scored.append(cached_score(manifest.out / "tokens" / "scorecards", title, facts, make))
         except InUseError:
             left_out.append(page.left_out(f"{title}, which another job scores now. The next page holds it."))
         except MapetError as error:
@@ -84,8 +84,8 @@ def _scored(manifest: Manifest, tokenizers: dict[str, Path | str]) -> tuple[list
     return scored, left_out
 
 
-def _score(title: str, place: Path | str, source: ImageSource, settings: PretrainSettings) -> KeptScore:
+def _score(title: str, place: Path | str, source: ImageSource, settings: PretrainSettings) -> CachedScore:
     device, workers = choose_device(settings.mechanics.device), settings.mechanics.workers
     scored = score_tokenizer(load_tokenizer(place), source, title=title, device=device, workers=workers)
     with progress(f"Drawing the codes of {title}", 1, after=2.0):
-        return KeptScore(title, scored.card, vocabulary_figures(vocabulary_of(scored, source, settings.seed)))
+        return CachedScore(title, scored.card, vocabulary_figures(vocabulary_of(scored, source, settings.seed)))

@@ -48,7 +48,7 @@ def existing_tokenizer(manifest: Manifest, cell: Cell) -> Path | str | None:
     tokenizer = cell.tokenizer or ""
     if is_saved(tokenizer):
         return tokenizer
-    path = recover(_own_tokenizer(manifest.settings(cell, 0), manifest.out / "tokens", tokenizer))
+    path = recover(_tokenizer_folder(manifest.settings(cell, 0), manifest.out / "tokens", tokenizer))
     return path if path.is_dir() else None
 
 
@@ -101,7 +101,7 @@ def make_tokens(data: str, settings: PretrainSettings, folder: Path, tokenizer: 
 
 def make_tokenizer(data: str, settings: PretrainSettings, folder: Path, tokenizer: str = "") -> Path:
     """Fits a tokenizer on the training images of `data`, unless that was done before; the arguments of `make_tokens`."""
-    out, mechanics = _own_tokenizer(settings, folder, tokenizer), settings.mechanics
+    out, mechanics = _tokenizer_folder(settings, folder, tokenizer), settings.mechanics
     with only_writer(out.parent):
         if not recover(out).is_dir():
             fit_tokenizer(
@@ -116,7 +116,7 @@ def make_tokenizer(data: str, settings: PretrainSettings, folder: Path, tokenize
     return out
 
 
-def _own_tokenizer(settings: PretrainSettings, folder: Path, tokenizer: str) -> Path:
+def _tokenizer_folder(settings: PretrainSettings, folder: Path, tokenizer: str) -> Path:
     return folder / _name(settings, tokenizer, None) / "tokenizer"
 
 

@@ -18,7 +18,7 @@ from mapet.compare.tasks import Task
 from mapet.compare.tokens import tokens_of
 from mapet.errors import InUseError, NonFiniteLossError, SettingsError
 from mapet.evaluation.evaluate import evaluate, validation_name
-from mapet.evaluation.kept import read_result
+from mapet.evaluation.result_files import read_result
 from mapet.pretraining.pretrain import pretrain
 from mapet.runtime.device import choose_device
 from mapet.runtime.files import write_json

@@ -50,7 +50,7 @@ class TarIndex:
         self.stamps: list[tuple[int, ...]] = []
         self.passed_over, self.examples = 0, list[str]()
         self._names, self._name_ends = bytearray(), array("q")
-        self._known_labels: dict[str, str] = {}
+        self._interned_labels: dict[str, str] = {}
 
     def __len__(self) -> int:
         return len(self.sizes)
@@ -65,7 +65,7 @@ class TarIndex:
         self.tars.append(len(self.stamps) - 1)
         self.offsets.append(image.offset_data)
         self.sizes.append(image.size)
-        self.labels.append(self._known_labels.setdefault(label, label))
+        self.labels.append(self._interned_labels.setdefault(label, label))
         self._names += image.name.encode("utf-8", "surrogateescape")
         self._name_ends.append(len(self._names))
 

@@ -68,7 +68,7 @@ def evaluate(
     target = load_backbone(target.path) if isinstance(target, RunDirectory) else target
     folder = folder or (target.run.evaluations if target.run else None)
     _check_kind(target, protocols, with_random)
-    location = data or _own_data(target)
+    location = data or _data_of_run(target)
     _check_folder(folder, protocols, target)
     if with_random and target.untrained:
         say(f"{target.title} is at its random initialisation itself, so that --random adds nothing.")
@@ -143,7 +143,7 @@ def _refuse_others(folder: Path, stems: Sequence[str], title: str) -> None:
             raise SettingsError(f"{path} is the result of {before}, not of {title}. Give another --out.")
 
 
-def _own_data(target: Evaluable) -> str:
+def _data_of_run(target: Evaluable) -> str:
     if target.run is None:
         raise SettingsError(f"{target.title} was not pre-trained here, so that there are no images of its own. Give DATA.")
     return recorded_location(target.run.read_config().get("data"), target.run.config)

@@ -174,7 +174,7 @@ class ImageReader(Evaluated):
         Raises:
             DataError: There are more unreadable images than may be skipped.
         """
-        batches = _own_batches(source, batch_size)
+        batches = _batches_of_process(source, batch_size)
         title, images = f"{self.doing} {part} images, {self.title}", sum(len(item.indices) for item in batches)
         loader = make_loader(source, ViewRenderer(view), batches, self.workers, self.device)
         for loaded in walk(title, loader, images, self.unreadable, part=f"{part} images"):
@@ -183,7 +183,7 @@ class ImageReader(Evaluated):
 
     def read(self, source: ImageSource, view: View, batch_size: int) -> Iterator[LoadedBatch]:
         """As `load`, without progress."""
-        for loaded in make_loader(source, ViewRenderer(view), _own_batches(source, batch_size), self.workers, self.device):
+        for loaded in make_loader(source, ViewRenderer(view), _batches_of_process(source, batch_size), self.workers, self.device):
             self.unreadable.record(loaded.unreadable)
             self.record_keys(source, loaded)
             yield loaded
@@ -296,7 +296,7 @@ class FrozenBackbone(ImageReader):
         return tokens[:, backbone.num_prefix_tokens :].mean(dim=1).float(), cls.float()
 
 
-def _own_batches(source: ImageSource, batch_size: int | None) -> list[BatchItem]:
+def _batches_of_process(source: ImageSource, batch_size: int | None) -> list[BatchItem]:
     """Of the batches that one process would make, the part of this process; an empty one where it has no part."""
     return this_process().share(sequential_batches(len(source), batch_size or BATCH_SIZE)) or [BatchItem([])]
 

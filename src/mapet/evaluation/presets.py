@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from mapet.evaluation.protocol import Protocol
 
 ALL_POOLS = "all"
-_TOLD = 3  # changed settings in the name of a protocol
+_NAMED = 3  # changed settings in the name of a protocol
 
 PROTOCOLS: Registry[type[Protocol]] = Registry(
     "protocol",
@@ -150,7 +150,7 @@ def _build(kind: type[Protocol], preset: Mapping[str, Any], overrides: Mapping[s
     usual = _validated(kind, preset)
     built = _validated(kind, {**preset, **usual.follow(overrides), **overrides})
     changed = [name for name in overrides if name != "pool" and getattr(built, name) != getattr(usual, name)]
-    changes = [f"{name}={_short(getattr(built, name))}" for name in changed[:_TOLD]] + ["..."] * (len(changed) > _TOLD)
+    changes = [f"{name}={_short(getattr(built, name))}" for name in changed[:_NAMED]] + ["..."] * (len(changed) > _NAMED)
     return replace(built, preset=", ".join([usual.preset, *changes])) if usual.preset and changed else built
 
 

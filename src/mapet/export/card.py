@@ -9,8 +9,8 @@ from typing import Any
 
 from mapet.checkpoints.address import LoadedBackbone
 from mapet.errors import CheckpointError
-from mapet.evaluation.kept import read_result, read_results
 from mapet.evaluation.protocol import Result
+from mapet.evaluation.result_files import read_result, read_results
 from mapet.runtime.run_directory import RunDirectory
 
 _MOST_CLASSES = 100
@@ -31,7 +31,7 @@ def model_card(loaded: LoadedBackbone, *, library: str, usage: str, notes: tuple
     height = spec.image_size
     sections = [
         f"---\nlibrary_name: {library}\npipeline_tag: {task}\ntags:\n- vision\n- mapet\n---",
-        f"# {_last_name(loaded.title) if _own_result(loaded) is None else Path(loaded.title).resolve().parent.name}",
+        f"# {_last_name(loaded.title) if _fine_tuning_result(loaded) is None else Path(loaded.title).resolve().parent.name}",
         _what_it_is(loaded),
         f"Images: {height} x {height} pixels (shorter side resized bicubic, centre cropped), values in [0, 1], normalised by mean "
         f"{_numbers(spec.mean)} and standard deviation {_numbers(spec.std)}.",
@@ -88,7 +88,7 @@ def _pre_training(run: RunDirectory | None) -> Iterator[str]:
 
 def _fine_tuning(loaded: LoadedBackbone) -> Iterator[str]:
     """What a fine-tuned model was trained for: protocol and images, if its result lies there, and its classes."""
-    result = _own_result(loaded)
+    result = _fine_tuning_result(loaded)
     facts: dict[str, Any] = {}
     if result is not None:
         facts = {
@@ -115,7 +115,7 @@ def _start(result: Result) -> str | None:
     return _last_name(result.backbone) if result.backbone else None
 
 
-def _own_result(loaded: LoadedBackbone) -> Result | None:
+def _fine_tuning_result(loaded: LoadedBackbone) -> Result | None:
     """What a fine-tuning found of its model, which it keeps beside: STEM.json of STEM/model."""
     model = Path(loaded.title)
     if loaded.run is not None or not (model / "model.json").is_file():
@@ -130,7 +130,7 @@ def _own_result(loaded: LoadedBackbone) -> Result | None:
 def _results(loaded: LoadedBackbone) -> list[Result]:
     """Of the evaluations that are kept with the run, or of the fine-tuning that the model comes from."""
     if loaded.run is None:
-        result = _own_result(loaded)
+        result = _fine_tuning_result(loaded)
         return [] if result is None else [result]
     return [*read_results(loaded.run.evaluations)[0].values()]
 

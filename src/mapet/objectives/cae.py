@@ -29,7 +29,7 @@ from mapet.models.regressor import LayerNorm, Neck, sine_positions
 from mapet.models.weights import init_linears, load_strictly
 from mapet.objectives.base import IGNORED, MaskedTokenObjective, ObjectiveOutput, token_loss
 from mapet.objectives.block_masks import block_masks
-from mapet.objectives.encoding import encode_some, gather_rows
+from mapet.objectives.encoding import encode_patches, gather_rows
 from mapet.objectives.masking import MaskCorruption, random_mask
 
 TEACHERS, MASKS = ("self", "lagging"), ("random", "block")
@@ -116,14 +116,14 @@ class CAE(MaskedTokenObjective[MaskCorruption]):
 
     def guess(self, images: Tensor, visible: Tensor, hidden: Tensor) -> Tensor:
         """What the regressor thinks of the hidden patches, (B, T, width)."""
-        encoded = self.project(encode_some(self.backbone, images, visible))
+        encoded = self.project(encode_patches(self.backbone, images, visible))
         queries = self.mask_token.expand(*hidden.shape, -1)
         return self.neck.regress(encoded, queries, gather_rows(self.positions, visible), gather_rows(self.positions, hidden))
 
     @torch.no_grad()
     def represent(self, images: Tensor, hidden: Tensor) -> Tensor:
         """The teacher's features of the hidden patches alone, (B, T, width)."""
-        return self.project(encode_some(self.teacher or self.backbone, images, hidden))
+        return self.project(encode_patches(self.teacher or self.backbone, images, hidden))
 
     @torch.no_grad()
     def before_optimizer_step(self) -> None:

@@ -11,7 +11,7 @@ from mapet.compat import VisionTransformer, checkpoint_seq
 from mapet.models.backbone import blocks_of, embed_patches, enter_blocks, final_norm, patch_positions, prefix_tokens
 
 
-def encode_some(backbone: VisionTransformer, images: Tensor, patches: Tensor | None) -> Tensor:
+def encode_patches(backbone: VisionTransformer, images: Tensor, patches: Tensor | None) -> Tensor:
     """The final representations (B, K, D) of some patches, which see each other and the prefix tokens, and nothing else.
 
     Args:

@@ -28,7 +28,7 @@ from mapet.models.backbone import grid_size, patch_positions, patch_size
 from mapet.models.pixel_decoder import PixelDecoder, sinusoid_table
 from mapet.models.weights import load_strictly
 from mapet.objectives.base import ObjectiveOutput
-from mapet.objectives.encoding import encode_some
+from mapet.objectives.encoding import encode_patches
 from mapet.objectives.masking import count_of, random_mask
 from mapet.objectives.patch_pixels import normalised_patches
 from mapet.objectives.pixels import PixelObjective
@@ -114,7 +114,7 @@ class Recover(PixelObjective[Drawn]):
     def forward(self, batch: Batch, corruption: Drawn, return_logits: bool = False) -> ObjectiveOutput:
         """Mean squared error of normalised pixels, summed over the masked patches or, without a mask, over all."""
         patches = self._visible(corruption.mask)
-        encoded = encode_some(self.backbone, self.degrade(batch.images, corruption), patches)
+        encoded = encode_patches(self.backbone, self.degrade(batch.images, corruption), patches)
         of_patches, of_images = self.losses(self.decoder(encoded, patches), batch.images, corruption)
         targets = self.num_masked or self.num_patches
         loss_sum = (of_patches if corruption.mask is None else of_patches.where(corruption.mask, 0)).sum()

@@ -22,9 +22,9 @@ from mapet.config.settings import PretrainSettings, parse_settings
 from mapet.data.sources import absolute_location, recorded_location
 from mapet.engine.warnings import warning_lines
 from mapet.errors import CheckpointError, NotThereError
-from mapet.evaluation.kept import read_results
 from mapet.evaluation.outcomes import SUFFIX, Outcomes, load_outcomes
 from mapet.evaluation.protocol import Result, data_digits
+from mapet.evaluation.result_files import read_results
 from mapet.objectives import OBJECTIVES
 from mapet.objectives.base import Objective
 from mapet.report.sample import Sample, draw_sample

@@ -43,7 +43,7 @@ class Attendance:
         self._enter("started", f"process {os.getpid()} on {socket.gethostname()}")
 
     @contextmanager
-    def kept(self, leave: Callable[[], None]) -> Iterator[None]:
+    def guard(self, leave: Callable[[], None]) -> Iterator[None]:
         """Inside, an exchange that fails ends in an error that names the missing processes; the others read of any other error.
 
         Args:

@@ -72,17 +72,17 @@ def process_group(device: torch.device | str, longest_wait: float = LONGEST_WAIT
         return
     device = processes.device(device)
     if device.type == "cuda":
-        _own_gpu(device)
+        _select_gpu(device)
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     _wait.minutes, _wait.in_training = _LONGER * longest_wait, longest_wait
     store = dist.PrefixStore(f"group {next(_groups)}", meeting_place())  # pyright: ignore[reportPrivateImportUsage]
     attendance = Attendance(store, processes, processes.rank == 0 and not torchrun_keeps_store())
-    with attendance.kept(_leave):
+    with attendance.guard(_leave):
         wait = timedelta(minutes=_wait.minutes)
         dist.init_process_group(backend, store=store, rank=processes.rank, world_size=processes.world, timeout=wait)
         _set_timeouts()
     try:
-        with attendance.kept(_leave):
+        with attendance.guard(_leave):
             require_agreement({"version of mapet": str(package_version("mapet")), "version of torch": torch.__version__})
             yield processes
     except BaseException:
@@ -241,7 +241,7 @@ def _connected() -> bool:
     return True
 
 
-def _own_gpu(device: torch.device) -> None:
+def _select_gpu(device: torch.device) -> None:
     gpus = torch.cuda.device_count()
     if (device.index or 0) >= gpus:
         raise SettingsError(

@@ -142,7 +142,7 @@ class TokenStore:
             missing = [_as_text(key) for key, is_stored in zip(sample_keys, stored, strict=True) if not is_stored]
             raise TokenStoreError(
                 f"The token store {self.path} has no tokens for {len(missing)} of {len(stored)} requested images (sample keys "
-                f"{_name_some(missing)}): they changed or were added after it was built. Bring it up to date: {self._rebuild()}"
+                f"{_first_names(missing)}): they changed or were added after it was built. Bring it up to date: {self._rebuild()}"
             )
         ids = self._ids[rows] if self.num_views is None else self._ids[rows, numbers]
         return torch.from_numpy(ids.astype(np.int64))
@@ -200,7 +200,7 @@ class TokenStore:
         stored = self.contains(keys)
         unknown = [index for index in np.flatnonzero(~stored).tolist() if keys[index] not in self.unreadable]
         if unknown:
-            names = _name_some([source.describe(index) for index in unknown])
+            names = _first_names([source.describe(index) for index in unknown])
             raise TokenStoreError(
                 f"{len(unknown)} of the {len(source)} images in {source.location} changed or are new since the token store "
                 f"{self.path} was built: {names}. Bring it up to date (only these are tokenised): "
@@ -262,7 +262,7 @@ def _regions_or_none(view: Mapping[str, Any]) -> Regions | None:
         return None
 
 
-def _name_some(names: Sequence[str]) -> str:
+def _first_names(names: Sequence[str]) -> str:
     more = len(names) - NAMED_IN_A_MESSAGE
     return ", ".join(names[:NAMED_IN_A_MESSAGE]) + (f" and {more} more" if more > 0 else "")
 

@@ -14,7 +14,7 @@ from mapet.tokenizers.base import Tokenizer
 from mapet.tokenizers.dall_e import HUB_NAME, DallE, download_from_hub, is_dall_e
 
 _FOLDER_FILES = ("model.safetensors", "pytorch_model.bin", "encoder.pkl")
-_SHOWN = 5
+_MOST_NAMED = 5
 
 
 def tokenizer_from_file(path: Path | str, num_heads: int | None = None) -> Tokenizer:
@@ -66,8 +66,8 @@ def _build(tensors: Mapping[str, Tensor], num_heads: int | None) -> Tokenizer:
         from mapet.tokenizers.vq_kd.tokenizer import VQKD
 
         return VQKD.from_released(dict(tensors), num_heads=num_heads)
-    first = ", ".join(f"{name} {tuple(value.shape)}" for name, value in list(tensors.items())[:_SHOWN])
-    more = f" and {len(tensors) - _SHOWN} more" if len(tensors) > _SHOWN else ""
+    first = ", ".join(f"{name} {tuple(value.shape)}" for name, value in list(tensors.items())[:_MOST_NAMED])
+    more = f" and {len(tensors) - _MOST_NAMED} more" if len(tensors) > _MOST_NAMED else ""
     raise TokenizerError(
         f"It holds neither DALL-E's encoder nor a VQ-KD. Its {len(tensors)} tensors: {first}{more}. Give one of their published "
         "files; for tokens from another model's features, `mapet tokenizer fit DATA --features timm:NAME@FILE`."

@@ -10,7 +10,7 @@ import torch
 from mapet.errors import ModelError, TokenizerError
 from mapet.tokenizers.load import load_tokenizer
 from mapet.tokenizers.released import tokenizer_from_file
-from mapet.tokenizers.vq_kd.tokenizer import VQKD, own_names
+from mapet.tokenizers.vq_kd.tokenizer import VQKD, to_mapet_names
 from tests.golden import GOLDENS, load_golden, with_prefix
 
 OUTPUT, GRADIENT = 2e-5, 1e-4
@@ -118,7 +118,7 @@ def test_names_and_shapes_of_the_published_checkpoints():
 
 
 def test_keys_have_no_bias(released):
-    joined = own_names(released)
+    joined = to_mapet_names(released)
     width = len(released["encoder.blocks.0.attn.q_bias"])
     assert not joined["encoder.blocks.0.attn.qkv.bias"][width : 2 * width].any()
 

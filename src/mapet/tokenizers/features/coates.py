@@ -82,7 +82,7 @@ class CoatesFeatures(FeatureExtractor):
         seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
         self.filters.copy_(kmeans(whitened, self.num_filters, iterations=20, seed=seed).centroids)
         per_image = -(-FIT_WINDOWS // len(images))
-        self.code_whitening.fit(_some_rows(codes, per_image, generator) for codes in self._pooled_chunks(images))
+        self.code_whitening.fit(_random_patches(codes, per_image, generator) for codes in self._pooled_chunks(images))
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
@@ -147,7 +147,7 @@ class CoatesFeatures(FeatureExtractor):
         return windows[index, :, top, left].flatten(1)
 
 
-def _some_rows(codes: Tensor, per_image: int, generator: torch.Generator) -> Tensor:
+def _random_patches(codes: Tensor, per_image: int, generator: torch.Generator) -> Tensor:
     """At most `per_image` random patches of every image, (n, f)."""
     batch, _, _, filters = codes.shape
     flat = codes.view(batch, -1, filters)

@@ -16,7 +16,7 @@ from mapet.models.weights import init_linears, load_strictly
 from mapet.runtime.device import autocast
 from mapet.tokenizers.clustering.nearest import full_float32, nearest_centroid
 from mapet.tokenizers.vq_kd.codebook import RecentUse, moved_codebook, start_codebook
-from mapet.tokenizers.vq_kd.tokenizer import VQKD, own_names, patch_features, task_layer
+from mapet.tokenizers.vq_kd.tokenizer import VQKD, patch_features, task_layer, to_mapet_names
 
 # Tensors of a published checkpoint that nothing is computed from.
 _NOT_LEARNT = (
@@ -117,7 +117,9 @@ class Distillation(nn.Module):
         """
         learnt = {name: value for name, value in tensors.items() if not name.startswith(_NOT_LEARNT)}
         learnt.pop("quantize.embedding.initted", None)
-        weights = {name if name.startswith("decode") else f"tokenizer.{name}": value for name, value in own_names(learnt).items()}
+        weights = {
+            name if name.startswith("decode") else f"tokenizer.{name}": value for name, value in to_mapet_names(learnt).items()
+        }
         load_strictly(self, weights, optional=("recent.",))
 
 

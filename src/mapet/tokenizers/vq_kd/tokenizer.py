@@ -122,7 +122,7 @@ class VQKD(Tokenizer):
         tokenizer = cls.from_settings(_released_settings(tensors, num_heads))
         dropped = [name for name in tensors if name.startswith(_TRAINING_ONLY) or name in _DEAD]
         try:
-            load_strictly(tokenizer, own_names({name: tensors[name] for name in tensors if name not in dropped}))
+            load_strictly(tokenizer, to_mapet_names({name: tensors[name] for name in tensors if name not in dropped}))
         except ModelError as error:
             raise TokenizerError(f"These are not the weights of VQ-KD, or not all. {error}") from error
         tokenizer.fit_report["dropped"] = dropped
@@ -139,7 +139,7 @@ def patch_features(vit: Any, images: Tensor) -> Tensor:
     return vit.fc_norm(vit.forward_features(images)[:, vit.num_prefix_tokens :])
 
 
-def own_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def to_mapet_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Published tensors under the names of ours: biases of queries and values joined, those of keys zero."""
     joined = join_biases({name: value.float() for name, value in tensors.items()})
     return {"codebook" if name == _CODEBOOK else name: value for name, value in joined.items()}

@@ -25,7 +25,7 @@ _MOST_PICTURE = 64 << 20  # bytes
 
 
 @dataclass(frozen=True)
-class KeptScore:
+class CachedScore:
     """A scorecard and the pictures of the codes.
 
     Args:
@@ -39,7 +39,7 @@ class KeptScore:
     pictures: list[Picture]
 
 
-def kept_score(folder: Path, title: str, facts: dict[str, Any], make: Callable[[], KeptScore]) -> KeptScore:
+def cached_score(folder: Path, title: str, facts: dict[str, Any], make: Callable[[], CachedScore]) -> CachedScore:
     """What `make` makes, or made before; made again where what was kept is damaged or of another version.
 
     Args:
@@ -64,7 +64,7 @@ def kept_score(folder: Path, title: str, facts: dict[str, Any], make: Callable[[
         return score
 
 
-def _write(folder: Path, score: KeptScore, facts: dict[str, Any]) -> None:
+def _write(folder: Path, score: CachedScore, facts: dict[str, Any]) -> None:
     with atomic_directory(folder) as partial:
         pictures = []
         for picture in score.pictures:
@@ -75,7 +75,7 @@ def _write(folder: Path, score: KeptScore, facts: dict[str, Any]) -> None:
         write_json(partial / _CARD, sealed({**facts, "card": asdict(score.card), "pictures": pictures}))
 
 
-def _read(folder: Path, title: str, facts: dict[str, Any]) -> KeptScore | None:
+def _read(folder: Path, title: str, facts: dict[str, Any]) -> CachedScore | None:
     """None where there is nothing, or something else than `_write` wrote for these facts."""
     path = recover(folder) / _CARD
     if not path.is_file():
@@ -85,7 +85,7 @@ def _read(folder: Path, title: str, facts: dict[str, Any]) -> KeptScore | None:
         if any(content.get(name) != value for name, value in facts.items()):
             return None
         card = TypeAdapter(Scorecard).validate_python(content["card"])
-        return KeptScore(title, card, [_picture(folder, title, described) for described in content["pictures"]])
+        return CachedScore(title, card, [_picture(folder, title, described) for described in content["pictures"]])
     except (CheckpointError, ValidationError, LookupError, TypeError, OSError):
         return None
 
