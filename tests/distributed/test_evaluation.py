@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -36,12 +37,18 @@ def assert_same_results(alone: Path, together: Path) -> None:
         assert several[key] == (pytest.approx(value, rel=1e-4, abs=1e-6) if isinstance(value, float) else value), key
 
 
+@pytest.fixture(scope="module")
+def tuned_alone(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """Every variant of fine-tuning in one process: its folder, and the figures."""
+    folder = tmp_path_factory.mktemp("tuned")
+    return folder, on_ranks.finetune_all(folder)
+
+
 @pytest.mark.parametrize("world", [2, 3])
-def test_fine_tuning_does_not_depend_on_the_number_of_processes(tmp_path: Path, world: int) -> None:
-    alone, together = tmp_path / "alone", tmp_path / "together"
-    for folder in (alone, together):
-        folder.mkdir()
-    figures = on_ranks.finetune_all(alone)
+def test_fine_tuning_does_not_depend_on_the_number_of_processes(
+    tmp_path: Path, tuned_alone: tuple[Path, dict[str, Any]], world: int
+) -> None:
+    (alone, figures), together = tuned_alone, tmp_path
     found = run_ranks(f"{MODULE}:finetune_all", world, together)
     assert found == [figures] * world
     for name in on_ranks.VARIANTS:
@@ -57,9 +64,8 @@ def losses_of(folder: Path) -> list[float]:
     return [entry["loss"] for entry in RunDirectory(folder).read_metrics() if "loss" in entry]
 
 
-def test_a_fine_tuning_continues_on_another_number_of_processes(tmp_path: Path) -> None:
+def test_a_fine_tuning_continues_on_another_number_of_processes(tmp_path: Path, tuned_alone: tuple[Path, dict[str, Any]]) -> None:
     """Two processes of which one is killed, then three, then one."""
-    assert on_ranks.finetune(tmp_path / "whole") == ""
     with pytest.raises(AssertionError, match="ended with -9"):
         run_ranks(f"{MODULE}:finetune_and_die", 2, tmp_path)
     folder = tmp_path / "everything"
@@ -67,7 +73,7 @@ def test_a_fine_tuning_continues_on_another_number_of_processes(tmp_path: Path) 
     stopped = run_ranks(f"{MODULE}:finetune_and_stop", 3, tmp_path)
     assert [message.partition(" of")[0] for message in stopped] == ["Stopped after step 14"] * 3
     assert on_ranks.finetune(tmp_path) == ""
-    whole = tmp_path / "whole" / "everything"
+    whole = tuned_alone[0] / "everything"
     assert losses_of(folder) == pytest.approx(losses_of(whole), rel=1e-5)
     last = [next(path for path in place.glob("checkpoints/*/model.safetensors")) for place in (whole, folder)]
     assert_same_weights(last[0], last[1:])
