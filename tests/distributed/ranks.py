@@ -17,7 +17,7 @@ import tempfile
 import time
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from multiprocessing import connection, forkserver
 from multiprocessing.context import ForkServerProcess
@@ -41,11 +41,22 @@ def run_ranks(function: str, world: int, folder: Path, killed: int = 0) -> list[
         folder: What it is called with.
         killed: How many processes are expected to be killed; None is returned for each.
     """
+    with started_ranks(function, world, folder, killed) as results:
+        return results()
+
+
+@contextmanager
+def started_ranks(function: str, world: int, folder: Path, killed: int = 0) -> Iterator[Callable[[], list[Any]]]:
+    """The same in two parts, for starts that wait for something at the same time: what is given waits for the results."""
     with reserved_port() as port:
         processes = [forked(run_rank, function, rank, world, port, folder) for rank in range(world)]
-        _wait_for(processes, killed, folder)
-    results = [folder / f"rank-{rank}.json" for rank in range(world)]
-    return [json.loads(path.read_text()) if path.exists() else None for path in results]
+
+        def results() -> list[Any]:
+            _wait_for(processes, killed, folder)
+            paths = [folder / f"rank-{rank}.json" for rank in range(world)]
+            return [json.loads(path.read_text()) if path.exists() else None for path in paths]
+
+        yield results
 
 
 def _wait_for(processes: list[ForkServerProcess], killed: int, folder: Path) -> None:
