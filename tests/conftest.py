@@ -21,7 +21,11 @@ PIXEL = base64.b64decode("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQV
 
 
 def pytest_collection_finish() -> None:
-    """What was imported stays until the end: the garbage collector need not walk through it again and again."""
+    keep_what_was_imported()
+
+
+def keep_what_was_imported() -> None:
+    """Until the end: the garbage collector need not walk through it again and again."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 20, 20)
