@@ -171,15 +171,15 @@ def _protocol(pickled: bytes | bytearray | mmap) -> int:
 def _checked_records(mapped: mmap, path: Path) -> dict[str, _Record]:
     """The records by their names in the archive's one folder; each whole, and not compressed, as PyTorch writes them."""
     with zipfile.ZipFile(path) as archive:
-        listed, comment = archive.infolist(), archive.comment
-    folders = {record.filename.partition("/")[0] for record in listed}
-    if len({record.filename.lower() for record in listed}) < len(listed) or len(folders) > 1 or comment:
+        infos, comment = archive.infolist(), archive.comment
+    folders = {record.filename.partition("/")[0] for record in infos}
+    if len({record.filename.lower() for record in infos}) < len(infos) or len(folders) > 1 or comment:
         raise ModelError("its records are not those that PyTorch writes")
     records: dict[str, _Record] = {}
-    if sum(record.compress_size for record in listed) > len(mapped):
+    if sum(record.compress_size for record in infos) > len(mapped):
         raise ModelError("its records are cut off or overlap")
-    with progress("checking weights", len(listed), after=2.0) as bar:
-        for record in listed:
+    with progress("checking weights", len(infos), after=2.0) as bar:
+        for record in infos:
             records[record.filename.partition("/")[2]] = _checked(mapped, record)
             bar.advance()
     return records
@@ -243,10 +243,10 @@ def _legacy_in_protocol_2(mapped: mmap | bytearray) -> bytearray:
 def _check_storages(tree: PickleContents, keys: PickleContents, mapped: mmap | bytearray, position: int) -> None:
     """Refuses legacy files whose storages are not all there, at `position` and behind it."""
     described = {key: (_width(of_type), count) for _, of_type, key, _, count, *_ in map(_storage, tree.references) if key}
-    listed = [key for key in keys.constants if isinstance(key, str)]
-    if set(listed) != set(described):
+    storage_keys = [key for key in keys.constants if isinstance(key, str)]
+    if set(storage_keys) != set(described):
         raise ModelError("the storages that it describes are not those that it holds")
-    for key in listed:
+    for key in storage_keys:
         width, count = described[key]
         if int.from_bytes(mapped[position : position + 8], "little") != count:
             raise ModelError(f"its storage {key[:100]!r} should hold {count} numbers and does not")

@@ -200,8 +200,8 @@ def _options(timm_name: str, weights: Mapping[str, Tensor], choice: ModelChoice,
 
 
 def _head_classes(timm_name: str, weights: Mapping[str, Tensor], choice: ModelChoice, path: Path) -> int:
-    named = timm.models.get_pretrained_cfg(timm_name)
-    heads = getattr(named, "classifier", None) or "head"
+    config = timm.models.get_pretrained_cfg(timm_name)
+    heads = getattr(config, "classifier", None) or "head"
     head = next((weights[name] for name in (f"{one}.weight" for one in _as_tuple(heads)) if name in weights), None)
     if head is None:
         what = (

@@ -107,16 +107,16 @@ def _convert(
             f"{title} is no checkpoint that is known here. If timm can read it, give timm's name for it (--model NAME). "
             f"It contains {listing(tensors)}"
         )
-    inside, apart = published.entries.tensors, published.family.apart
+    weights, apart = published.entries.tensors, published.family.apart
     if apart is None:
-        apart = apart_by_options(inside, options)
+        apart = apart_by_options(weights, options)
     if apart is None and model is not None:
         apart = getattr(skeleton(str(_named(model)), {}), "no_embed_class", None)
-    architecture = Architecture.of(inside, apart)
+    architecture = Architecture.of(weights, apart)
     name = _named(model) or timm_name(architecture, published.family)
     all_options = timm_options(name, architecture, published.family, options, strictly=model is not None)
-    stated = normalisation or _normalisation(model)
-    mean, std = stated or (published.family.mean, published.family.std)
+    image_statistics = normalisation or _normalisation(model)
+    mean, std = image_statistics or (published.family.mean, published.family.std)
     spec = BackboneSpec(name, all_options, 0, mean, std, seed=0)
     expected = skeleton(name, all_options).state_dict()  # before memory is spent on what does not fit
     _check_names("Beit" if is_beit(name) else "VisionTransformer", published.entries, expected, architecture)
@@ -124,7 +124,7 @@ def _convert(
     spec = replace(spec, image_size=image_size(backbone)[0])
     conversion = _load(backbone, published, architecture, tuple(tensors), all_options)
     notes = [] if configured else _assumptions(backbone, architecture, options, model)
-    if stated is None:
+    if image_statistics is None:
         notes.append(f"The file does not say how images were normalised; mean {mean} and standard deviation {std} are taken.")
     conversion = replace(conversion, notes=(*conversion.notes, *notes))
     return backbone.eval(), spec, conversion
@@ -146,12 +146,12 @@ def _assumptions(
         heads = num_heads(backbone)
         wide = architecture.width // heads
         notes.append(f"The file does not contain the number of heads; {heads} are assumed ({wide} wide). --option num_heads=N.")
-    taken, untold = [act, f"{first.norm1.eps:g}"], ["activation", "epsilon of its norms"]
+    values, properties = [act, f"{first.norm1.eps:g}"], ["activation", "epsilon of its norms"]
     if "img_size" not in options:
-        taken, untold = [*taken, "{} x {} patches".format(*architecture.grid())], [*untold, "shape of its images"]
+        values, properties = [*values, "{} x {} patches".format(*architecture.grid())], [*properties, "shape of its images"]
     notes.append(
-        f"The file does not tell {', '.join(untold[:-1])} and {untold[-1]}: {', '.join(taken[:-1])} and {taken[-1]} are taken. "
-        "timm's name for the model (--model NAME) tells the first two."
+        f"The file does not tell {', '.join(properties[:-1])} and {properties[-1]}: {', '.join(values[:-1])} and {values[-1]} are "
+        "taken. timm's name for the model (--model NAME) tells the first two."
     )
     return notes
 

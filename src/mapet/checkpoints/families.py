@@ -167,8 +167,8 @@ def recognise(tensors: Mapping[str, Tensor]) -> Published | None:
     if family is None:
         return None
     entries = TensorMap.of(tensors)
-    inside = _trunk(entries, family.title)
-    renamed = _in_timm_names(inside, tensors)
+    trunk = _trunk(entries, family.title)
+    renamed = _in_timm_names(trunk, tensors)
     backbone_entries = renamed.without(family.spare)
     used = {source for entry in backbone_entries.values() for source in entry.sources}
     return Published(family, backbone_entries, tuple(name for name in tensors if name not in used))
@@ -185,14 +185,14 @@ def _trunk(entries: TensorMap, title: str) -> TensorMap:
     if not candidates:
         raise ModelError(f"This {title} has no patch embedding (none of its names ends in {' or '.join(_STEMS)}).")
     prefix = candidates[0]
-    beside = {"classifier.": "head.", "layernorm.": "norm."} if prefix in ("vit.", "beit.") else {}
+    renames = {"classifier.": "head.", "layernorm.": "norm."} if prefix in ("vit.", "beit.") else {}
     trunk = TensorMap()
     for name, entry in entries.items():
         part = name.partition(".")[0] + "."
         if name.startswith(prefix):
             trunk[name.removeprefix(prefix)] = entry
-        elif part in beside:
-            trunk[beside[part] + name.removeprefix(part)] = entry
+        elif part in renames:
+            trunk[renames[part] + name.removeprefix(part)] = entry
     return trunk
 
 

@@ -172,10 +172,10 @@ def _children(node: Any) -> Iterator[tuple[Any, Any]]:
     elif isinstance(node, Inert) and isinstance(node.state, dict) and "_parameters" in node.state:
         passing = node.state.get("_non_persistent_buffers_set", ())
         for kind in ("_parameters", "_buffers", "_modules"):
-            held = node.state.get(kind)
-            for key, child in held.items() if isinstance(held, dict) else ():
+            entries = node.state.get(kind)
+            for key, child in entries.items() if isinstance(entries, dict) else ():
                 if not (kind == "_buffers" and isinstance(passing, list | set) and key in passing):
                     yield key, child
     elif isinstance(node, Inert):
-        named = node.state if isinstance(node, Scripted) else node.items
-        yield from named.items() if isinstance(named, dict) else ()
+        members = node.state if isinstance(node, Scripted) else node.items
+        yield from members.items() if isinstance(members, dict) else ()

@@ -62,12 +62,12 @@ def carry_out(
             continue
         title = f"{cell.title(grid)}, seed {seed}"
         with failed.noted(title, f"Run {number} of {len(todo)}: {title}."):
-            left = [task for task in tasks_for(cell, tasks) if task.result_file(manifest, cell, seed) is None]
+            remaining = [task for task in tasks_for(cell, tasks) if task.result_file(manifest, cell, seed) is None]
             if cell.objective:
                 tuning.require(cell)
-                _run(manifest, cell, seed, left)
+                _run(manifest, cell, seed, remaining)
             else:
-                _evaluate_tokens(manifest, cell, seed, left)
+                _evaluate_tokens(manifest, cell, seed, remaining)
         after_run()
     return failed.sentences
 
@@ -107,12 +107,12 @@ def seconds_per_step(manifest: Manifest, cell: Cell) -> float:
     step = TrainingStep(objective, settings, device)
     images = torch.randint(0, 256, (size, 3, objective.view_size, objective.view_size), dtype=torch.uint8, device=device)
     tokens = torch.randint(0, settings.tokenizer.vocab_size, (size, objective.num_patches), device=device)
-    taken = []
+    durations = []
     for number in range(_TIMED_STEPS + 1):
         began = time.perf_counter()
         float(step(images, tokens if "tokens" in objective.needs else None, number, 0.0).loss)
-        taken.append(time.perf_counter() - began)
-    return statistics.median(taken[1:])  # the first one allocates
+        durations.append(time.perf_counter() - began)
+    return statistics.median(durations[1:])  # the first one allocates
 
 
 def rows_per_step(manifest: Manifest, cell: Cell) -> float:
@@ -141,17 +141,17 @@ def _objective(settings: PretrainSettings) -> Objective:
     return build_objective(settings, backbone_spec(settings).build(drop_path_rate=settings.training.drop_path))
 
 
-def _run(manifest: Manifest, cell: Cell, seed: int, left: Sequence[Task]) -> None:
+def _run(manifest: Manifest, cell: Cell, seed: int, tasks: Sequence[Task]) -> None:
     run, settings = manifest.run(cell, seed), manifest.settings(cell, seed)
     if not run.backbone.is_dir():
         pretrain(manifest.data, settings, run.path, tokens=tokens_of(manifest, cell))
     # The random initialisation depends on the seed and the backbone alone: it is evaluated with the first objective.
     first = next(other for other in manifest.grid.cells if other.backbone == cell.backbone and other.varied == cell.varied)
-    for data in dict.fromkeys(task.data for task in left):
+    for data in dict.fromkeys(task.data for task in tasks):
         evaluate(
             run,
             data,
-            [task.protocol for task in left if task.data == data],
+            [task.protocol for task in tasks if task.data == data],
             device=choose_device(settings.mechanics.device),
             workers=settings.mechanics.workers,
             max_unreadable=settings.mechanics.max_unreadable,
@@ -159,10 +159,10 @@ def _run(manifest: Manifest, cell: Cell, seed: int, left: Sequence[Task]) -> Non
         )
 
 
-def _evaluate_tokens(manifest: Manifest, cell: Cell, seed: int, left: Sequence[Task]) -> None:
+def _evaluate_tokens(manifest: Manifest, cell: Cell, seed: int, tasks: Sequence[Task]) -> None:
     mechanics, target = manifest.settings(cell, 0).mechanics, open_tokens(tokenizer_of(manifest, cell))
-    for data in dict.fromkeys(task.data for task in left):
-        data_tasks = [task for task in left if task.data == data]
+    for data in dict.fromkeys(task.data for task in tasks):
+        data_tasks = [task for task in tasks if task.data == data]
         evaluate(
             target,
             data,

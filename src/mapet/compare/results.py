@@ -96,14 +96,14 @@ class ComparisonResults:
         """Runs of the grid that are not finished, as titles with seeds."""
         grid = self.manifest.grid
         token_cells = grid.token_cells if any(task.is_of_tokenizers for task in self.tasks) else []
-        left = [(cell, seed) for cell in grid.cells for seed in range(grid.seeds) if (cell, seed) not in self.finished]
-        left += [
+        missing_runs = [(cell, seed) for cell in grid.cells for seed in range(grid.seeds) if (cell, seed) not in self.finished]
+        missing_runs += [
             (cell, seed)
             for cell in token_cells
             for seed in range(grid.seeds)
             if not is_finished(self.manifest, cell, seed, self.tasks)
         ]
-        return [f"{cell.title(grid)}, seed {seed}" for cell, seed in left]
+        return [f"{cell.title(grid)}, seed {seed}" for cell, seed in missing_runs]
 
     @cached_property
     def rows(self) -> list[Row]:

@@ -59,11 +59,11 @@ def tokenizer_pages(manifest: Manifest) -> tuple[str, list[Picture]]:
 
 def _tokenizers(manifest: Manifest) -> dict[str, Path | str]:
     """Title to place of the tokenizers that were fitted for the comparison, and of those that it was given."""
-    made = [folder for folder in sorted((manifest.out / "tokens").glob("*/tokenizer")) if folder.is_dir()]
-    names = [folder.parent.name.rpartition("-")[0] for folder in made]
-    titles = [name if names.count(name) == 1 else folder.parent.name for folder, name in zip(made, names, strict=True)]
+    folders = [folder for folder in sorted((manifest.out / "tokens").glob("*/tokenizer")) if folder.is_dir()]
+    names = [folder.parent.name.rpartition("-")[0] for folder in folders]
+    titles = [name if names.count(name) == 1 else folder.parent.name for folder, name in zip(folders, names, strict=True)]
     saved = {Path(name).name: name for name in manifest.grid.tokenizers if is_saved(name)}
-    return {**dict(zip(titles, made, strict=True)), **saved}
+    return {**dict(zip(titles, folders, strict=True)), **saved}
 
 
 def _scored(manifest: Manifest, tokenizers: dict[str, Path | str]) -> tuple[list[CachedScore], list[str]]:

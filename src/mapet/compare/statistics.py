@@ -92,8 +92,8 @@ def _mean_squares(differences: np.ndarray) -> tuple[float, float, float]:
     if seeds == 1:
         return 0.0, float(over_images.var(ddof=1)), 0.0
     mean, over_seeds = differences.mean(), differences.mean(axis=1)
-    left = differences - over_seeds[:, None] - over_images[None, :] + mean
-    rest = float(np.square(left).sum() / ((seeds - 1) * (images - 1)))
+    residuals = differences - over_seeds[:, None] - over_images[None, :] + mean
+    rest = float(np.square(residuals).sum() / ((seeds - 1) * (images - 1)))
     return images * float(over_seeds.var(ddof=1)), seeds * float(over_images.var(ddof=1)), rest
 
 

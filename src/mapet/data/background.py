@@ -80,16 +80,16 @@ class BackgroundBatches:
         first = [*islice(items, _BATCHES_AHEAD * self.workers + 1)]
         _check_shared_memory(sum(map(self.maker.bytes_of, first)), self.workers)
         with _signals_wait(), _left_alone(signal.SIGCHLD):
-            made: Any = iter(self._loader(_Guarded(self.maker), chain(first, items)))
+            batches: Any = iter(self._loader(_Guarded(self.maker), chain(first, items)))
         try:
-            for batch in made:
+            for batch in batches:
                 if isinstance(batch, MapetError):
                     raise batch
                 yield batch
         except RuntimeError as error:
-            raise _in_words(error, made) from error
+            raise _in_words(error, batches) from error
         finally:
-            made._shutdown_workers()  # now: an error on its way keeps `made` alive
+            batches._shutdown_workers()  # now: an error on its way keeps `batches` alive
 
     def _loader(self, maker: Any, items: Iterable[BatchItem]) -> DataLoader[Any]:
         return DataLoader(
@@ -137,9 +137,9 @@ def _check_shared_memory(needed: int, workers: int) -> None:
         )
 
 
-def _in_words(error: RuntimeError, made: Any) -> Exception:
+def _in_words(error: RuntimeError, batches: Any) -> Exception:
     """What happened to the processes; the error itself where it is another."""
-    ended = [worker.exitcode for worker in made._workers if worker.exitcode not in (None, 0)]
+    ended = [worker.exitcode for worker in batches._workers if worker.exitcode not in (None, 0)]
     if not str(error).startswith("DataLoader worker") or not ended:
         return error
     number = -ended[0]

@@ -187,8 +187,8 @@ def _parts(splits: DatasetDict, title: str, location: str) -> dict[str, RowImage
                 "`datasets.load_dataset(...)[SPLIT].save_to_disk(FOLDER)` writes one of them; then give FOLDER."
             )
         used = dict.fromkeys(datasets, "")
-    if left := [name for name in datasets if name not in used]:
-        say(f"{location}: used are {', '.join(used)}; left out: {', '.join(left)}.")
+    if unused := [name for name in datasets if name not in used]:
+        say(f"{location}: used are {', '.join(used)}; left out: {', '.join(unused)}.")
     parts: dict[str, RowImages] = {}
     for name in used:
         train = next(iter(parts.values()), None)

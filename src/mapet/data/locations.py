@@ -274,23 +274,23 @@ def _worded_folders(path: Path, address: DataAddress) -> list[Path]:
     groups = word_groups(names)
     if address.class_depth == 1 or sum(len(group) for _, group in groups) < 2 or any(is_image_name(name) for name in files):
         return []
-    named = [(words, group) for words, group in groups if len(group) > 1]
-    words, group = named[0] if named else ((), {})
+    split_groups = [(words, group) for words, group in groups if len(group) > 1]
+    words, group = split_groups[0] if split_groups else ((), {})
     splits = {split: folders[0] for split, folders in group.items()}
     others = [name for name in names if name not in splits.values() and _holds_anything(path / name)]
-    strange = [name for name in others if not _belongs(name, words)]
-    if TRAIN in splits and len(named) == 1 and not strange and all(len(folders) == 1 for folders in group.values()):
-        taken = ", ".join(f"{name}/ is taken as '{split}'" for split, name in splits.items())
-        left = f"; left out: {', '.join(others)}" if others else ""
-        say(f"{path}: {taken}{left}. --class-depth 1 takes all of them as classes.")
+    unrelated = [name for name in others if not _belongs(name, words)]
+    if TRAIN in splits and len(split_groups) == 1 and not unrelated and all(len(folders) == 1 for folders in group.values()):
+        split_note = ", ".join(f"{name}/ is taken as '{split}'" for split, name in splits.items())
+        left_out = f"; left out: {', '.join(others)}" if others else ""
+        say(f"{path}: {split_note}{left_out}. --class-depth 1 takes all of them as classes.")
         return [path / name for name in splits.values()]
-    worded = [name for _, group in groups for folders in group.values() for name in folders]
-    alike = len(named) > 1 or (named and not strange)
-    if alike or ((named or len(worded) == len(names)) and all(_holds_folders(path / name) for name in worded)):
+    split_folders = [name for _, group in groups for folders in group.values() for name in folders]
+    alike = len(split_groups) > 1 or (split_groups and not unrelated)
+    if alike or ((split_groups or len(split_folders) == len(names)) and all(_holds_folders(path / name) for name in split_folders)):
         raise DataError(
-            f"{path} holds {', '.join(f'{name}/' for name in sorted(worded)[:4])}, which hold the names of splits, and it is not "
-            f"clear whether they are splits or classes. Rename those that are splits ({names_in_words()}), or give --class-depth 1 "
-            "if all are classes."
+            f"{path} holds {', '.join(f'{name}/' for name in sorted(split_folders)[:4])}, which hold the names of splits, and it "
+            f"is not clear whether they are splits or classes. Rename those that are splits ({names_in_words()}), or give "
+            "--class-depth 1 if all are classes."
         )
     return []
 

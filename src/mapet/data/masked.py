@@ -126,8 +126,8 @@ class MaskedImages:
 
     def describe_classes(self, numbers: Sequence[int]) -> str:
         """Names and ids of some classes, the first five."""
-        listed = [f"'{self.class_names[number]}' (id {self._ids.class_ids[number]})" for number in numbers[:5]]
-        return ", ".join(listed) + (f" and {len(numbers) - 5} more" if len(numbers) > 5 else "")
+        descriptions = [f"'{self.class_names[number]}' (id {self._ids.class_ids[number]})" for number in numbers[:5]]
+        return ", ".join(descriptions) + (f" and {len(numbers) - 5} more" if len(numbers) > 5 else "")
 
 
 def open_segmentation(location: str) -> tuple[MaskedImages, MaskedImages]:
@@ -222,8 +222,8 @@ def _listed_splits(root: Path) -> dict[str, list[_Pair]]:
     splits: dict[str, list[_Pair]] = {}
     for name in lists.values():
         listing = root / f"{name}.txt"
-        named = [Path(line.split()[0]).name for line in _lines(listing) if line.strip()]
-        stems = [Path(file).stem if is_image_name(file) else file for file in named]
+        file_names = [Path(line.split()[0]).name for line in _lines(listing) if line.strip()]
+        stems = [Path(file).stem if is_image_name(file) else file for file in file_names]
         if lost := [stem for stem in stems if stem not in pair_of_stem]:
             raise DataError(f"{listing} names '{lost[0]}', which {root / 'images'} lacks ({len(lost)} of {len(stems)} do).")
         splits[name] = [pair_of_stem[stem] for stem in stems]
@@ -265,9 +265,9 @@ def _pairs(images: Path, masks: Path) -> list[tuple[Path, Path]]:
 
 def _say_folders_left_out(root: Path, used: Collection[str] = ()) -> None:
     """One line about the folders in `root` that hold images and are not read."""
-    left = [name for name in entries(root)[0] if name not in used and holds_images(root / name)]
-    if left:
-        say(f"{root}: left out are the images in {few(left)}. Move them to where the others lie. {LAYOUT}")
+    folders = [name for name in entries(root)[0] if name not in used and holds_images(root / name)]
+    if folders:
+        say(f"{root}: left out are the images in {few(folders)}. Move them to where the others lie. {LAYOUT}")
 
 
 def _by_stem(files: Sequence[Path]) -> dict[str, Path]:

@@ -345,8 +345,8 @@ def _first_present(candidates: Sequence[str], schema: pyarrow.Schema) -> str | N
 
 def _only_feature(kind: str, features: dict[str, Any]) -> str | None:
     """The column that is the only one of this type of the Hub's."""
-    named = [name for name, feature in features.items() if type(feature).__name__ == kind]
-    return named[0] if len(named) == 1 else None
+    columns = [name for name, feature in features.items() if type(feature).__name__ == kind]
+    return columns[0] if len(columns) == 1 else None
 
 
 def _has_field(kind: pyarrow.DataType, name: str) -> bool:

@@ -154,9 +154,9 @@ def split_rows(columns: Mapping[str, Sequence[str]], describe: Callable[[int], s
     Raises:
         DataError: A cell is empty or names no split, several columns name splits, or there are several splits and no training part.
     """
-    named = {column: _as_splits(column, values) for column, values in columns.items()}
-    used = [column for column, values in named.items() if column == SPLIT_COLUMNS[0] and any(values)]
-    used = used or [column for column, values in named.items() if any(map(split_named, {*values}))]
+    splits_of_column = {column: _as_splits(column, values) for column, values in columns.items()}
+    used = [column for column, values in splits_of_column.items() if column == SPLIT_COLUMNS[0] and any(values)]
+    used = used or [column for column, values in splits_of_column.items() if any(map(split_named, {*values}))]
     if len(used) > 1:
         raise DataError(f"{where}: the columns {' and '.join(used)} both name splits. Rename one of them, or remove it.")
     if unused := [column for column, values in columns.items() if column not in used and any(values)]:
@@ -164,7 +164,7 @@ def split_rows(columns: Mapping[str, Sequence[str]], describe: Callable[[int], s
             f"{where}: the column '{unused[0]}' is not used (first value: {next(filter(None, columns[unused[0]])):.40}). A column "
             "'split' with the names train, val and test sorts the images into splits."
         )
-    return _rows_of(used[0], named[used[0]], describe) if used else {}
+    return _rows_of(used[0], splits_of_column[used[0]], describe) if used else {}
 
 
 def _rows_of(column: str, values: Sequence[str], describe: Callable[[int], str]) -> dict[str, np.ndarray]:
@@ -205,9 +205,9 @@ def validation_part(parts: Mapping[str, T], split: str | None, where: str) -> T:
     name = next(iter(others), None) if split is None else part_named(parts, split, where)
     if name is None or name == train:
         raise DataError(f"{where} has no part to evaluate on besides '{train}'. Give data with val/ or test/.")
-    if left := [other for other in others if other != name]:
+    if unused := [other for other in others if other != name]:
         say(
-            f"{where}: '{train}' is for training, '{name}' is evaluated on, left out: {', '.join(left)}. --split {left[0]} "
+            f"{where}: '{train}' is for training, '{name}' is evaluated on, left out: {', '.join(unused)}. --split {unused[0]} "
             "evaluates on that one."
         )
     return parts[name]
@@ -222,9 +222,9 @@ def part_named(parts: Iterable[str], split: str, where: str) -> str:
     names = [*parts]
     if names == [""]:
         raise DataError(f"{where} has no splits of its own, so that there is no '{split}'. Leave out --split.")
-    meant = split_named(split)
+    canonical = split_named(split)
     part = next((name for name in names if name == split), None) or next(
-        (name for name in names if meant is not None and meant in (split_named(name), _split_in(name))), None
+        (name for name in names if canonical is not None and canonical in (split_named(name), _split_in(name))), None
     )
     if part is None:
         raise DataError(f"{where} has no split '{split}'. It has: {', '.join(names)}.")

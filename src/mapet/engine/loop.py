@@ -193,12 +193,12 @@ class Training(ABC, Generic[Batch]):
         warnings = Warnings(self.run_directory, self.first_step, self.is_first_process)
         callbacks = Callbacks(self.monitors, self.context(), warnings, self._window)
         self.model.train()
-        self._saved, taken = self._clock(), 0
+        self._saved, steps_taken = self._clock(), 0
         with callbacks, self._stop() as stop, self._progress() as bar, training_waits():
             for step, batch in enumerate(log.timed(self.batches()), self.first_step):
-                taken += self._train_on(batch, step, log, callbacks)
+                steps_taken += self._train_on(batch, step, log, callbacks)
                 done, stopping = step + 1, any_process(stop.requested)
-                if done == self.total_steps and not taken and self.first_step == 0:
+                if done == self.total_steps and not steps_taken and self.first_step == 0:
                     raise DataError(self._nothing_learned())
                 self._follow_up(done, self._due(done, stopping), log, callbacks, bar)
                 if bar is not None:
@@ -233,10 +233,10 @@ class Training(ABC, Generic[Batch]):
         self.unreadable.record_in_all(batch.unreadable)
         self._recent.append((step, batch.keys))
         callbacks.before_step(step, batch)
-        taken = self.training_step(step, batch, self.learning_rate(step))
-        if taken is not None:
-            log.add(*taken)
-        return taken is not None
+        result = self.training_step(step, batch, self.learning_rate(step))
+        if result is not None:
+            log.add(*result)
+        return result is not None
 
     def _due(self, done: int, stopping: bool) -> Due:
         """What follows `done` steps, the same in all processes."""

@@ -152,8 +152,8 @@ class Mlflow(Tracker):
             library.set_tracking_uri((folder / "mlruns").as_uri())
         library.set_experiment(_PROJECT)
         mine = {"mapet_run": _key(folder)}
-        begun = library.search_runs(filter_string=f"tags.mapet_run = '{mine['mapet_run']}'", output_format="list")
-        run = library.start_run(run_id=begun[0].info.run_id) if begun else library.start_run(run_name=folder.name, tags=mine)
+        runs = library.search_runs(filter_string=f"tags.mapet_run = '{mine['mapet_run']}'", output_format="list")
+        run = library.start_run(run_id=runs[0].info.run_id) if runs else library.start_run(run_name=folder.name, tags=mine)
         library.log_params({name: str(value)[:500] for name, value in self._config.items()})
         return Record(
             lambda entry, step: library.log_metrics(entry, step=step, run_id=run.info.run_id),

@@ -272,7 +272,5 @@ def _intervals(metrics: Metrics, random: Metrics | None) -> dict[str, list[float
 
 
 def _save(path: Path, keys: np.ndarray, metrics: Metrics, random: Metrics | None) -> None:
-    named = {"pre-trained": metrics, "random": random}
-    save_outcomes(
-        path, keys, {name: part_metrics.outcomes for name, part_metrics in named.items() if part_metrics and part_metrics.outcomes}
-    )
+    parts = {"pre-trained": metrics, "random": random}
+    save_outcomes(path, keys, {name: part.outcomes for name, part in parts.items() if part and part.outcomes})

@@ -183,10 +183,10 @@ def data_digits(location: str) -> str:
     """Eight hex digits for the place of images."""
     place = absolute_location(location)
     try:
-        written = place.encode(errors="surrogateescape")  # file names need not be UTF-8
+        encoded = place.encode(errors="surrogateescape")  # file names need not be UTF-8
     except UnicodeEncodeError:  # no file has such a name, but a damaged record may
-        written = place.encode(errors="surrogatepass")
-    return hashlib.sha256(written).hexdigest()[:8]
+        encoded = place.encode(errors="surrogatepass")
+    return hashlib.sha256(encoded).hexdigest()[:8]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -116,8 +116,8 @@ class RunRecord:
 
 
 def _is_begun(run: RunDirectory) -> bool:
-    made = (run.tokenizer, run.tokens, run.checkpoints, run.backbone)
-    return run.config.is_file() and any(path.exists() for path in made)
+    outputs = (run.tokenizer, run.tokens, run.checkpoints, run.backbone)
+    return run.config.is_file() and any(path.exists() for path in outputs)
 
 
 def _absolute(path: str | Path | None) -> str | None:

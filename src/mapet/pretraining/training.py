@@ -80,9 +80,9 @@ class PreTraining(Training[TokenisedBatch]):
         **loop: Any,
     ) -> None:
         mechanics, training = settings.mechanics, settings.training
-        counted = UnreadableImages(mechanics.max_unreadable) if unreadable is None else unreadable
+        unreadable_images = UnreadableImages(mechanics.max_unreadable) if unreadable is None else unreadable
         when = LoopSettings(mechanics.log_every, mechanics.checkpoint_every, None, mechanics.keep_checkpoints)
-        super().__init__(run, device, counted, when, monitors=monitors, **loop)
+        super().__init__(run, device, unreadable_images, when, monitors=monitors, **loop)
         self.objective, self.source, self.tokens, self.settings = objective.to(device), source, tokens, settings
         self.regions = regions_of(settings.view, settings.seed)
         self.model = self.state = self.objective

@@ -69,9 +69,9 @@ def _pooling(results: Sequence[Result]) -> str:
 
 def _plain(result: Result) -> str:
     floor = frequent_class(result)
-    beside = "" if floor is None else f" (the most frequent class everywhere: {100 * floor:.1f} %)"
+    floor_note = "" if floor is None else f" (the most frequent class everywhere: {100 * floor:.1f} %)"
     title = ", ".join(filter(None, (protocol_name(result), protocol_words(result))))
-    return f"{title}: {100 * result.value:.1f} %{beside}"
+    return f"{title}: {100 * result.value:.1f} %{floor_note}"
 
 
 def copies_words(results: Sequence[Result]) -> list[str]:

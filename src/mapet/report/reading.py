@@ -121,9 +121,9 @@ class ReportedRun:
         results, damaged = read_results(self.run.evaluations)
         ordered = []
         for path, result in results.items():
-            named, pool = replace(result, data=self._data_name(result, path)), result.protocol.get("pool")
+            renamed, pool = replace(result, data=self._data_name(result, path)), result.protocol.get("pool")
             order = _POOLS.index(pool) if pool in _POOLS else 0
-            ordered.append(((named.data != self.data, str(named.protocol["name"]), order, path.name), named))
+            ordered.append(((renamed.data != self.data, str(renamed.protocol["name"]), order, path.name), renamed))
         return ordered, damaged
 
     def _data_name(self, result: Result, path: Path) -> str:
@@ -131,8 +131,8 @@ class ReportedRun:
         if absolute_location(result.data) == self.data:
             return self.data
         self._data_names.setdefault(data_digits(self.data), self.data)
-        named = _STEM.fullmatch(path.stem)
-        return self._data_names.setdefault(named[1], result.data) if named else result.data
+        match = _STEM.fullmatch(path.stem)
+        return self._data_names.setdefault(match[1], result.data) if match else result.data
 
     @cached_property
     def results(self) -> list[Result]:

@@ -69,8 +69,8 @@ def _overlays(run: ReportedRun, result: Result) -> list[Picture]:
     """The first pictures that the protocol kept beside its result."""
     folder = result.details.get("overlays")
     place = (run.run.evaluations / str(folder)).resolve()
-    inside = bool(folder) and place.is_relative_to(run.run.evaluations.resolve())  # a file shows no pictures from elsewhere
-    files = sorted(path for path in place.glob("*.png") if path.is_file() and not path.is_symlink()) if inside else []
+    is_inside = bool(folder) and place.is_relative_to(run.run.evaluations.resolve())  # a file shows no pictures from elsewhere
+    files = sorted(path for path in place.glob("*.png") if path.is_file() and not path.is_symlink()) if is_inside else []
     return [_overlay(run, path) for path in files[:SHOWN_OVERLAYS]]
 
 

@@ -54,7 +54,7 @@ def only_writer(*outs: Path | str) -> Iterator[None]:
 
 @contextmanager
 def _only_writer(out: Path) -> Iterator[None]:
-    made = [folder for folder in out.parents if not folder.exists()]
+    new_folders = [folder for folder in out.parents if not folder.exists()]
     try:
         with storage_errors(out):
             out.parent.mkdir(parents=True, exist_ok=True)
@@ -66,7 +66,7 @@ def _only_writer(out: Path) -> Iterator[None]:
                 Path(lock.lock_file).unlink(missing_ok=True)  # while it is held: nobody else holds a file of that name
                 lock.release()
     finally:
-        for folder in made:
+        for folder in new_folders:
             with suppress(OSError):  # not empty
                 folder.rmdir()
 

@@ -104,8 +104,8 @@ class ProgressBar:
         self._printed = (self.done, self._note)
         elapsed = self._spoke - self._began
         moved = self.done - self._first
-        left = elapsed / moved * (self.total - self.done) if moved else float("nan")
-        eta = f", eta {format_seconds(left)}" if self.done < self.total and moved else ""
+        seconds_left = elapsed / moved * (self.total - self.done) if moved else float("nan")
+        eta = f", eta {format_seconds(seconds_left)}" if self.done < self.total and moved else ""
         print(
             f"{self.description} {self.done}/{self.total} in {format_seconds(elapsed)}{eta}  {self._note}".rstrip(),
             file=sys.stderr,

@@ -94,18 +94,18 @@ def merge(path: Path, space: TokenSpace, store: TokenStore | None, parts: PartFo
         DataError: Not one image could be decoded.
         FailedRunError: A part became unreadable.
     """
-    held = set(store.keys.astype("U").tolist()) if store else set()
+    stored_keys = set(store.keys.astype("U").tolist()) if store else set()
     unreadable = dict(store.unreadable) if store else {}
     for part in parts.read_all():
-        held.update(part.texts())
+        stored_keys.update(part.texts())
         unreadable |= part.unreadable
-    unreadable = {key: text for key, text in unreadable.items() if key not in held}
-    if not held:
+    unreadable = {key: text for key, text in unreadable.items() if key not in stored_keys}
+    if not stored_keys:
         raise DataError(f"None of the {len(image_keys)} images can be decoded, for example {next(iter(unreadable.values()))}.")
-    if not set(image_keys) <= held | unreadable.keys():
+    if not set(image_keys) <= stored_keys | unreadable.keys():
         raise FailedRunError(_LOST_PART)
-    if store is None or len(held) > len(store) or unreadable != store.unreadable:
-        _write_store(path, space, store, parts, np.array(sorted(held), KEY_DTYPE), unreadable)
+    if store is None or len(stored_keys) > len(store) or unreadable != store.unreadable:
+        _write_store(path, space, store, parts, np.array(sorted(stored_keys), KEY_DTYPE), unreadable)
     parts.remove()
     return TokenStore.open(path, verify=False)
 

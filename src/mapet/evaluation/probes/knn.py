@@ -69,8 +69,8 @@ class KNN(Protocol):
         images = len(metrics.outcomes.values["top1"]) if metrics.outcomes else 0
         if not gains or max(gains.values()) - min(gains.values()) < max(MUCH, 1.96 * math.sqrt(0.5 / images)):
             return ""
-        beside = {pool: "" if random is None else f" ({100 * gains[pool]:+.1f} points)" for pool in gains}
-        figures_by_pool = ", ".join(f"{pool} {100 * by_pool[pool]:.1f} %{beside[pool]}" for pool in gains)
+        gain_texts = {pool: "" if random is None else f" ({100 * gains[pool]:+.1f} points)" for pool in gains}
+        figures_by_pool = ", ".join(f"{pool} {100 * by_pool[pool]:.1f} %{gain_texts[pool]}" for pool in gains)
         return f"The pool matters here: {figures_by_pool}. --pool all measures every protocol with each."
 
 

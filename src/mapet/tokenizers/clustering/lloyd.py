@@ -201,10 +201,10 @@ def moved(data: Data, centroids: Tensor, totals: Totals) -> Tensor:
     empty = (counts == 0).nonzero()[:, 0]
     if len(empty):
         ids, points = farthest(data, centroids, len(empty))
-        taken = empty[: len(ids)]
+        refilled = empty[: len(ids)]
         sums.index_add_(0, ids, points.double(), alpha=-1)
         counts.index_add_(0, ids, torch.ones_like(ids), alpha=-1)
-        sums[taken], counts[taken] = points.double(), 1
+        sums[refilled], counts[refilled] = points.double(), 1
     means = sums.div_(counts.clamp_min(1)[:, None]).float()
     return data.agree(torch.where(counts[:, None] > 0, means, centroids))
 

@@ -62,10 +62,10 @@ def plus_plus(points: Tensor, draws: Tensor, share: float) -> Tensor:
         cumulative = distance.double().cumsum(0)
         candidates = torch.searchsorted(cumulative, draws[step] * cumulative[-1], right=True).clamp_max(len(points) - 1)
         products = points[candidates] @ points.T
-        offered = products.mul_(-2).add_(norms).add_(norms[candidates, None]).clamp_min_(0)
-        offered = torch.minimum(offered, distance, out=offered)
-        winner = torch.argmin(offered.sum(1) + (1 - share) * distance[candidates])
+        new_distance = products.mul_(-2).add_(norms).add_(norms[candidates, None]).clamp_min_(0)
+        new_distance = torch.minimum(new_distance, distance, out=new_distance)
+        winner = torch.argmin(new_distance.sum(1) + (1 - share) * distance[candidates])
         indices[step] = candidates[winner]
-        distance = offered[winner]
+        distance = new_distance[winner]
         distance[indices[step]] = 0.0
     return points[indices]

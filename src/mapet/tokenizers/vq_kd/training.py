@@ -245,8 +245,8 @@ class VQKDTraining(Training[DistillationBatch]):
             return True
         old, new = read_json(self.run_directory.config, dict), self._facts()
         changed = [f"{name} was {old.get(name)}, is {new.get(name)}" for name in {**old, **new} if old.get(name) != new.get(name)]
-        begun = self.run_directory.checkpoints.is_dir() or (self.run_directory.path / "state.safetensors").is_file()
-        if changed and begun:
+        has_started = self.run_directory.checkpoints.is_dir() or (self.run_directory.path / "state.safetensors").is_file()
+        if changed and has_started:
             raise CheckpointError(
                 f"{self.run_directory.path} holds a training with other settings: {'; '.join(changed[:4])}. Continue it with its "
                 "own, delete it to begin again, or give another --out."
