@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,8 +20,14 @@ from tests.checkpoints.runs import save_run
 from tests.evaluation.test_validate import TINY, publish, split_queries, tiny_choice, tiny_state
 
 
+@cache
+def small_state(**options: Any) -> dict[str, torch.Tensor]:
+    """Weights that no test changes."""
+    return timm.create_model("vit_small_patch16_224", **options).state_dict()
+
+
 def test_another_size_is_said_with_the_model_that_fits(tmp_path: Path) -> None:
-    state = timm.create_model("vit_small_patch16_224", init_values=0.1, global_pool="avg").state_dict()
+    state = small_state(init_values=0.1, global_pool="avg")
     path = publish(tmp_path / "small.tar", split_queries(state))
     with pytest.raises(ModelError) as refusal:
         load_classifier(path, ModelChoice("vit_standard_tiny_patch16_224"))
@@ -41,14 +49,14 @@ def test_another_size_is_said_with_the_model_that_fits(tmp_path: Path) -> None:
     ],
 )
 def test_only_what_has_a_trace_of_mapet_is_called_mapets(tmp_path: Path, options: dict, published: bool, message: str) -> None:
-    state = timm.create_model("vit_small_patch16_224", **options).state_dict()
+    state = small_state(**options)
     path = publish(tmp_path / "small.tar", split_queries(state) if published else state)
     with pytest.raises(ModelError, match=message):
         load_classifier(path, ModelChoice("vit_tiny_patch16_224"))
 
 
 def test_without_a_name_timms_model_of_these_shapes_is_named(tmp_path: Path) -> None:
-    path = publish(tmp_path / "small.tar", timm.create_model("vit_small_patch16_224").state_dict())
+    path = publish(tmp_path / "small.tar", small_state())
     with pytest.raises(ModelError, match=r"Give --model NAME\. Its shapes are those of vit_small_patch16_224: --model vit_small_"):
         load_classifier(path)
     assert load_classifier(path, ModelChoice("vit_small_patch16_224")).preprocessing.mean == (0.5, 0.5, 0.5)

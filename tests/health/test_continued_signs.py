@@ -33,28 +33,38 @@ def test_a_continued_run_shows_the_same_signs(tmp_path: Path, store) -> None:
     assert ["effective_rank/patches" in entry for entry in signs[0]] == [False, True, False, True, False, False]
 
 
-@pytest.mark.parametrize("stop", [3, 6, 7])
-def test_f21_tokens_on_the_fly_are_counted_on_after_a_stop(tmp_path: Path, stop: int) -> None:
+def on_the_fly(path: Path) -> PreTraining:
     settings = tiny_settings(view__name="online", training__steps=12, mechanics__log_every=2, mechanics__checkpoint_every=12)
+    tokens, signs = OnlineTokens(tiny_tokenizer(), CPU), VitalSigns(2, 4)
+    return PreTraining(tiny_objective(settings), tiny_source(), tokens, settings, RunDirectory(path), CPU, monitors=[signs])
 
-    def trainer(name: str) -> PreTraining:
-        run, tokens, signs = RunDirectory(tmp_path / name), OnlineTokens(tiny_tokenizer(), CPU), VitalSigns(2, 4)
-        return PreTraining(tiny_objective(settings), tiny_source(), tokens, settings, run, CPU, monitors=[signs])
 
+def signs_and_loss(path: Path) -> list[dict]:
+    return [
+        {name: value for name, value in entry.items() if name.startswith((*VITAL, "loss"))}
+        for entry in RunDirectory(path).read_metrics()
+    ]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> list[dict]:
+    """The signs of a run that nothing stopped."""
+    path = tmp_path_factory.mktemp("whole")
+    on_the_fly(path).run()
+    return signs_and_loss(path)
+
+
+@pytest.mark.parametrize("stop", [3, 6, 7])
+def test_f21_tokens_on_the_fly_are_counted_on_after_a_stop(tmp_path: Path, whole: list[dict], stop: int) -> None:
     class Stopping(Monitor):
         def before_step(self, step, batch):
             if step == stop - 1:
                 signal.raise_signal(signal.SIGTERM)
 
-    trainer("whole").run()
-    stopped = trainer("parts")
+    stopped = on_the_fly(tmp_path)
     stopped.monitors.append(Stopping())
     with pytest.raises(InterruptedRunError, match=f"after step {stop}"):
         stopped.run()
-    trainer("parts").run()
-    whole, parts = (
-        [{name: value for name, value in entry.items() if name.startswith((*VITAL, "loss"))} for entry in entries]
-        for entries in (RunDirectory(tmp_path / name).read_metrics() for name in ("whole", "parts"))
-    )
-    assert parts == whole
+    on_the_fly(tmp_path).run()
+    assert signs_and_loss(tmp_path) == whole
     assert any("bits_gained" in entry for entry in whole)
