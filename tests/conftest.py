@@ -5,6 +5,8 @@ import gc
 import os
 import sys
 import tempfile
+from collections.abc import Generator
+from typing import Any
 
 # Test processes side by side, each with a thread a core, are many times slower than with one thread each.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -20,8 +22,15 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 PIXEL = base64.b64decode("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGP4DwABAQEAsTj2FAAAAABJRU5ErkJggg==")
 
 
-def pytest_collection_finish() -> None:
-    keep_what_was_imported()
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, Any, Any]:
+    """Little of what is made while tests are collected is garbage."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
+        keep_what_was_imported()
 
 
 def keep_what_was_imported() -> None:
