@@ -66,19 +66,11 @@ def evaluate(
     allow: Allow = None,
 ) -> None:
     """Evaluate a backbone on labelled images, next to the same backbone at random initialisation."""
-    from mapet.checkpoints.place import require_place
-    from mapet.cli.evaluate_transfer import is_transfer, protocol_title, transfer
-    from mapet.cli.target import BACKBONE, kind_of, load_target
-    from mapet.data.sources import require_location
-    from mapet.evaluation.presets import settings_of
+    from mapet.cli.evaluate_transfer import is_transfer, transfer
+    from mapet.cli.target import kind_of, load_target
 
     titles = [title.strip() for title in protocols.split(",") if title.strip()] or [""]
-    for title in [protocol_title(titles[0])] if is_transfer(titles) else titles:
-        settings_of(title)  # a wrong name is refused before the seconds that the imports below take
-    if is_transfer(titles) or kind_of(titles) == BACKBONE:
-        require_place(backbone)
-    if data is not None and not is_transfer(titles):
-        require_location(data)
+    _refuse_wrong_words(titles, backbone, data)
 
     from mapet.config.recipes import parse_options
     from mapet.errors import SettingsError
@@ -109,6 +101,22 @@ def evaluate(
     results = run_evaluation(target, data, measured, **work)
     if this_process_is_first():
         _print(measured, results, folder=out or (target.run.evaluations if target.run else None))
+
+
+def _refuse_wrong_words(titles: list[str], backbone: str, data: str | None) -> None:
+    """Refuses unknown protocols and what is not there before the seconds that the imports of an evaluation take."""
+    from mapet.checkpoints.place import require_place
+    from mapet.cli.evaluate_transfer import is_transfer, protocol_title
+    from mapet.cli.target import BACKBONE, kind_of
+    from mapet.data.sources import require_location
+    from mapet.evaluation.presets import settings_of
+
+    for title in [protocol_title(titles[0])] if is_transfer(titles) else titles:
+        settings_of(title)
+    if is_transfer(titles) or kind_of(titles) == BACKBONE:
+        require_place(backbone)
+    if data is not None and not is_transfer(titles):
+        require_location(data)
 
 
 def _print(measured: Sequence[Protocol], results: Sequence[Result], folder: Path | None) -> None:
