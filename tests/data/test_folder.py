@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from mapet.data.folder import FolderImages
+from mapet.data.sources import open_source
 from mapet.errors import DataError, UnreadableImageError
 from tests.data.images import png, write_images
 
@@ -91,3 +92,11 @@ def test_vanished_file_is_unreadable(tmp_path):
     (tmp_path / "a.png").unlink()
     with pytest.raises(UnreadableImageError, match="cannot be opened: No such file"):
         source.read(0)
+
+
+def test_images_with_masks_are_no_classes(tmp_path):
+    parts = [f"{kind}/{part}" for kind in ("images", "annotations") for part in ("train", "val")]
+    write_images(tmp_path, " ".join(f"{part}/{n}.png" for part in parts for n in "12"))
+    with pytest.raises(DataError, match=r"masks, not classes\. Use `mapet evaluate segment` for it, give images/ alone"):
+        open_source(tmp_path, "all")
+    assert len(open_source(tmp_path / "images", "all")) == 4

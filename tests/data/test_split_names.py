@@ -369,16 +369,6 @@ def test_a_wrapper_around_class_folders_at_a_depth(tmp_path: Path) -> None:
     assert open_splits(f"{tmp_path / 'set2'}#class-depth=2")[1].classes == ("a/x", "a/y")
 
 
-def test_images_with_masks_are_no_classes(tmp_path: Path) -> None:
-    write_images(
-        tmp_path,
-        " ".join(f"{kind}/{part}/{n}.png" for kind in ("images", "annotations") for part in ("train", "val") for n in "12"),
-    )
-    with pytest.raises(DataError, match=r"masks, not classes\. Use `mapet evaluate segment` for it, give images/ alone"):
-        open_source(tmp_path, "all")
-    assert len(open_source(tmp_path / "images", "all")) == 4
-
-
 @pytest.mark.parametrize("names", [("entrenamiento", "prueba"), ("训练", "测试"), ("Trainings", "Tests"), ("a", "b", "c")], ids=str)
 def test_parts_named_in_another_language_are_no_classes(tmp_path: Path, names: tuple[str, ...]) -> None:
     """R2: folders that hold the same folders of images are refused, and each way out is open."""
