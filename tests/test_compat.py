@@ -50,7 +50,6 @@ if not works:
 
 
 SCRIPTS = {
-    "as installed": PLAIN_IMPORT_WORKS + ASK,
     "working": PLAIN_IMPORT_WORKS + DECLARE + ASK,
     "broken": WITHOUT_OPERATORS + PLAIN_IMPORT_WORKS + BROKEN + ASK,
 }

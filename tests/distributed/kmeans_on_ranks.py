@@ -1,4 +1,4 @@
-"""k-means in each of several processes that hold shards of different lengths of the digits."""
+"""k-means in each of several processes that hold shards of different lengths of points in sixty clouds."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors.torch import save_file
-from sklearn.datasets import load_digits
 
 from mapet.errors import TokenizerError
 from mapet.runtime.processes import Processes, process_group, this_process
@@ -19,7 +18,10 @@ from mapet.tokenizers.clustering import state as kmeans_state
 from mapet.tokenizers.clustering.kmeans import KMeansResult, kmeans
 from mapet.tokenizers.clustering.points import StoredPoints
 
-DIGITS = torch.from_numpy(load_digits().data.astype(np.float32))
+_DRAW = torch.Generator().manual_seed(0)
+_CENTRES = 16 * torch.rand(60, 64, generator=_DRAW)
+_NOISE = 4 * torch.randn(1797, 64, generator=_DRAW)
+POINTS = (_CENTRES[torch.randint(60, (1797,), generator=_DRAW)] + _NOISE).clamp(0, 16).round()
 # k-means++, random points, one with clusters that run empty, and one whose points lie far from zero.
 CASES: dict[str, dict[str, Any]] = {
     "k-means++": {"k": 10, "seed": 0, "iterations": 5, "restarts": 2},
@@ -38,10 +40,10 @@ def shard(points: torch.Tensor, processes: Processes) -> torch.Tensor:
 def cluster(name: str, processes: Processes, **more: Any) -> KMeansResult:
     """One of the cases, in this process's shard."""
     options = CASES[name] | more
-    points = DIGITS + 1000.0 if name == "far" else DIGITS
+    points = POINTS + 1000.0 if name == "far" else POINTS
     if options.get("start") != "empty":
         return kmeans(shard(points, processes), sharded=processes.world > 1, **options)
-    first, plain = DIGITS[:12] + torch.tensor([[0.0], *[[1e4]] * 11]), module.first_centroids
+    first, plain = POINTS[:12] + torch.tensor([[0.0], *[[1e4]] * 11]), module.first_centroids
     module.first_centroids = lambda data, *_: data.centred(first)
     try:
         return kmeans(shard(points, processes), sharded=processes.world > 1, **options | {"start": "random"})
@@ -59,7 +61,7 @@ def cluster_all(folder: Path) -> dict[str, str]:
     with process_group("cpu") as processes:
         for name in CASES:
             save(cluster(name, processes), folder / f"{name}-{processes.rank}.safetensors")
-        own = shard(DIGITS, processes)
+        own = shard(POINTS, processes)
         np.save(folder / f"shard-{processes.rank}.npy", own.half().numpy())
         stored = kmeans(StoredPoints(folder / f"shard-{processes.rank}.npy"), 10, seed=0, iterations=5, restarts=2, sharded=True)
         save(stored, folder / f"stored-{processes.rank}.safetensors")

@@ -40,7 +40,7 @@ def test_several_processes_find_what_one_finds(ranks, name):
 def test_shards_in_files(ranks):
     world, folder, _ = ranks
     stored, plain = (load_file(folder / f"{name}-{world - 1}.safetensors") for name in ("stored", "k-means++"))
-    assert_same(stored, plain)  # digits are whole numbers, which float16 holds
+    assert_same(stored, plain)  # the points are whole numbers, which float16 holds
 
 
 def test_every_process_says_what_is_wrong(ranks):

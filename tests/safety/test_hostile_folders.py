@@ -209,7 +209,7 @@ def test_models(place: Place, verb: Verb) -> None:
 
 
 @pytest.mark.parametrize("verb", OF_A_RUN, ids=named)
-def test_runs(place: Place, verb: Verb) -> None:
+def test_runs(place: Place, verb: Verb, blank_figures: None) -> None:
     """The hash of the science is taken out, as whoever changes the file would."""
     path = place.run / "config.json"
     path.write_text(put_out(path, "science_hash"), encoding="utf-8")
