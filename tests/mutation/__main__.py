@@ -27,7 +27,7 @@ from tests.mutation.mutants import CHECKOUT, CODE, Mutant, every_mutant
 KILLED, SURVIVED, BROKEN = "killed", "survived", "BROKEN"
 SECONDS_A_TEST, SECONDS_AN_ID = 60, 300
 OUTPUT, MOST_OUTPUT = "output.txt", 3000
-_LIBRARIES = ("mapet.compat", "datasets", "hypothesis", "pydantic", "sklearn.neighbors", "torch.utils.tensorboard", "transformers")
+_LIBRARIES = ("mapet.compat", "datasets", "pydantic", "sklearn.neighbors", "torch.utils.tensorboard", "transformers")
 _NO_KILL = (ImportError, SyntaxError, NameError)
 
 
