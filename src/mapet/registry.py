@@ -84,6 +84,17 @@ class Registry(Generic[T]):
     def __contains__(self, name: object) -> bool:
         return name in self._entries
 
+    def require(self, name: str) -> None:
+        """Refuses what is neither one of the names nor a path; nothing is imported.
+
+        Raises:
+            SettingsError: There is no such thing.
+        """
+        if not isinstance(name, str):
+            raise SettingsError(f"A {self.kind} has a name, not {name!r}. {nearest('', self)}")
+        if name not in self._entries and not is_path(name):
+            raise SettingsError(f"There is no {self.kind} called '{name}'. {nearest(name, self)}")
+
     def get(self, name: str) -> T:
         """The thing called `name`, wherever the name comes from.
 
@@ -91,12 +102,9 @@ class Registry(Generic[T]):
             SettingsError: There is none, or it is of another kind.
             NotAllowedError: It is a path that the user did not type.
         """
-        if not isinstance(name, str):
-            raise SettingsError(f"A {self.kind} has a name, not {name!r}. {nearest('', self)}")
+        self.require(name)
         if name in self._entries:
             return self._checked(name, _import(self._entries[name], self.kind, name))
-        if not is_path(name):
-            raise SettingsError(f"There is no {self.kind} called '{name}'. {nearest(name, self)}")
         refuse_unless_allowed(name, f"It is code that is not part of mapet, meant as {self.kind}, and was not imported.")
         return self._checked(name, _import(name, self.kind, name))
 

@@ -22,6 +22,8 @@ WRONG_NAMES = (
     "evaluate transfer:knnn run",
     "pretrain digits --recipe digitz --out run",
     "pretrain digits --recipe digits --set training.lrr=3 --out run",
+    "pretrain digits --recipe digits --set objective.name=mapett --out run",
+    "objectives mimm",
 )
 NOTHING_THERE = (
     "pretrain no/where --recipe digits --out run",

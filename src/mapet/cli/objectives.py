@@ -25,6 +25,11 @@ def objectives(
     if name is not None and out is None and (image or set_):
         raise SettingsError(f"Where is the figure to be written? Give it too: mapet objectives {name} --out FIGURE.png")
 
+    from mapet.objectives import OBJECTIVES
+
+    if name is not None:
+        OBJECTIVES.require(name)
+
     from mapet.workflows.objectives import draw_objective, explain_objective, table_of_objectives
 
     if name is None:

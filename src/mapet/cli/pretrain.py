@@ -34,6 +34,7 @@ def pretrain(
     Fits a tokenizer and tokenises first where nothing is there yet. The same command continues an interrupted run exactly.
     """
     from mapet.config import load_recipe
+    from mapet.objectives import OBJECTIVES
 
     overrides = [*(set_ or [])]
     if max_unreadable is not None:
@@ -41,6 +42,7 @@ def pretrain(
     if probe_every is not None:
         overrides.append(f"mechanics.probe_every={probe_every}")
     settings = load_recipe(recipe, overrides)  # before torch is imported, which takes seconds
+    OBJECTIVES.require(settings.objective.name)
 
     from mapet.engine.warnings import read_warnings, standing_warnings, warnings_file
     from mapet.pretraining.pretrain import pretrain as run_pretraining

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+import importlib
+from typing import TYPE_CHECKING, Any
 
-from mapet.compat import VisionTransformer
 from mapet.errors import SettingsError
-from mapet.objectives.base import Objective, ObjectiveOutput
 from mapet.registry import Registry
+
+if TYPE_CHECKING:
+    from mapet.compat import VisionTransformer
+    from mapet.objectives.base import Objective, ObjectiveOutput
 
 OBJECTIVES: Registry[type[Objective]] = Registry(
     "objective",
@@ -54,6 +57,13 @@ def create_objective(name: str, *, backbone: VisionTransformer, vocab_size: int 
             )
         options["vocab_size"] = vocab_size
     return OBJECTIVES.create(name, backbone=backbone, **options).to(next(backbone.parameters()))
+
+
+def __getattr__(name: str) -> Any:
+    """`Objective` and `ObjectiveOutput`, whose module imports torch: the names above are had without it."""
+    if name in ("Objective", "ObjectiveOutput"):
+        return getattr(importlib.import_module("mapet.objectives.base"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 __all__ = ["OBJECTIVES", "Objective", "ObjectiveOutput", "create_objective"]
