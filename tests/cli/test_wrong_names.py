@@ -1,9 +1,15 @@
 from __future__ import annotations
 
+import errno
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
+
+from tests.command import mapet
 
 PROGRAM = """
 import contextlib, io, json, sys
@@ -38,16 +44,33 @@ NOTHING_THERE = (
     "export no/where --to timm --out run",
 )
 
+TOO_LONG = tuple(words.replace("no/where", "x" * 300) for words in NOTHING_THERE)
+
 
 def test_wrong_words_are_refused_before_torch_is_imported(tmp_path: Path) -> None:
     """All in one process, as none of them imports it."""
-    command = [sys.executable, "-c", PROGRAM, json.dumps(WRONG_NAMES + NOTHING_THERE)]
+    command = [sys.executable, "-c", PROGRAM, json.dumps(WRONG_NAMES + NOTHING_THERE + TOO_LONG)]
     printed = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
     endings = [json.loads(line) for line in printed.splitlines()]
-    assert [words for words, *_ in endings] == [*WRONG_NAMES, *NOTHING_THERE]
+    assert [words for words, *_ in endings] == [*WRONG_NAMES, *NOTHING_THERE, *TOO_LONG]
     for words, code, said, torch_is_imported in endings:
         assert (code, torch_is_imported) == (2, False), words
-        assert ("Did you mean" if words in WRONG_NAMES else "no/where") in said, words
+        there = "no/where" if words in NOTHING_THERE else "mapet: File name too long: xxx"
+        expected = "Did you mean" if words in WRONG_NAMES else there
+        assert expected in said, words
+
+
+def test_a_path_that_may_not_be_looked_at_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    stat = Path.stat
+
+    def refuse(path: Path, **options: bool) -> os.stat_result:
+        if "locked" in path.parts:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return stat(path, **options)
+
+    monkeypatch.setattr(Path, "stat", refuse)
+    assert mapet("evaluate", "knn", "locked/run") == 2
+    assert capsys.readouterr().err.startswith("mapet: Permission denied: locked/run. Give another path")
 
 
 def test_a_protocol_of_ones_own_needs_no_dot(tmp_path, monkeypatch) -> None:

@@ -6,6 +6,7 @@ Nothing heavy is imported before the handlers of signals are in place.
 from __future__ import annotations
 
 import atexit
+import errno
 import io
 import os
 import signal
@@ -59,6 +60,10 @@ class _Interruption:
 
     def _words(self, number: int) -> str:
         return f"interrupted ({signal.Signals(number).name})"
+
+
+# What looking for a path that the user gave can end in, before anything is opened.
+_OF_PATHS = (errno.ENAMETOOLONG, errno.EACCES, errno.EPERM)
 
 
 def _code(number: int | None) -> int:
@@ -116,4 +121,10 @@ def _run() -> int:
     except MapetError as error:
         print(printable(f"mapet: {error}"), file=sys.stderr)
         return error.exit_code
+    except OSError as error:
+        if error.errno not in _OF_PATHS or error.filename is None:
+            raise
+        path = f"{error.filename!s:.80}"
+        print(printable(f"mapet: {error.strerror}: {path}. Give another path, or permission to read it."), file=sys.stderr)
+        return 2
     return 0
